@@ -1,0 +1,16 @@
+"""SciPy's optimisers in JAX: inside jit, vmap and grad, over pytrees, with differentiable answers."""
+
+from ._implicit import ImplicitAdjoint as ImplicitAdjoint
+from ._implicit import UnrolledAdjoint as UnrolledAdjoint
+from ._least_squares import least_squares as least_squares
+from ._least_squares import least_squares_problem as least_squares_problem
+from ._least_squares import run as run
+from ._problem import LeastSquaresProblem as LeastSquaresProblem
+from ._result import Result as Result
+from .derivatives import approx_derivative as approx_derivative
+from .derivatives import check_derivative as check_derivative
+from .solvers import Dogbox as Dogbox
+from .solvers import LevenbergMarquardt as LevenbergMarquardt
+from .solvers import TrustRegionReflective as TrustRegionReflective
+
+__version__ = "0.1.0"

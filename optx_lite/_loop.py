@@ -1,0 +1,85 @@
+"""Run a machine to its end. The kind of loop is handed in, so no solver branches on it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import equinox.internal as eqxi
+from jax import lax
+from jaxtyping import Array
+
+from ._monitor import Watch
+from .solvers import AbstractSolver
+
+Loop = Callable[[Callable[[Any], Array], Callable[[Any], Any], Any], Any]
+
+
+class While(eqx.Module):
+    """``lax.while_loop``: as many steps as it takes; no derivative through the iterations."""
+
+    def __call__(self, cond: Callable, body: Callable, state: Any) -> Any:
+        return lax.while_loop(cond, body, state)
+
+
+class Checkpointed(eqx.Module):
+    """A while loop with a reverse-mode derivative, by recursive checkpointing (equinox).
+
+    Memory grows with the number of checkpoints (None: about the root of ``max_steps``), not
+    with the number of steps. Forward mode is not to be had.
+    """
+
+    max_steps: int = eqx.field(static=True)
+    checkpoints: int | None = eqx.field(static=True, default=None)
+
+    def __call__(self, cond: Callable, body: Callable, state: Any) -> Any:
+        return eqxi.while_loop(
+            cond,
+            body,
+            state,
+            max_steps=self.max_steps,
+            kind="checkpointed",
+            checkpoints=self.checkpoints,
+        )
+
+
+class FixedSteps(eqx.Module):
+    """At most so many steps, as a scan: differentiable in forward and in reverse mode."""
+
+    steps: int = eqx.field(static=True)
+
+    def __call__(self, cond: Callable, body: Callable, state: Any) -> Any:
+        def turn(state: Any, _: None) -> tuple[Any, None]:
+            return lax.cond(cond(state), body, lambda state: state, state), None
+
+        return lax.scan(turn, state, None, length=self.steps)[0]
+
+
+def drive(
+    solver: AbstractSolver,
+    problem: Any,
+    x0: Array,
+    watch: Watch | None = None,
+    loop: Loop = While(),
+) -> Any:
+    """From a flat x0 to the `Result` on flat vectors.
+
+    With a ``watch`` the host hears of every step (callbacks, progress) and may end it.
+    """
+
+    def body(state: Any) -> Any:
+        after = solver.step(problem, state)
+        if watch is None:
+            return after
+        report, moved = solver.report(problem, state, after)
+        status = watch.step(report, solver.running(problem, state), moved, after.status)
+        return eqx.tree_at(lambda s: s.status, after, status)
+
+    def cond(state: Any) -> Array:
+        return solver.running(problem, state)
+
+    result = solver.finish(problem, loop(cond, body, solver.init(problem, x0)))
+    if watch is not None:
+        watch.end(result)
+    return result

@@ -1,0 +1,173 @@
+"""What is seen of a solve while it runs: `callback` and `verbose`, also from compiled code.
+
+The loop is compiled, and so is the call that leaves it for the host. What is called must not
+stand in the compiled program, or each new callback would compile anew; so the program holds
+one function, `_deliver`, and a number, the ticket, under which the host finds the `Listener`.
+"""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import io_callback
+from jaxtyping import Array
+
+from ._result import CALLBACK_STOP, MESSAGES, Result
+
+HEADER = ("Iteration", "Total nfev", "Cost", "Cost reduction", "Step norm", "Optimality")
+
+
+class Report(eqx.Module):
+    """What the host is told after a step."""
+
+    x: Array
+    fun: Array
+    cost: Array
+    reduction: Array
+    step_norm: Array
+    optimality: Array
+    nit: Array
+    nfev: Array
+
+
+class Listener:
+    """The host's end: prints what `verbose` asks for and calls the user's callback.
+
+    Parameters
+    ----------
+    callback : callable or None
+        ``callback(intermediate_result)``, if its one parameter has that name, else
+        ``callback(x)``.
+    verbose : int
+        0, 1 or 2, as in SciPy.
+    restore : callable
+        From a flat x to the user's structure.
+    keep_errors : bool
+        Whether an exception of the callback waits in ``error`` for the front door to raise it.
+    """
+
+    def __init__(self, callback: Any, verbose: int, restore: Callable, keep_errors: bool):
+        self.callback = callback
+        self.verbose = verbose
+        self.restore = restore
+        self.keep_errors = keep_errors
+        self.by_result = callback is not None and _wants_result(callback)
+        self.error: BaseException | None = None
+        self.initial_cost: float | None = None
+
+    def step(self, report: Report, moved: bool) -> bool:
+        """After a step; True asks for the end."""
+        first = self.initial_cost is None
+        if first:
+            self.initial_cost = float(report.cost)
+            if self.verbose == 2:
+                print("".join(f"{title:^15}" for title in HEADER))
+        if self.verbose == 2 and (moved or first):
+            print(_row(report, first))
+        if self.callback is None or not moved:
+            return False
+        try:
+            return bool(self.callback(self._argument(report)))
+        except StopIteration:
+            return True
+        except BaseException as error:
+            if not self.keep_errors:
+                raise
+            self.error = error
+            return True
+
+    def end(self, status: Any, nfev: Any, cost: Any, optimality: Any) -> None:
+        """After the last step."""
+        if self.verbose and self.initial_cost is not None:
+            print(MESSAGES[int(status)])
+            print(
+                f"Function evaluations {int(nfev)}, initial cost {self.initial_cost:.4e}, "
+                f"final cost {float(cost):.4e}, first-order optimality {float(optimality):.2e}."
+            )
+        self.initial_cost = None
+
+    def _argument(self, report: Report) -> Any:
+        x = self.restore(jnp.asarray(report.x))
+        if not self.by_result:
+            return x
+        return Result(
+            x=x,
+            cost=report.cost,
+            fun=report.fun,
+            jac=None,
+            grad=None,
+            optimality=report.optimality,
+            active_mask=None,
+            nfev=int(report.nfev),
+            njev=None,
+            nit=int(report.nit),
+            status=0,
+        )
+
+
+def _wants_result(callback: Callable) -> bool:
+    """SciPy's rule: the callback's only parameter is called ``intermediate_result``."""
+    try:
+        return set(inspect.signature(callback).parameters) == {"intermediate_result"}
+    except (TypeError, ValueError):
+        return False
+
+
+def _row(report: Report, first: bool) -> str:
+    reduction = " " * 15 if first else f"{float(report.reduction):^15.2e}"
+    step_norm = " " * 15 if first else f"{float(report.step_norm):^15.2e}"
+    return (
+        f"{int(report.nit):^15}{int(report.nfev):^15}{float(report.cost):^15.4e}"
+        f"{reduction}{step_norm}{float(report.optimality):^15.2e}"
+    )
+
+
+_LISTENERS: dict[int, Listener] = {}
+_TICKETS = itertools.count(1)
+
+
+def register(listener: Listener) -> Watch:
+    """Make a listener reachable from compiled code."""
+    ticket = next(_TICKETS)
+    _LISTENERS[ticket] = listener
+    return Watch(jnp.asarray(ticket, jnp.int32))
+
+
+def forget(watch: Watch) -> None:
+    """Let go of a listener whose solve has ended."""
+    _LISTENERS.pop(int(watch.ticket), None)
+
+
+def _deliver(ticket: Any, active: Any, moved: Any, report: Report) -> Any:
+    stop = bool(active) and _LISTENERS[int(ticket)].step(report, bool(moved))
+    return np.asarray(stop)
+
+
+def _deliver_end(ticket: Any, *what: Any) -> None:
+    _LISTENERS[int(ticket)].end(*what)
+
+
+class Watch(eqx.Module):
+    """The compiled end: sends a report after each step."""
+
+    ticket: Array
+
+    def step(self, report: Report, active: Array, moved: Array, status: Array) -> Array:
+        """The status, perhaps changed to "stopped by callback"."""
+        stop = io_callback(
+            _deliver, jax.ShapeDtypeStruct((), bool), self.ticket, active, moved, report
+        )
+        return jnp.where(stop, CALLBACK_STOP, status).astype(status.dtype)
+
+    def end(self, result: Result) -> None:
+        """After the last step."""
+        jax.debug.callback(
+            _deliver_end, self.ticket, result.status, result.nfev, result.cost, result.optimality
+        )

@@ -1,0 +1,151 @@
+"""Status codes, their messages, and the record in which a solve hands back its answer.
+
+The codes and the texts for -2 ... 4 are those of ``scipy.optimize.least_squares``; the codes
+below -2 are ours, because inside ``jit`` nothing can be raised and a status has to tell.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+STALLED = -4
+NONFINITE = -3
+CALLBACK_STOP = -2
+BAD_INPUT = -1
+RUNNING = MAX_NFEV = 0  # a machine still at 0 when its evaluations are spent has run out of them
+GTOL = 1
+FTOL = 2
+XTOL = 3
+FTOL_AND_XTOL = 4
+
+MESSAGES = {
+    STALLED: "No step reduces the cost although the gradient is not zero: the derivative may be "
+    "wrong (see `check_derivative`), or `fun` is noisy or not smooth here.",
+    NONFINITE: "Residuals are not finite in the initial point.",
+    CALLBACK_STOP: "Stopped because `callback` function raised `StopIteration` or returned `True`",
+    BAD_INPUT: "Improper input parameters: bounds reversed, `x0` outside of them, or a bounded "
+    "variable given to method 'lm'.",
+    MAX_NFEV: "The maximum number of function evaluations is exceeded.",
+    GTOL: "`gtol` termination condition is satisfied.",
+    FTOL: "`ftol` termination condition is satisfied.",
+    XTOL: "`xtol` termination condition is satisfied.",
+    FTOL_AND_XTOL: "Both `ftol` and `xtol` termination conditions are satisfied.",
+}
+
+
+class Result(eqx.Module):
+    """The answer of `least_squares`, with the field names of ``scipy.optimize.OptimizeResult``.
+
+    A pytree: it can be returned from ``jit``, ``vmap`` and ``scan``. Fields are read as
+    attributes or, as in SciPy, as items. Outside a trace ``status``, ``success`` and the
+    counters are plain Python numbers.
+
+    Attributes
+    ----------
+    x : pytree like ``x0``
+        The solution.
+    cost : array, shape ()
+        Half the sum of the losses at ``x``.
+    fun : array, shape (m,), or pytree as ``fun`` returned it
+        The true residuals at ``x``, without loss scaling.
+    jac : array, shape (m, n)
+        The Jacobian with the loss scaling in it: ``jac.T @ jac`` is the Gauss-Newton
+        approximation of the Hessian of the cost.
+    grad : pytree like ``x0``
+        The gradient of the cost.
+    optimality : array, shape ()
+        SciPy's first-order measure: the largest gradient entry, scaled for the bounds.
+    active_mask : pytree like ``x0`` of int
+        -1 at a lower bound, 1 at an upper bound, 0 elsewhere.
+    nfev, njev, nit : int
+        Residual evaluations, Jacobian evaluations, accepted steps. ``njev`` is None for
+        ``method='lm'`` with a finite-difference Jacobian, as in SciPy.
+    status : int
+        Why it ended: 1 gtol, 2 ftol, 3 xtol, 4 both, 0 out of evaluations, -1 bad input,
+        -2 callback, -3 non-finite start, -4 stalled away from a stationary point.
+    """
+
+    x: Any
+    cost: Any
+    fun: Any
+    jac: Any
+    grad: Any
+    optimality: Any
+    active_mask: Any
+    nfev: Any
+    njev: Any
+    nit: Any
+    status: Any
+
+    @property
+    def success(self) -> Any:
+        """Whether a convergence test was met (``status > 0``)."""
+        return self.status > 0
+
+    @property
+    def message(self) -> Any:
+        """Why the solve ended, in words; made on the host, so not available inside a trace."""
+        if isinstance(self.status, jax.core.Tracer):
+            raise RuntimeError(
+                "`Result.message` is text and cannot be made inside jit, vmap or grad: "
+                "look at `Result.status` there, and ask for the message outside."
+            )
+        codes = np.asarray(self.status)
+        if codes.ndim == 0:
+            return MESSAGES[int(codes)]
+        return np.vectorize(lambda code: MESSAGES[int(code)], otypes=[object])(codes)
+
+    def keys(self) -> list[str]:
+        """Names of the fields, as ``OptimizeResult.keys``."""
+        return [*self.__dataclass_fields__, "success", "message"]
+
+    def __getitem__(self, key: str) -> Any:
+        if key not in self.keys():
+            raise KeyError(key)
+        return getattr(self, key)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self.keys()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.keys())
+
+    def __repr__(self) -> str:
+        if isinstance(self.status, jax.core.Tracer):
+            return eqx.tree_pformat(self)
+        names = ["message", "success", "status"]
+        names += [name for name in self.__dataclass_fields__ if name not in names]
+        return "\n".join(_line(name, getattr(self, name)) for name in names)
+
+
+def _line(name: str, value: Any) -> str:
+    """One field of the printed result: its name to the right of a margin of 14 characters."""
+    if isinstance(value, (jax.Array, np.ndarray)):
+        with np.printoptions(precision=3, threshold=20, edgeitems=3, linewidth=76 - 16):
+            value = f"{float(value):.17g}" if value.ndim == 0 else str(np.asarray(value))
+    first, *rest = str(value).splitlines() or [""]
+    return "\n".join([f"{name:>14}: {first}", *(" " * 16 + line for line in rest)])
+
+
+def to_host(result: Result) -> Result:
+    """Turn the counters of a concrete, unbatched result into plain Python numbers."""
+    names = ("nfev", "njev", "nit", "status")
+    values = [getattr(result, name) for name in names]
+    present = [v for v in values if v is not None]
+    if any(isinstance(v, jax.core.Tracer) or jnp.ndim(v) > 0 for v in present):
+        return result
+    # One transfer for the four of them: each `int(array)` would wait for the device.
+    fetched = iter(jax.device_get(present))
+    plain = tuple(None if v is None else int(next(fetched)) for v in values)
+    return eqx.tree_at(
+        lambda r: tuple(getattr(r, name) for name in names),
+        result,
+        plain,
+        is_leaf=lambda leaf: leaf is None,
+    )

@@ -1,0 +1,95 @@
+"""Pytrees in and out: everything below the front door works on flat vectors.
+
+A list or tuple of plain numbers is an array, as for SciPy; every other container is a pytree
+whose leaves keep their shapes and dtypes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def as_array_or_tree(value: Any) -> Any:
+    """Read numbers, nested lists of numbers and arrays as one array; leave pytrees alone."""
+    if _is_numbers(value):
+        return jnp.stack([jnp.asarray(v) for v in value]) if _has_array(value) else np.asarray(value)
+    return value
+
+
+def _is_numbers(value: Any) -> bool:
+    """Whether this is a list or tuple (not a named one) with nothing but numbers in it."""
+    if type(value) not in (list, tuple) or not value:
+        return False
+    return all(
+        _is_numbers(v) if type(v) in (list, tuple) else jnp.ndim(v) == 0 for v in value if _known(v)
+    ) and all(_known(v) for v in value)
+
+
+def _known(value: Any) -> bool:
+    return isinstance(value, (int, float, complex, np.generic, np.ndarray, jax.Array, list, tuple))
+
+
+def _has_array(value: Any) -> bool:
+    return any(isinstance(v, jax.Array) for v in value)
+
+
+def ravel(tree: Any, dtype: Any) -> jax.Array:
+    """All leaves, one after the other, in one vector of the given dtype."""
+    leaves = [jnp.ravel(jnp.asarray(leaf)).astype(dtype) for leaf in jax.tree.leaves(tree)]
+    return leaves[0] if len(leaves) == 1 else jnp.concatenate([jnp.zeros(0, dtype), *leaves])
+
+
+def unraveler(tree: Any) -> Callable[..., Any]:
+    """The way back: ``unravel(vector, keep_dtype=True)`` gives a tree like the given one."""
+    leaves, treedef = jax.tree.flatten(tree)
+    return Unravel(treedef, tuple((jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves))
+
+
+class Unravel:
+    """Vector to pytree; hashable, so that it may stand in a compiled function's key."""
+
+    def __init__(self, treedef: Any, leaves: tuple[tuple[tuple[int, ...], Any], ...]):
+        self.treedef = treedef
+        self.leaves = leaves
+
+    def __call__(self, vector: jax.Array, *, dtype: Any = None) -> Any:
+        """Cut the vector into leaves; their dtypes are the tree's own, or ``dtype`` if given.
+
+        A complex vector (the complex-step derivative) stays complex.
+        """
+        if jnp.iscomplexobj(vector):
+            dtype = vector.dtype
+        if len(self.leaves) == 1 and self.leaves[0] == (vector.shape, dtype or vector.dtype):
+            return jax.tree.unflatten(self.treedef, [vector])
+        pieces = jnp.split(vector, list(np.cumsum(self.sizes)[:-1]))
+        return jax.tree.unflatten(
+            self.treedef,
+            [
+                jnp.reshape(piece, shape).astype(dtype or own)
+                for piece, (shape, own) in zip(pieces, self.leaves, strict=True)
+            ],
+        )
+
+    @property
+    def is_flat(self) -> bool:
+        """Whether the tree is one vector, as for SciPy."""
+        return len(self.leaves) == 1 and len(self.leaves[0][0]) == 1
+
+    @property
+    def sizes(self) -> list[int]:
+        """The number of entries of each leaf."""
+        return [int(np.prod(shape)) for shape, _ in self.leaves]
+
+    def _key(self) -> Any:
+        return self.treedef, self.leaves
+
+    def __hash__(self) -> int:
+        return hash(self._key())
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Unravel) and self._key() == other._key()

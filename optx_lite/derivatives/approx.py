@@ -1,0 +1,113 @@
+"""The Jacobian of a function by any of the schemes, called as in SciPy."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Float
+
+from .base import AbstractSampled, FlatFunction
+from .flat import flat_function, point_in_box
+from .resolve import named
+
+
+def approx_derivative(
+    fun: Callable,
+    x0: ArrayLike,
+    method: str = "3-point",
+    rel_step: ArrayLike | None = None,
+    abs_step: ArrayLike | None = None,
+    f0: ArrayLike | None = None,
+    bounds: tuple = (-jnp.inf, jnp.inf),
+    args: tuple = (),
+    kwargs: dict | None = None,
+) -> Float[Array, "m n"] | Float[Array, " n"]:
+    """Jacobian of a vector-valued function, by finite differences unless asked otherwise.
+
+    Works inside `jit`, `vmap` and `grad`: the steps are constants to the derivative.
+
+    Parameters
+    ----------
+    fun : callable
+        Called as ``fun(x, *args, **kwargs)`` with `x` of shape ``(n,)``, also where `x0` is a scalar. Returns a
+        scalar or shape ``(m,)``.
+    x0 : array_like, shape (n,) or scalar
+        Where to differentiate. Its dtype, float32 or float64, is the dtype `fun` is called with; an integer becomes
+        the default floating dtype.
+    method : {'3-point', '2-point', 'cs', 'jacfwd', 'jacrev'}
+        ``'3-point'``: second-order differences, central or one-sided where a bound is near.
+        ``'2-point'``: first-order differences.
+        ``'cs'``: a complex step; exact to rounding for an analytic `fun` that takes complex arguments.
+        ``'jacfwd'``, ``'jacrev'``: automatic differentiation in forward or reverse mode.
+    rel_step : float or array_like of shape (n,), optional
+        The step is ``rel_step * abs(x0)``, in the direction of `x0`. By default, and where that would not change `x0`,
+        ``eps**(1/s) * max(1, abs(x0))`` with s = 2 for ``'2-point'`` and 3 for ``'3-point'``, and ``eps**2`` for
+        ``'cs'``, where eps is that of the lower precision of `x0` and ``fun(x0)``. Automatic differentiation has
+        no step.
+    abs_step : float or array_like of shape (n,), optional
+        The step itself. If it is given `rel_step` is not looked at.
+    f0 : array_like, shape (m,) or scalar, optional
+        ``fun(x0)``, if it is known: saves the differences an evaluation.
+    bounds : 2-tuple of array_like
+        Lower and upper bounds, each a scalar, of shape ``(n,)``, or None for no bound. `fun` is not called outside of
+        them. A variable whose bounds coincide has a zero column by differences.
+    args, kwargs : tuple and dict, optional
+        Further arguments of `fun`.
+
+    Returns
+    -------
+    array, shape (m, n)
+        The Jacobian; shape ``(n,)`` for m = 1. In the higher precision of `x0` and ``fun(x0)``.
+
+    Raises
+    ------
+    ValueError
+        For an unknown `method`; for `x0` complex, of more than one dimension, or outside of `bounds` (where their
+        values are known, that is not inside a transformation); for `bounds`, steps or `f0` of wrong shape; for a
+        complex value of `fun`.
+    RuntimeError
+        If `fun` returns more than one dimension.
+    TypeError
+        If for ``'cs'`` `fun` returns a real value at a complex point.
+
+    See Also
+    --------
+    check_derivative : Compare a Jacobian with finite differences, entry by entry.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> import optx_lite as ox
+    >>> def fun(x, c):
+    ...     return jnp.array([x[0] * x[1], c * x[0] ** 2])
+    >>> J = ox.approx_derivative(fun, [2.0, 3.0], args=(1.0,))
+    >>> print(J.round(2))
+    [[3. 2.]
+     [4. 0.]]
+
+    The derivative to the left and to the right of a kink:
+
+    >>> print(ox.approx_derivative(jnp.abs, 0.0, bounds=(None, 0.0)).round(2))
+    [-1.]
+    >>> print(ox.approx_derivative(jnp.abs, 0.0, bounds=(0.0, None)).round(2))
+    [1.]
+    """
+    scheme = named(method, rel_step=rel_step, abs_step=abs_step)
+    x, lower, upper = point_in_box(x0, bounds)
+    flat = flat_function(fun, args, kwargs)
+    if f0 is not None and isinstance(scheme, AbstractSampled):
+        rows = scheme.transposed(flat, x, _known_value(f0, flat, x), lower, upper).T
+    else:
+        _, transposed = scheme.linearize(flat, x, lower, upper)
+        rows = transposed().T
+    return rows[0] if rows.shape[0] == 1 else rows
+
+
+def _known_value(f0: ArrayLike, flat: FlatFunction, x: Float[Array, " n"]) -> Float[Array, " m"]:
+    f = jnp.atleast_1d(jnp.asarray(f0))
+    if f.ndim > 1:
+        raise ValueError(f"`f0` passed has more than 1 dimension: its shape is {f.shape}.")
+    expected = jax.eval_shape(flat, x).shape
+    if f.shape != expected:
+        raise ValueError(f"`f0` must have the shape of fun(x0), {expected}, got {f.shape}.")
+    return f if jnp.issubdtype(f.dtype, jnp.floating) else f.astype(x.dtype)

@@ -1,0 +1,50 @@
+"""Derivatives by a step into the complex plane.
+
+W. Squire and G. Trapp, "Using Complex Variables to Estimate Derivatives of Real Functions", SIAM Review 40
+(1998): for a real function that continues analytically, ``f(x + ih) = f(x) + i h f'(x) - h^2 f''(x)/2 - ...``,
+and nothing is subtracted, so the step may be as small as one likes.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Float
+
+from .base import AbstractSampled, broadcast_step, higher_precision, lower_eps, relative_step
+
+
+class ComplexStep(AbstractSampled):
+    """Complex step: exact to rounding, for functions that are analytic and take complex arguments.
+
+    Parameters
+    ----------
+    rel_step : float or array of shape (n,), optional
+        Step relative to ``abs(x)``. By default ``eps**2 * max(1, abs(x))``: SciPy's square root of eps is
+        made for differences, and here would leave a truncation error for parameters far smaller than 1.
+    abs_step : float or array of shape (n,), optional
+        The step itself; overrides `rel_step`.
+    """
+
+    rel_step: ArrayLike | None = None
+    abs_step: ArrayLike | None = None
+
+    def transposed(self, fun, x, f, lower, upper):
+        h = jax.lax.stop_gradient(self._steps(x, f))
+        real = jnp.broadcast_to(x, (x.size, x.size))
+        values = jax.vmap(fun)(jax.lax.complex(real, jnp.diag(h)))
+        if not jnp.iscomplexobj(values):
+            raise TypeError(
+                "method 'cs' needs a `fun` that takes complex `x` and returns complex values: "
+                f"for {real.dtype} `x` with an imaginary step it returned {values.dtype}."
+            )
+        dtype = higher_precision(x, f)
+        return jnp.imag(values).astype(dtype) / h.astype(dtype)[:, None]
+
+    def _steps(self, x: Float[Array, " n"], f: Float[Array, " m"]) -> Float[Array, " n"]:
+        default = lower_eps(x, f) ** 2 * jnp.maximum(1.0, jnp.abs(x))
+        if self.abs_step is not None:
+            asked = broadcast_step(self.abs_step, x, "abs_step")
+        elif self.rel_step is not None:
+            asked = relative_step(self.rel_step, x)
+        else:
+            return default
+        return jnp.where(asked == 0, default, asked)

@@ -1,0 +1,34 @@
+"""A Jacobian that the user wrote."""
+
+from collections.abc import Callable
+
+import jax.numpy as jnp
+
+from .base import AbstractJacobian, higher_precision
+
+
+class UserJacobian(AbstractJacobian):
+    """The Jacobian that a function of the user gives.
+
+    Parameters
+    ----------
+    jac : callable
+        From shape ``(n,)`` to shape ``(m, n)``; ``(n,)`` is enough for m = 1.
+    """
+
+    jac: Callable
+
+    def linearize(self, fun, x, lower, upper):
+        f = fun(x)
+
+        def jacobian():
+            rows = jnp.atleast_2d(jnp.asarray(self.jac(x)))
+            if rows.shape != (f.size, x.size):
+                raise ValueError(
+                    f"The return value of `jac` has wrong shape: expected {(f.size, x.size)}, actual {rows.shape}."
+                )
+            if jnp.iscomplexobj(rows):
+                raise ValueError(f"`jac` must return real values, got {rows.dtype}.")
+            return rows.T.astype(higher_precision(x, f))
+
+        return f, jacobian

@@ -1,0 +1,159 @@
+r"""The Levenberg-Marquardt step: the minimiser of a quadratic in a ball.
+
+    minimise  0.5 || R p + q ||^2 + 0.5 p^T C p     subject to  || p || <= Delta,
+
+R upper triangular, C >= 0 diagonal (the Coleman-Li term; 0 for plain Levenberg-Marquardt).
+The solution is p(alpha) of
+
+    (R^T R + C + alpha I) p = -R^T q,   alpha >= 0                                   (1)
+
+with alpha = 0 if that p fits into the ball, else the root of phi(alpha) = ||p|| - Delta. The
+root is found by Newton's method on 1/||p||, kept inside bounds, which converges from any
+side (J. J. More, "The Levenberg-Marquardt Algorithm: Implementation and Theory", 1977):
+
+    alpha+ = alpha - (phi + Delta) / Delta * phi / phi'                              (2)
+    phi'   = - || S^{-T} p ||^2 / || p ||,    S^T S = R^T R + C + alpha I            (3)
+    0  <=  alpha  <=  || R^T q || / Delta                                             (4)
+
+Different from MINPACK, which accepts ||p|| within 10 % of Delta: the root is found to `RTOL`,
+which costs one iteration more and makes p a smooth function of its inputs. So it can have a
+derivative of its own, by the implicit function theorem on (1) and ||p|| = Delta, and a loop
+over such steps can be differentiated although the search for alpha cannot.
+
+A singular R has no p(0); a floor under alpha (the square of what rounding leaves in R) then
+gives the step of nearly minimum norm.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array
+
+from ._norms import norm
+from ._triangular import SMALL, solve_triangular, triangularize
+
+RTOL = 1e-4
+MAX_ITERATIONS = 12
+
+
+@jax.custom_jvp
+def solve_trust_region(
+    upper: Array,
+    qtf: Array,
+    diag: Array | None,
+    newton: Array,
+    singular: Array,
+    radius: Array,
+    alpha: Array,
+) -> tuple[Array, Array, Array]:
+    """The step p, shape (n,), its alpha, and whether the ball's boundary stopped it.
+
+    Parameters
+    ----------
+    upper, qtf : arrays, shapes (n, n), (n,)
+        R and q.
+    diag : array, shape (n,), or None
+        The diagonal of C; None for none.
+    newton : array, shape (n,)
+        p(0), see `damped_step`.
+    singular : array of bool, shape ()
+        Whether R has dependent columns, so that p(0) does not count.
+    radius : array, shape ()
+        Delta > 0.
+    alpha : array, shape ()
+        First guess, e.g. from the step before; 0 for none.
+    """
+    fits = (norm(newton) <= radius) & ~singular
+    zero = jnp.zeros_like(radius)
+    start = jnp.where(singular, 0, alpha)
+    state = (newton, start, zero, zero + jnp.inf, ~fits, jnp.zeros((), jnp.int32))
+
+    def search(state: tuple[Array, ...]) -> tuple[Array, ...]:
+        _, alpha, low, high, _, count = state
+        floor = _floor(upper, singular)
+        high = jnp.minimum(high, jnp.maximum(norm(qtf @ upper) / radius, floor))  # (4)
+        middle = jnp.maximum(1e-3 * high, jnp.sqrt(low) * jnp.sqrt(high))
+        usable = (alpha > low) & (alpha <= high)
+        alpha = jnp.where(usable, alpha, jnp.where((count == 0) & singular, floor, middle))
+        step, slope = _damped_step_and_slope(upper, qtf, diag, alpha)
+        size = norm(step)
+        phi = size - radius
+        newton = phi / jnp.where(slope > 0, slope, 1)  # slope is -phi'
+        high = jnp.where(phi < 0, alpha, high)
+        low = jnp.where(phi > 0, jnp.maximum(low, alpha + newton), low)
+        inside = (phi <= 0) & (alpha <= floor)
+        found = inside | (jnp.abs(phi) <= RTOL * radius) | ~(slope > 0)
+        more = ~found & (count + 1 < MAX_ITERATIONS)
+        better = alpha + newton * (size / radius)  # (2)
+        return step, jnp.where(more, better, alpha), low, high, more, count + 1
+
+    step, alpha, *_ = lax.while_loop(lambda state: state[4], search, state)
+    # On the boundary exactly, so that a radius which says "to here" is taken at its word.
+    size = norm(step)
+    limited = ~fits & ~(singular & (size <= radius))
+    fitted = step * (radius / jnp.where(size > 0, size, 1))
+    return jnp.where(limited, fitted, step), jnp.where(limited, alpha, 0), limited
+
+
+@solve_trust_region.defjvp
+def _solve_trust_region_jvp(primals, tangents):  # type: ignore[no-untyped-def]
+    """Implicit function theorem on (1) and, at the boundary, ||p|| = Delta."""
+    upper, qtf, diag, _, singular, radius, _ = primals
+    d_upper, d_qtf, d_diag, _, _, d_radius, _ = tangents
+    step, alpha, limited = solve_trust_region(*primals)
+    damping = alpha + _floor(upper, singular)
+    moved = d_upper.T @ (upper @ step + qtf) + upper.T @ (d_upper @ step + d_qtf)
+    if diag is not None:
+        damping = damping + diag
+        moved = moved + d_diag * step
+    matrix = upper.T @ upper + damping * jnp.eye(step.shape[0], dtype=step.dtype)
+    along = -jnp.linalg.solve(matrix, step)  # d p / d alpha
+    free = -jnp.linalg.solve(matrix, moved)
+    grip = step @ along
+    d_alpha = (radius * d_radius - step @ free) / jnp.where(grip != 0, grip, 1)
+    d_step = free + jnp.where(limited, d_alpha, 0) * along
+    no_tangent = np.zeros(limited.shape, dtype=jax.dtypes.float0)
+    return (step, alpha, limited), (d_step, jnp.zeros_like(alpha), no_tangent)
+
+
+def damped_step(upper: Array, qtf: Array, damping: Array) -> Array:
+    """p of (1), ``damping`` = diag(C) + alpha; shapes (n, n), (n,), (n,)."""
+    root, right = _damped_root(upper, qtf, damping)
+    return -solve_triangular(root, right)
+
+
+def _damped_step_and_slope(
+    upper: Array, qtf: Array, diag: Array | None, alpha: Array
+) -> tuple[Array, Array]:
+    """p(alpha) of (1) and -phi'(alpha) of (3)."""
+    damping = jnp.zeros_like(qtf) + alpha if diag is None else diag + alpha
+    root, right = _damped_root(upper, qtf, damping)
+    step = -solve_triangular(root, right)
+    half = solve_triangular(root, step, True)
+    size = norm(step)
+    return step, (half @ half) / jnp.where(size > 0, size, 1)
+
+
+def _damped_root(upper: Array, qtf: Array, damping: Array) -> tuple[Array, Array]:
+    """S and S^-T R^T q of (3)."""
+    n = qtf.shape[0]
+    if n <= SMALL:
+        # QR of [R; damping^1/2]: no squaring of R, whose small pivots matter here.
+        rows = jnp.concatenate([upper.T, jnp.sqrt(damping) * jnp.eye(n, dtype=qtf.dtype)], axis=1)
+        return triangularize(rows, jnp.concatenate([qtf, jnp.zeros_like(qtf)]))
+    matrix = upper.T @ upper + jnp.diag(damping)
+    unseen = jnp.sum(jnp.abs(matrix), axis=0) == 0
+    lower = jnp.linalg.cholesky(matrix + jnp.diag(unseen.astype(matrix.dtype)))
+    return lower.T, solve_triangular(lower.T, qtf @ upper, True)
+
+
+def _floor(upper: Array, singular: Array) -> Array:
+    """Zero for a full-rank system, else the damping that rounding in R asks for."""
+    n = upper.shape[0]
+    rounding = n * jnp.finfo(upper.dtype).eps
+    # The Cholesky way squares R and can be held up only by the root of that.
+    lost = rounding**2 if n <= SMALL else rounding
+    return jnp.where(singular, lost * jnp.sum(upper * upper), 0)

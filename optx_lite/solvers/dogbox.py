@@ -1,0 +1,82 @@
+r"""Dogleg in a rectangular trust region, for least squares with bounds.
+
+C. Voglis, I. E. Lagaris, "A Rectangular Trust Region Dogleg Approach for Unconstrained and
+Bound Constrained Nonlinear Optimization", WSEAS (2004); the dogleg path is in Nocedal &
+Wright, "Numerical Optimization", chapter 4.
+
+The region |p_j| <= Delta s_j is a box, and so is its intersection with lower <= x + p <= upper.
+Variables which rest on a bound with the antigradient pointing outward are held; in the others
+the model is minimised along the path
+
+    0  ->  p_C = -t g, the minimum along -g inside the box                          (1)
+       ->  p_N, the Gauss-Newton step                                               (2)
+
+up to the point where the path leaves the box.
+
+Different from SciPy: a rank-deficient Gauss-Newton step leaves the dependent variables where
+they are; lb == ub fixes a variable; ends by the tests of `_trust_region`, with its last phase.
+"""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from .._bounds import step_to_bound, within
+from .._problem import LeastSquaresProblem
+from ..linalg import safe_divide, solve_triangular, triangularize
+from ._trust_region import State, Trial, TrustRegionSolver, evaluate_model, scipy_radius
+
+
+class Dogbox(TrustRegionSolver):
+    """``method='dogbox'``; see the module for the mathematics."""
+
+    def first_radius(self, problem: LeastSquaresProblem, state: State) -> Array:
+        """The largest |x0_j| / s_j, 1 for x0 = 0."""
+        size = jnp.max(jnp.abs(state.x / state.scale))
+        return jnp.where(size > 0, size, 1)
+
+    def next_radius(self, before: State, cost: Array, ratio: Array, finite: Array) -> Array:
+        """SciPy's rule."""
+        return scipy_radius(before, ratio, finite)
+
+    def propose(self, problem: LeastSquaresProblem, state: State, damping: Array) -> Trial:
+        """Along the path (1), (2) as far as it stays in the intersection of the boxes."""
+        x, grad, upper, qtf = state.x, state.model.grad, state.model.upper, state.model.qtf
+        low = jnp.full_like(x, -1) * state.radius * state.scale
+        high = -low
+        if problem.bounded:
+            outward = ((x <= problem.lower) & (grad > 0)) | ((x >= problem.upper) & (grad < 0))
+            held = outward | (problem.lower == problem.upper)
+            grad = jnp.where(held, 0, grad)
+            upper, qtf = triangularize(jnp.where(held, 0, upper).T, qtf)
+            region_low, region_high = low, high
+            low = jnp.maximum(problem.lower - x, low)
+            high = jnp.minimum(problem.upper - x, high)
+        newton = -solve_triangular(upper, qtf)
+        zero = jnp.zeros_like(x)
+        down, _ = step_to_bound(zero, -grad, low, high)
+        along = upper @ grad
+        best = safe_divide(jnp.sum(grad * grad), jnp.sum(along * along))
+        cauchy = -jnp.where(best > 0, jnp.minimum(best, down), down) * grad
+        cauchy = jnp.where(jnp.isfinite(cauchy), cauchy, 0)
+        part, hits = step_to_bound(cauchy, newton - cauchy, low, high)
+        inside = within(newton, low, high)
+        step = jnp.where(inside, newton, cauchy + jnp.minimum(part, 1) * (newton - cauchy))
+        step = jnp.clip(step, low, high)
+        moved = x + step
+        at_edge = hits
+        if problem.bounded:
+            edge = jnp.where(newton > cauchy, high, low)
+            region = jnp.where(newton > cauchy, region_high, region_low)
+            at_edge = hits & (edge == region)
+            moved = jnp.where(step == problem.lower - x, problem.lower, moved)
+            moved = jnp.where(step == problem.upper - x, problem.upper, moved)
+            moved = jnp.clip(moved, problem.lower, problem.upper)
+        return Trial(
+            x=moved,
+            length=jnp.max(jnp.abs(step / state.scale)),
+            predicted=evaluate_model(upper, qtf, step),
+            limited=~inside & jnp.any(at_edge),
+            damping=damping,
+        )

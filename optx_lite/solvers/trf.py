@@ -1,0 +1,169 @@
+r"""Trust Region Reflective, for least squares with bounds.
+
+M. A. Branch, T. F. Coleman, Y. Li, "A Subspace, Interior, and Conjugate Gradient Method for
+Large-Scale Bound-Constrained Minimization Problems", SIAM J. Sci. Comput. 21, 1-23 (1999).
+
+Let v_j be the distance from x_j to the bound that -g_j points to (1 where there is none). The
+first-order conditions are v_j g_j = 0, and Newton's method on them is
+
+    (V H + diag|g_j v'_j|) p = -V g                                                   (1)
+
+In the variables x = D z, D = V^1/2, this is the symmetric system of the quadratic
+
+    0.5 || J D z + f ||^2 + 0.5 z^T C z,    C = diag|g_j v'_j|                        (2)
+
+which is minimised in the ball ||z|| <= Delta: a region that is thin towards a near bound. If
+the step p = D z leaves the box, the best, by (2), of these is taken:
+
+- p cut just short of the bound, by the factor theta,
+- p up to the bound, then reflected by it, to the minimum along that line,                (3)
+- the minimum along -D^2 g, the scaled Cauchy step,
+- p projected onto the box.
+
+Without bounds V = I and C = 0, and this is Levenberg-Marquardt with SciPy's radius rule.
+
+Different from SciPy: the projected step is a fourth candidate, so that a bound which is active
+at the solution is reached exactly; iterates may lie on bounds (where v_j = 0 the variable
+rests); lb == ub fixes a variable; x0 is not moved away from a bound; ends by the tests of
+`_trust_region`, with its last phase.
+"""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from .._bounds import coleman_li, step_to_bound, within
+from .._problem import LeastSquaresProblem
+from ..linalg import damped_step, norm, safe_divide, safe_sqrt, solve_trust_region
+from ._trust_region import State, Trial, TrustRegionSolver, evaluate_model, scipy_radius
+
+THETA = 0.995
+
+
+class TrustRegionReflective(TrustRegionSolver):
+    """``method='trf'``; see the module for the mathematics."""
+
+    def first_radius(self, problem: LeastSquaresProblem, state: State) -> Array:
+        """||D^-1 x0||, 1 for x0 = 0."""
+        size = norm(safe_divide(state.x, self._metric(problem, state)[0]))
+        return jnp.where(size > 0, size, 1)
+
+    def next_radius(self, before: State, cost: Array, ratio: Array, finite: Array) -> Array:
+        """SciPy's rule."""
+        return scipy_radius(before, ratio, finite)
+
+    def propose(self, problem: LeastSquaresProblem, state: State, damping: Array) -> Trial:
+        """The minimiser of (2) in the ball, brought into the box."""
+        model = state.model
+        metric, diag = self._metric(problem, state)
+        upper = model.upper * metric[None, :]
+        if diag is None:
+            newton = state.outlook.step / metric
+        else:
+            newton = damped_step(upper, model.qtf, diag)
+        step, damping, limited = solve_trust_region(
+            upper, model.qtf, diag, newton, model.singular, state.radius, damping
+        )
+        if problem.bounded:
+            step = _into_box(problem, state, step, metric, diag, upper)
+        predicted = _reduction(upper, model.qtf, diag, step)
+        length = norm(step)
+        x = state.x + metric * step
+        if problem.bounded:
+            x = jnp.clip(x, problem.lower, problem.upper)
+        return Trial(
+            x=x,
+            length=length,
+            predicted=predicted,
+            limited=limited | (length > 0.95 * state.radius),
+            damping=damping,
+        )
+
+    def _metric(
+        self, problem: LeastSquaresProblem, state: State
+    ) -> tuple[Array, Array | None]:
+        """D, with the scale of x in it, and the diagonal of C (None without bounds)."""
+        if not problem.bounded:
+            return state.scale, None
+        grad = state.model.grad
+        distance, side = coleman_li(state.x, grad, problem.lower, problem.upper)
+        distance = jnp.where(side != 0, distance / state.scale, distance)
+        return safe_sqrt(distance) * state.scale, grad * side * state.scale
+
+
+def _reduction(upper: Array, qtf: Array, diag: Array | None, step: Array) -> Array:
+    """What (2) promises for a step."""
+    promised = evaluate_model(upper, qtf, step)
+    return promised if diag is None else promised - 0.5 * jnp.sum(diag * step * step)
+
+
+def _into_box(
+    problem: LeastSquaresProblem,
+    state: State,
+    step: Array,
+    metric: Array,
+    diag: Array,
+    upper: Array,
+) -> Array:
+    """The step itself if it stays in the box, else the best of the candidates (3)."""
+    x, qtf = state.x, state.model.qtf
+    lower_bound, upper_bound = problem.lower, problem.upper
+    to_bound, hits = step_to_bound(x, metric * step, lower_bound, upper_bound)
+    inside = within(x + metric * step, lower_bound, upper_bound)
+    to_bound = jnp.where(inside, 1, to_bound)
+    touching = to_bound * step
+
+    # Reflected: from the bound on, with the entries that hit it turned round.
+    mirrored = jnp.where(hits, -step, step)
+    on_bound = jnp.clip(x + metric * touching, lower_bound, upper_bound)
+    room, _ = step_to_bound(on_bound, metric * mirrored, lower_bound, upper_bound)
+    to_edge = _to_sphere(touching, mirrored, state.radius)
+    longest = jnp.minimum(THETA * room, to_edge)
+    shortest = safe_divide((1 - THETA) * to_bound, jnp.minimum(room, to_edge))
+    t = _line_minimum(upper, qtf, diag, touching, mirrored, shortest, longest)
+    reflected = jnp.where(shortest <= longest, touching + t * mirrored, 0)
+
+    # Cauchy: down the scaled gradient.
+    down = -metric * state.model.grad
+    room, _ = step_to_bound(x, metric * down, lower_bound, upper_bound)
+    to_edge = safe_divide(state.radius, norm(down))
+    farthest = jnp.where(room < to_edge, THETA * room, to_edge)
+    zero = jnp.zeros_like(step)
+    cauchy = _line_minimum(upper, qtf, diag, zero, down, jnp.zeros_like(room), farthest) * down
+
+    projected = jnp.clip(x + metric * step, lower_bound, upper_bound) - x
+    candidates = jnp.stack(
+        [THETA * touching, reflected, cauchy, safe_divide(projected, metric)]
+    )
+    moved = candidates @ upper.T
+    promised = -jnp.sum((qtf + 0.5 * moved) * moved + 0.5 * diag * candidates**2, axis=1)
+    promised = jnp.where(jnp.isfinite(promised), promised, -jnp.inf)
+    return jnp.where(inside, step, candidates[jnp.argmax(promised)])
+
+
+def _to_sphere(start: Array, direction: Array, radius: Array) -> Array:
+    """t >= 0 with ||start + t direction|| = radius, start inside."""
+    a = jnp.sum(direction * direction)
+    b = jnp.sum(start * direction)
+    c = jnp.minimum(jnp.sum(start * start) - radius**2, 0)
+    root = safe_sqrt(b * b - a * c)
+    # The form without cancellation.
+    return jnp.where(b > 0, safe_divide(-c, b + root), safe_divide(root - b, a))
+
+
+def _line_minimum(
+    upper: Array,
+    qtf: Array,
+    diag: Array,
+    start: Array,
+    direction: Array,
+    shortest: Array,
+    longest: Array,
+) -> Array:
+    """t in [shortest, longest] that minimises (2) at start + t * direction."""
+    along, at = upper @ direction, upper @ start
+    curvature = jnp.sum(along * along) + jnp.sum(diag * direction * direction)
+    slope = jnp.sum((qtf + at) * along) + jnp.sum(diag * start * direction)
+    best = jnp.where(curvature > 0, safe_divide(-slope, curvature), longest)
+    return jnp.clip(best, shortest, longest)

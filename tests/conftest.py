@@ -1,0 +1,34 @@
+"""What every test stands on: JAX's settings, and how many examples Hypothesis draws.
+
+The package itself sets no global flag of JAX; these are the tests' own.
+"""
+
+import os
+
+import jax
+import pytest
+from hypothesis import HealthCheck, settings
+
+# Strict promotion turns a silent change of dtype inside the package into an error. Without the
+# cache on disk a test that counts compilations sees the same number in every run.
+jax.config.update("jax_enable_x64", True)
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_enable_compilation_cache", False)
+
+# A first example compiles and the next ones do not, so no deadline and no judgement of slowness
+# fits both. The fixture x64_off is the same for every example, so Hypothesis may hold it open.
+_COMPILING = {
+    "deadline": None,
+    "suppress_health_check": [HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+}
+settings.register_profile("few", max_examples=15, **_COMPILING)
+settings.register_profile("few-repeatable", settings.get_profile("few"), derandomize=True)
+settings.register_profile("many", max_examples=300, **_COMPILING)
+settings.load_profile("few-repeatable" if os.environ.get("CI") else "few")
+
+
+@pytest.fixture
+def x64_off():
+    """JAX as it comes, with float32 the widest: for tests of what a user sees by default."""
+    with jax.enable_x64(False):
+        yield

@@ -1,0 +1,1129 @@
+"""A Python function as a value: never stale, never compiled or traced more than it must be.
+
+The oracle of every value and derivative is the function itself, called without lifting.
+"""
+
+import collections
+import copy
+import dataclasses
+import enum
+import functools
+import gc
+import sys
+import textwrap
+import types
+import weakref
+
+import equinox as eqx
+import jax
+import jax.monitoring
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from optx_lite import _lift
+from optx_lite._fingerprint import fingerprint
+from optx_lite._lift import Lifted, lift
+
+X = jnp.array([0.5, 1.0, 2.0])
+
+_COMPILED = []
+jax.monitoring.register_event_duration_secs_listener(
+    lambda event, duration, **kwargs: (
+        _COMPILED.append(duration)
+        if event == "/jax/core/compile/backend_compile_duration"
+        else None
+    )
+)
+
+
+@pytest.fixture(autouse=True)
+def empty_cache():
+    _lift._CACHE.clear()
+    yield
+    _lift._CACHE.clear()
+
+
+def same(fun, other, x=X):
+    """Whether two functions are the same to a compiled function that takes them as arguments."""
+    a, b = lift(fun, x), lift(other, x)
+    one = jax.tree.structure(a) == jax.tree.structure(b)
+    assert one == (a.structure == b.structure)
+    assert hash(a.structure) == hash(b.structure) or not one
+    return one
+
+
+def assert_tree_close(got, expected):
+    jax.tree.map(
+        functools.partial(np.testing.assert_allclose, rtol=1e-12, atol=1e-14), got, expected
+    )
+
+
+# ---------------------------------------------------------------------------------------
+# The function is the same function
+
+
+def _pytree(p):
+    return {"a": [p["u"] * 2.0, None], "b": (jnp.sum(p["u"]) + p["v"],)}
+
+
+@pytest.mark.parametrize(
+    ("fun", "args"),
+    [
+        (lambda x: x**2 - 3.0, (X,)),
+        (lambda x, y: jnp.outer(x, y), (X, X[:2])),
+        (_pytree, ({"u": X, "v": jnp.array(2.0)},)),
+        (lambda x: 5.0, (X,)),
+        (lambda x: np.arange(3.0), (X,)),
+        (lambda x: X, (X,)),
+        (lambda x: [x[0], 2, X[1]], (X,)),
+        (lambda x, n: x * n, (X, 2.0)),
+        (lambda x, how: x if how == "same" else -x, (X, "other")),
+        (lambda x, options: options["f"](x) * options["k"], (X, {"f": jnp.sin, "k": 3.0})),
+        (jax.jit(lambda x: jnp.where(x > 1, x, X)), (X,)),
+        (lambda x: x.astype(jnp.float32) * jnp.float32(0.1), (X,)),
+        (lambda k: jax.random.normal(k, (2,)), (jax.random.key(0),)),
+        (jax.vmap(lambda x: jax.lax.cond(x > 1, jnp.sin, jnp.cos, x)), (X,)),
+    ],
+)
+def test_values(fun, args):
+    lifted = lift(fun, *args)
+    expected = fun(*args)
+    assert jax.tree.structure(lifted(*args)) == jax.tree.structure(expected)
+    assert_tree_close(lifted(*args), expected)
+    assert_tree_close(jax.jit(lambda lifted: lifted(*args))(lifted), expected)
+
+
+def test_examples_need_only_shapes():
+    lifted = lift(lambda x, y: x @ y, jax.ShapeDtypeStruct((2, 3), X.dtype), X)
+    assert lifted.out_shape == jax.ShapeDtypeStruct((2,), X.dtype)
+    np.testing.assert_allclose(lifted(jnp.ones((2, 3)), X), [3.5, 3.5])
+
+
+def test_a_lifted_function_is_a_pytree_of_what_it_captured():
+    data = np.array([1.0, 2.0, 3.0])
+    lifted = lift(lambda x: x - data, X)
+    (leaf,) = jax.tree.leaves(lifted)
+    np.testing.assert_array_equal(leaf, data)
+    other = jax.tree.map(lambda leaf: 10 * leaf, lifted)
+    np.testing.assert_allclose(other(X), X - 10 * data)
+    batch = jax.tree.map(lambda *leaves: jnp.stack(leaves), lifted, other)
+    np.testing.assert_allclose(
+        jax.vmap(lambda f, x: f(x), (0, None))(batch, X), [X - data, X - 10 * data]
+    )
+
+
+@pytest.mark.parametrize("args", [(X[:2],), (X.astype(jnp.float32),), (X, X), ([X],)])
+def test_other_arguments_than_the_examples_are_refused(args):
+    with pytest.raises(TypeError, match="expected, not"):
+        lift(lambda x: x, X)(*args)
+
+
+@pytest.mark.usefixtures("x64_off")
+def test_float32_stays_float32():
+    data = np.arange(3.0)  # float64 to NumPy
+    lifted = lift(lambda x: x * data * 0.1, np.ones(3))
+    assert lifted(np.ones(3)).dtype == jnp.float32
+    assert {leaf.dtype for leaf in jax.tree.leaves(lifted)} == {jnp.dtype(jnp.float32)}
+
+
+# ---------------------------------------------------------------------------------------
+# Structure: equal for the same mathematics over other data, and for nothing else
+
+
+class _Rule:
+    """Functions with derivative rules of their own, made anew for each `factor`."""
+
+    @staticmethod
+    def function(slope, curvature=1.0):
+        @jax.custom_jvp
+        def square(x):
+            return x * x
+
+        @jax.custom_jvp
+        def derivative(x):
+            return slope * x
+
+        @square.defjvp
+        def _(primals, tangents):
+            return square(*primals), derivative(*primals) * tangents[0]
+
+        @derivative.defjvp
+        def _(primals, tangents):
+            return derivative(*primals), curvature * tangents[0]
+
+        return square
+
+
+SAME = {
+    "numpy": lambda y, k: lambda x: x - y,
+    "jax array": lambda y, k: lambda x: x - jnp.asarray(y),
+    "0-d jax array": lambda y, k: lambda x: x * jnp.asarray(k),
+    "python float": lambda y, k: lambda x: k * x + x / k - k,
+    "numpy float": lambda y, k: lambda x: jnp.maximum(x, np.float64(k)) * np.array(k),
+    "default": lambda y, k: lambda x, y=y: x - y,
+    "nested jit": lambda y, k: lambda x: x + jax.jit(lambda x: x * y + jnp.asarray(k))(x),
+    "jit": lambda y, k: jax.jit(lambda x: x * y - k),
+    "twice nested": lambda y, k: lambda x: -jax.jit(lambda x: jax.jit(lambda x: x * y)(x) + x)(x),
+    "vmap": lambda y, k: jax.vmap(lambda x: jnp.sum(x * y)),
+    "cond": lambda y, k: lambda x: jax.lax.cond(x[0] > 0, lambda x: x * y, lambda x: x - y, x),
+    "scan": lambda y, k: lambda x: jax.lax.scan(lambda c, t: (c * y, c + t), x, y)[1],
+    "while": lambda y, k: (
+        lambda x: jax.lax.while_loop(lambda c: jnp.sum(c) < 9, lambda c: c + jnp.abs(y), x)
+    ),
+    "remat": lambda y, k: jax.checkpoint(lambda x: jnp.sin(x) * y),
+    "relu": lambda y, k: lambda x: jax.nn.relu(x - y),
+    "softplus": lambda y, k: lambda x: jax.nn.softplus(x - y),
+    "logsumexp": lambda y, k: lambda x: jax.scipy.special.logsumexp(x - y),
+    "xlogy": lambda y, k: lambda x: jax.scipy.special.xlogy(y, x),
+    "linear solve": lambda y, k: lambda x: jnp.linalg.solve(jnp.diag(y), x),
+    "own rule": lambda y, k: lambda x: _Rule.function(2.0, 2.0)(x - y),
+    "gradient": lambda y, k: jax.grad(lambda x: jnp.sum(jax.nn.relu(x * y))),
+    "mlp": lambda y, k: (lambda net: lambda x: net(x))(
+        eqx.nn.MLP(3, 2, 4, 2, key=jax.random.key(int(10 * k)))
+    ),
+}
+
+
+@pytest.mark.parametrize("make", SAME.values(), ids=SAME.keys())
+def test_fresh_closures_over_new_data_are_the_same_function(make):
+    rng = np.random.default_rng(0)
+    first = make(rng.normal(size=3) + 3, 1.5)
+    second = make(rng.normal(size=3) + 3, 2.5)
+    assert same(first, second)
+    compiled = jax.jit(lambda lifted, x: lifted(x))
+    # Dividing by an input rather than by a constant may round otherwise, no more.
+    np.testing.assert_allclose(compiled(lift(first, X), X), first(X), rtol=1e-14)
+    before = len(_COMPILED)
+    got = compiled(lift(second, X), X)
+    assert len(_COMPILED) == before
+    np.testing.assert_allclose(got, second(X), rtol=1e-14)
+
+
+def _with_dtype(dtype):
+    return lambda x: x.astype(dtype)
+
+
+DIFFERENT = {
+    "operation": (lambda x: x + X, lambda x: x * X),
+    "order of arguments": (lambda x: x - X, lambda x: X - x),
+    "which constant": (lambda x: (x - X) * (X + 1), lambda x: (x - (X + 1)) * X),
+    "exponent": (lambda x: x**2, lambda x: x**3),
+    "real exponent": (lambda x: x**2.5, lambda x: x**1.5),
+    "zero": (lambda x: x + 0.0, lambda x: x + 1.0),
+    "sign of zero": (lambda x: jnp.atan2(x, 0.0), lambda x: jnp.atan2(x, -0.0)),
+    "integer": (lambda x: x.astype(int) + 1, lambda x: x.astype(int) + 2),
+    "index": (lambda x: x[0], lambda x: x[1]),
+    "axis": (lambda x: jnp.sum(jnp.outer(x, x), 0), lambda x: jnp.sum(jnp.outer(x, x), 1)),
+    "dtype": (_with_dtype(jnp.float32), _with_dtype(jnp.float16)),
+    "dtype of a constant": (lambda x: (x, X), lambda x: (x, X.astype(jnp.float32))),
+    "shape of a constant": (lambda x: x * X, lambda x: x * X[:1]),
+    "structure of the result": (lambda x: (x, x), lambda x: [x, x]),
+    "names in the result": (lambda x: {"a": x}, lambda x: {"b": x}),
+    "number of results": (lambda x: x, lambda x: (x, x)),
+    "order of results": (lambda x: (x, -x), lambda x: (-x, x)),
+    "length of a scan": tuple(
+        lambda x, n=n: jax.lax.scan(lambda c, _: (c + X, None), x, None, length=n)[0]
+        for n in (2, 3)
+    ),
+    "body of a scan": tuple(
+        lambda x, f=f: jax.lax.scan(lambda c, _: (f(c), None), x, None, length=2)[0]
+        for f in (jnp.sin, jnp.cos)
+    ),
+    "number in a body": tuple(
+        lambda x, k=k: jax.lax.scan(lambda c, _: (c * k, None), x, None, length=2)[0]
+        for k in (2.0, 3.0)
+    ),
+    "branch": tuple(
+        lambda x, f=f: jax.lax.cond(x[0] > 0, f, jnp.exp, x) for f in (jnp.sin, jnp.cos)
+    ),
+    "order of branches": (
+        lambda x: jax.lax.cond(x[0] > 0, jnp.sin, jnp.cos, x),
+        lambda x: jax.lax.cond(x[0] > 0, jnp.cos, jnp.sin, x),
+    ),
+    "derivative rule": (_Rule.function(2.0), _Rule.function(3.0)),
+    "rule of the rule": (_Rule.function(2.0, 1.0), _Rule.function(2.0, 5.0)),
+    "no rule": (lambda x: x * x, _Rule.function(2.0)),
+    "callback": tuple(
+        lambda x, f=f: jax.pure_callback(f, jax.ShapeDtypeStruct(x.shape, x.dtype), x)
+        for f in (np.sin, np.cos)
+    ),
+    "seed": tuple(lambda x, k=k: x + jax.random.normal(jax.random.key(k), x.shape) for k in (0, 1)),
+}
+
+
+@pytest.mark.parametrize("pair", DIFFERENT.values(), ids=DIFFERENT.keys())
+def test_other_mathematics_is_another_function(pair):
+    assert not same(*pair)
+    for fun in pair:
+        assert same(fun, fun)
+        assert_tree_close(lift(fun, X)(X), fun(X))
+
+
+def test_example_dtypes_shapes_and_structures_count():
+    def fun(x):
+        return jax.tree.map(lambda leaf: leaf * 2, x)
+
+    examples = [X, X[:2], X.astype(jnp.float32), X[0], 1.5, [X], {"a": X}]
+    structures = {jax.tree.structure(lift(fun, x)) for x in examples}
+    assert len(structures) == len(examples)
+
+
+def test_numbers_are_inputs_only_where_that_costs_nothing():
+    (numbers,) = jax.tree.leaves(lift(lambda x: 2.5 * x + 1.5, X))
+    np.testing.assert_array_equal(numbers, [2.5, 1.5])
+    assert not jax.tree.leaves(lift(lambda x: x**2.5, X))  # the compiler knows powers
+
+    def inside(x):  # and under a transformation, where the caller is what gets compiled
+        assert not jax.tree.leaves(lift(lambda x: 2.5 * x + 1.5, X))
+        return x
+
+    jax.jit(inside)(X)
+
+
+# ---------------------------------------------------------------------------------------
+# Nothing changed: not traced again
+
+
+class _Counter:
+    calls = 0
+
+    def __init__(self):
+        self.y = np.array([1.0, 2.0, 3.0])
+
+    def method(self, x):
+        type(self).calls += 1
+        return x - self.y
+
+    __call__ = method
+
+
+class _Module(eqx.Module):
+    y: jax.Array
+    log: list = eqx.field(static=True)
+
+    def residuals(self, x):
+        self.log.append(1)
+        return x - self.y
+
+    def __call__(self, x):
+        return self.residuals(x)
+
+
+def _closure(log):
+    y = np.array([1.0, 2.0, 3.0])
+
+    def fun(x):
+        log.append(1)
+        return x - y
+
+    return fun
+
+
+def _object(log):
+    class Local(_Counter):
+        def method(self, x):
+            log.append(1)
+            return x - self.y
+
+        __call__ = method
+
+    return Local()
+
+
+COUNTED = {
+    "closure": _closure,
+    "lambda": lambda log: lambda x: (log.append(1), x - X)[1],
+    "default": lambda log: lambda x, log=log, y=X: (log.append(1), x - y)[1],
+    "partial": lambda log: functools.partial(
+        lambda log, x, y: (log.append(1), x - y)[1], log, y=np.ones(3)
+    ),
+    "method": lambda log: _object(log).method,
+    "callable object": _object,
+    "equinox module": lambda log: _Module(X, log),
+    "equinox method": lambda log: _Module(X, log).residuals,
+    "vmap": lambda log: jax.vmap(_closure(log)),
+    "grad": lambda log: jax.jacfwd(_closure(log)),
+    "wrapped": lambda log: functools.wraps(_closure)(lambda x: _closure(log)(x)),
+    "recursive": lambda log: _recursive(log),
+}
+
+
+def _recursive(log):
+    def power(x, n=3):
+        log.append(1)
+        return x if n == 1 else x * power(x, n - 1)
+
+    return power
+
+
+@pytest.mark.parametrize("make", COUNTED.values(), ids=COUNTED.keys())
+def test_unchanged_function_is_not_called_again(make):
+    log = []
+    fun = make(log)
+    x = jnp.ones((2, 3)) if make is COUNTED["vmap"] else X
+    first = lift(fun, x)
+    calls = len(log)
+    assert calls > 0
+    for _ in range(3):
+        again = lift(fun, x + 1.0)
+        assert again.structure is first.structure
+    assert len(log) == calls
+    np.testing.assert_allclose(again(x), fun(x))
+
+
+def test_method_of_an_object_is_not_called_again():
+    # A method is a new object each time it is looked up.
+    counter = _Counter()
+    lift(counter.method, X)
+    calls = _Counter.calls
+    lift(counter.method, X)
+    assert _Counter.calls == calls
+
+
+def test_other_shapes_and_settings_are_traced_anew(monkeypatch):
+    traced = []
+    trace = _lift._trace
+    monkeypatch.setattr(_lift, "_trace", lambda *args, **kw: traced.append(1) or trace(*args, **kw))
+
+    def fun(x):
+        return x - 1.0
+
+    lift(fun, X)
+    lift(fun, X[0])
+    assert len(traced) == 2
+    lift(fun, jax.ShapeDtypeStruct((2, 3), X.dtype))
+    assert len(traced) == 3
+    with jax.default_matmul_precision("highest"):
+        lift(fun, X)
+    assert len(traced) == 4
+    lift(fun, X)
+    lift(fun, X[0])
+    lift(fun, jnp.ones((2, 3)))
+    assert len(traced) == 5  # the last one's type may be weak, or its sharding known
+
+
+def test_a_constant_argument_counts():
+    def fun(x, how):
+        return x if how == "same" else -x
+
+    np.testing.assert_array_equal(lift(fun, X, "same")(X, "same"), X)
+    np.testing.assert_array_equal(lift(fun, X, "other")(X, "other"), -X)
+
+
+# ---------------------------------------------------------------------------------------
+# Something changed: never stale
+
+
+class _Settings:
+    rate = 2.0
+
+    def __init__(self):
+        self.nested = {"list": [1.0, 2.0]}
+        self.array = np.ones(3)
+
+    @property
+    def doubled(self):
+        return 2 * self.rate
+
+    @staticmethod
+    def helper(x):
+        return x
+
+
+class _Slots:
+    __slots__ = ("rate",)
+
+    def __init__(self, rate):
+        self.rate = rate
+
+
+def _vary_closure():
+    k = 2.0
+
+    def change():
+        nonlocal k
+        k = 3.0
+
+    return (lambda x: k * x), change
+
+
+def _vary_array_in_place(make=np.ones):
+    y = make(3)
+    return (lambda x: x * y), lambda: y.__setitem__(1, 5.0)
+
+
+def _vary_wrapped_array(dtype):
+    y = np.ones(3, dtype)
+    return (lambda x: x.astype(dtype) * y), lambda: y.__setitem__(1, 5)
+
+
+def _vary_view():
+    base = np.ones((3, 2))
+    y = base[:, 1]
+    return (lambda x: x * y), lambda: base.__setitem__((0, 1), 7.0)
+
+
+def _vary_swap():
+    y = np.array([1.0, 2.0, 3.0])
+    return (lambda x: x * y), lambda: y.__setitem__(slice(None), [2.0, 1.0, 3.0])
+
+
+def _vary_default():
+    y = [1.0, 2.0]
+
+    def fun(x, y=y, *, z=None):
+        return x * y[0] + (0.0 if z is None else z)
+
+    def change():
+        fun.__kwdefaults__["z"] = 4.0
+
+    return fun, change
+
+
+def _vary_default_in_place():
+    y = [1.0]
+    return (lambda x, y=y: x * y[0]), lambda: y.__setitem__(0, 2.0)
+
+
+def _vary_code():
+    def fun(x):
+        return x
+
+    return fun, lambda: setattr(fun, "__code__", (lambda x: -x).__code__)
+
+
+def _vary_function_attribute():
+    def fun(x):
+        return x * fun.k
+
+    fun.k = 2.0
+    return fun, lambda: setattr(fun, "k", 3.0)
+
+
+def _vary(holder, change, read):
+    return (lambda x: read(holder) * x), lambda: change(holder)
+
+
+def _vary_partial():
+    y = np.ones(3)
+    return functools.partial(lambda x, y: x * y, y=y), lambda: y.fill(4.0)
+
+
+def _vary_inner_function():
+    k = [2.0]
+
+    def inner(x):
+        return x * k[0]
+
+    return (lambda x: inner(x) + 1.0), lambda: k.__setitem__(0, 5.0)
+
+
+def _vary_nested_code():
+    k = [2.0]
+
+    def outer(x):
+        def inner(x):
+            return x * k[0]
+
+        return inner(x)
+
+    return outer, lambda: k.append(k.insert(0, 6.0))
+
+
+def _vary_method():
+    settings = _Settings()
+    cls = type("Sub", (_Settings,), {"residuals": lambda self, x: self.rate * x})
+    settings = cls()
+    return settings.residuals, lambda: setattr(settings, "rate", 5.0)
+
+
+def _vary_class_attribute():
+    cls = type("Local", (_Settings,), {})
+    obj = cls()
+    return (lambda x: obj.rate * x), lambda: setattr(cls, "rate", 5.0)
+
+
+def _vary_class_method():
+    cls = type("Local", (_Settings,), {"__call__": lambda self, x: x})
+    return cls(), lambda: setattr(cls, "__call__", lambda self, x: -x)
+
+
+def _vary_method_of_an_attribute():
+    cls = type("Local", (_Settings,), {"residuals": lambda self, x: x})
+    obj = cls()
+    return (lambda x: obj.residuals(x)), lambda: setattr(cls, "residuals", lambda self, x: -x)
+
+
+def _vary_property():
+    cls = type("Local", (_Settings,), {"rate": 1.0})
+    obj = cls()
+    return (lambda x: obj.doubled * x), lambda: setattr(cls, "rate", 5.0)
+
+
+def _vary_class_as_namespace():
+    cls = type("Local", (_Settings,), {})
+    return (lambda x: cls.rate * cls.helper(x)), lambda: setattr(cls, "helper", lambda x: 3 * x)
+
+
+def _vary_wrapped(wrap):
+    k = [2.0]
+    return wrap(lambda x: x * k[0]), lambda: k.__setitem__(0, 3.0)
+
+
+def _vary_jax_array():
+    k = jnp.array(2.0)
+
+    def change():
+        nonlocal k
+        k = jnp.array(3.0)
+
+    return (lambda x: x * k), change
+
+
+def _vary_object_array():
+    y = np.array([1.0, 2.0], dtype=object)
+    return (lambda x: x * y[0]), lambda: y.__setitem__(0, 9.0)
+
+
+def _vary_type_only(before, after):
+    k = before
+
+    def change():
+        nonlocal k
+        k = after
+
+    def fun(x):
+        # What repr shows, as a number: the values themselves compare as equal.
+        return {"value": x, repr(k): x}
+
+    return fun, change
+
+
+def _vary_unbound_cell():
+    def fun(x):
+        try:
+            return x * k
+        except NameError:
+            return x
+
+    def change():
+        nonlocal k
+        k = 2.0
+
+    if sys is None:
+        k = 0.0
+    return fun, change
+
+
+def _vary_custom_jvp():
+    k = [1.0]
+
+    @jax.custom_jvp
+    def f(x):
+        return x * k[0]
+
+    f.defjvp(lambda p, t: (f(*p), t[0] * k[0]))
+    return (lambda x: f(x)), lambda: k.__setitem__(0, 2.0)
+
+
+class _Color(enum.Enum):
+    RED = 1
+    BLUE = 2
+
+
+@dataclasses.dataclass
+class _Config:
+    k: float = 1.0
+
+
+_Point = collections.namedtuple("_Point", "a b")
+
+VARIED = {
+    "closure": _vary_closure,
+    "numpy array in place": _vary_array_in_place,
+    "float32 array in place": lambda: _vary_wrapped_array(np.float32),
+    "view of a numpy array": _vary_view,
+    "numpy array permuted": _vary_swap,
+    "object array": _vary_object_array,
+    "jax array": _vary_jax_array,
+    "keyword default": _vary_default,
+    "default in place": _vary_default_in_place,
+    "code": _vary_code,
+    "function attribute": _vary_function_attribute,
+    "list": lambda: _vary([1.0], lambda h: h.__setitem__(0, 2.0), lambda h: h[0]),
+    "dict": lambda: _vary({"a": 1.0}, lambda h: h.update(a=2.0), lambda h: h["a"]),
+    "order of a dict": lambda: _vary(
+        {"a": 1.0, "b": 2.0}, lambda h: h.update(a=h.pop("a")), lambda h: next(iter(h.values()))
+    ),
+    "set": lambda: _vary({1.0}, lambda h: h.add(2.0), lambda h: sum(h)),
+    "deque": lambda: _vary(collections.deque([1.0]), lambda h: h.appendleft(2.0), lambda h: h[0]),
+    "default dict": lambda: _vary(
+        collections.defaultdict(float), lambda h: h.update(a=2.0), lambda h: sum(h.values())
+    ),
+    "attribute": lambda: _vary(_Settings(), lambda h: setattr(h, "rate", 7.0), lambda h: h.rate),
+    "nested attribute": lambda: _vary(
+        _Settings(),
+        lambda h: h.nested["list"].__setitem__(1, 9.0),
+        lambda h: h.nested["list"][1],
+    ),
+    "array of an object": lambda: _vary(
+        _Settings(), lambda h: h.array.fill(9.0), lambda h: h.array
+    ),
+    "slot": lambda: _vary(_Slots(1.0), lambda h: setattr(h, "rate", 2.0), lambda h: h.rate),
+    "dataclass": lambda: _vary(_Config(), lambda h: setattr(h, "k", 2.0), lambda h: h.k),
+    "namespace": lambda: _vary(
+        types.SimpleNamespace(k=1.0), lambda h: setattr(h, "k", 2.0), lambda h: h.k
+    ),
+    "named tuple": lambda: _vary(
+        [_Point(1.0, 2.0)], lambda h: h.__setitem__(0, _Point(2.0, 1.0)), lambda h: h[0].a
+    ),
+    "enum": lambda: _vary(
+        [_Color.RED], lambda h: h.__setitem__(0, _Color.BLUE), lambda h: h[0].value
+    ),
+    "list subclass": lambda: _vary(
+        type("MyList", (list,), {})([1.0]), lambda h: h.append(2.0), lambda h: sum(h)
+    ),
+    "dict subclass": lambda: _vary(
+        type("MyDict", (dict,), {})(a=1.0), lambda h: h.update(b=2.0), lambda h: sum(h.values())
+    ),
+    "array subclass": lambda: _vary(
+        np.ones(3).view(type("MyArray", (np.ndarray,), {})),
+        lambda h: h.fill(3.0),
+        lambda h: np.asarray(h),
+    ),
+    "generator": lambda: _vary(
+        iter([1.0, 2.0, 3.0, 4.0, 5.0]), lambda h: None, lambda h: float(h.__length_hint__() > 0)
+    ),
+    "random generator": lambda: _vary(
+        np.random.default_rng(0),
+        lambda h: h.normal(),
+        lambda h: copy.deepcopy(h).normal(),
+    ),
+    "partial": _vary_partial,
+    "inner function": _vary_inner_function,
+    "nested code": _vary_nested_code,
+    "self": _vary_method,
+    "class attribute": _vary_class_attribute,
+    "method redefined": _vary_class_method,
+    "method of an attribute redefined": _vary_method_of_an_attribute,
+    "behind a property": _vary_property,
+    "class as a namespace": _vary_class_as_namespace,
+    "under vmap": lambda: _vary_wrapped(jax.vmap),
+    "under grad": lambda: _vary_wrapped(jax.jacfwd),
+    "under checkpoint": lambda: _vary_wrapped(lambda f: jax.vmap(jax.jacrev(f))),
+    "under functools.wraps": lambda: _vary_wrapped(lambda f: functools.wraps(np.sin)(f)),
+    "under a partial": lambda: _vary_wrapped(lambda f: functools.partial(lambda f, x: f(x), f)),
+    "under jax Partial": lambda: _vary_wrapped(jax.tree_util.Partial),
+    "under filter_grad": lambda: _vary_wrapped(lambda f: eqx.filter_grad(lambda x: jnp.sum(f(x)))),
+    "with a derivative rule": _vary_custom_jvp,
+    "1 and 1.0": lambda: _vary_type_only(1, 1.0),
+    "1 and True": lambda: _vary_type_only(1, True),
+    "0.0 and -0.0": lambda: _vary_type_only(0.0, -0.0),
+    "float and numpy float": lambda: _vary_type_only(1.0, np.float32(1.0)),
+    "unset variable": _vary_unbound_cell,
+}
+
+
+@pytest.mark.parametrize("vary", VARIED.values(), ids=VARIED.keys())
+def test_never_stale(vary):
+    fun, change = vary()
+    for _ in range(2):
+        assert_tree_close(lift(fun, X)(X), fun(X))
+    before = fun(X)
+    change()
+    after = fun(X)
+    assert_tree_close(lift(fun, X)(X), after)
+    if vary is not VARIED["generator"]:
+        unchanged = jax.tree.structure(before) == jax.tree.structure(after) and all(
+            map(np.array_equal, jax.tree.leaves(before), jax.tree.leaves(after))
+        )
+        assert not unchanged  # or this test would say nothing
+
+
+def _user_module(name, source, monkeypatch):
+    module = types.ModuleType(name)
+    monkeypatch.setitem(sys.modules, name, module)
+    exec(compile(textwrap.dedent(source), f"<{name}>", "exec"), vars(module))
+    return module
+
+
+MODULE = """
+    import jax.numpy as jnp
+    import numpy as np
+
+    k = 2.0
+    table = np.ones(3)
+
+    class Config:
+        k = 1.0
+
+    def scale(x):
+        return k * x
+
+    def plain(x):
+        return k * x
+
+    def through_a_function(x):
+        return scale(x)
+
+    def through_two(x):
+        return [y for y in (through_a_function(x),)][0]
+
+    def of_an_array(x):
+        return x * table
+
+    def of_a_class(x):
+        return x * Config.k
+
+    def missing(x):
+        try:
+            return x * not_there_yet
+        except NameError:
+            return x
+
+    def shadowed(x):
+        return x * abs(-1.0)
+
+    def nested(x):
+        return (lambda: k)() * x
+
+    class Residuals:
+        def __call__(self, x):
+            return k * x
+
+    instance = Residuals()
+"""
+
+CHANGES = {
+    "plain": "k = 3.0",
+    "through_a_function": "k = 3.0",
+    "through_two": "def scale(x):\n    return -x",
+    "of_an_array": "table[1] = 5.0",
+    "of_a_class": "Config.k = 5.0",
+    "missing": "not_there_yet = 4.0",
+    "shadowed": "abs = lambda x: 7.0",
+    "nested": "k = 3.0",
+    "instance": "k = 3.0",
+}
+
+
+@pytest.mark.parametrize(("name", "change"), CHANGES.items(), ids=CHANGES.keys())
+def test_never_stale_in_globals(name, change, monkeypatch):
+    module = _user_module("users_module", MODULE, monkeypatch)
+    fun = getattr(module, name)
+    before = lift(fun, X)(X)
+    assert lift(fun, X).structure is lift(fun, X).structure
+    np.testing.assert_allclose(before, fun(X))
+    exec(change, vars(module))
+    np.testing.assert_allclose(lift(fun, X)(X), fun(X))
+    assert not np.allclose(before, fun(X))
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "return x * users_module.k",
+        "import users_module as m; return x * m.k",
+        "from users_module import k; return x * k",
+        "return users_module.plain(x)",
+        "return (lambda m: m.k * x)(users_module)",
+        "return x * getattr(users_module, 'k')",
+        "return x * vars(users_module)['k']",
+        "return x * users_module.__dict__['k']",
+        "return x * eval('users_module.k')",
+        "import sys; return x * sys.modules['users_module'].k",
+        "import importlib; return x * importlib.import_module('users_module').k",
+    ],
+)
+def test_never_stale_in_a_users_module(body, monkeypatch):
+    module = _user_module("users_module", MODULE, monkeypatch)
+    scope = {"users_module": module}
+    exec(f"def fun(x):\n    {body}", scope)
+    fun = scope["fun"]
+    np.testing.assert_allclose(lift(fun, X)(X), 2.0 * X)
+    module.k = 3.0
+    np.testing.assert_allclose(lift(fun, X)(X), 3.0 * X)
+
+
+def test_identities_are_not_mistaken_after_their_objects_have_gone():
+    # A new array may well lie where the last one was, and have its id.
+    for i in range(200):
+        k = jnp.full(3, float(i))
+        np.testing.assert_array_equal(lift(lambda x, k=k: x * k, X)(X), X * k)
+        del k
+
+
+def test_own_memory():
+    """What was lifted stays as it was, whatever becomes of the user's array."""
+    y = np.ones(3)
+    lifted = lift(lambda x: x * y, X)
+    y[:] = 5.0
+    np.testing.assert_array_equal(lifted(X), X)
+
+
+values = st.recursive(
+    st.one_of(
+        st.none(),
+        st.booleans(),
+        st.integers(-3, 3),
+        st.floats(allow_nan=True, width=16),
+        st.complex_numbers(max_magnitude=2, allow_nan=False),
+        st.text(max_size=2),
+        st.binary(max_size=2),
+        st.builds(np.float32, st.integers(-2, 2)),
+        st.builds(np.int64, st.integers(-2, 2)),
+        st.builds(slice, st.integers(0, 2), st.integers(0, 2)),
+    ),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3),
+        st.lists(inner, max_size=3).map(tuple),
+        st.dictionaries(st.text(max_size=1), inner, max_size=3),
+    ),
+    max_leaves=6,
+)
+
+
+@given(values, values)
+def test_fingerprints_tell_values_apart(a, b):
+    # repr tells 1, 1.0, True, 0.0, -0.0 and NaN apart, as a fingerprint must.
+    assert fingerprint([a]) == fingerprint([copy.deepcopy(a)])
+    assert (fingerprint([a]) == fingerprint([b])) == (repr(a) == repr(b))
+
+
+@pytest.mark.parametrize(
+    "obj",
+    [iter([1]), (i for i in range(3)), np.random.default_rng(0), open, list(range(30_000))],
+    ids=lambda obj: type(obj).__name__,
+)
+def test_what_cannot_be_known_has_no_fingerprint(obj):
+    if obj is open:
+        assert fingerprint(lambda: open) is None
+    else:
+        assert fingerprint(lambda: obj) is None
+
+
+def test_deep_and_cyclic_values_end():
+    deep = []
+    for _ in range(100_000):
+        deep = [deep]
+    assert fingerprint(deep) is None
+    while deep:  # not by recursion
+        deep = deep[0]
+    cyclic = [1.0]
+    cyclic.append(cyclic)
+    assert fingerprint(cyclic) == fingerprint(cyclic) is not None
+
+
+def test_libraries_are_constants():
+    # The walk must not wander into JAX and NumPy, or it would never be quick.
+    fingerprints = [fingerprint(f) for f in (jnp.sin, jax.nn.relu, np.sum, np.sin, jax.vmap)]
+    assert all(len(f.tokens) == 2 for f in fingerprints)
+    assert len(set(fingerprints)) == len(fingerprints)
+
+
+# ---------------------------------------------------------------------------------------
+# Memory
+
+
+def test_the_cache_keeps_no_data_alive():
+    y = jnp.arange(3.0)
+    z = np.arange(3.0)
+    gone = [weakref.ref(y), weakref.ref(z)]
+    fun = functools.partial(lambda x, y, z: x * y + z, y=y, z=z)
+    first = lift(fun, X)
+    assert lift(fun, X).structure is first.structure
+    own = weakref.ref(first.consts[-1])
+    del y, z, fun, first
+    gc.collect()
+    assert [ref() for ref in (*gone, own)] == [None] * 3
+
+
+def test_the_cache_is_bounded():
+    funs = [_closure([]) for _ in range(2 * _lift._CACHE_ENTRIES)]
+    for fun in funs:
+        lift(fun, X)
+    assert len(_lift._CACHE.entries) == _lift._CACHE_ENTRIES
+
+
+# ---------------------------------------------------------------------------------------
+# Under transformations
+
+
+def _squares(theta, lifted):
+    data = np.array([1.0, -1.0, 0.5])
+
+    def residuals(x):
+        inner = jax.jit(lambda x: jnp.sin(theta * x) + theta[0])(x)
+        steps = jax.lax.scan(lambda c, t: (c * theta + t, None), x, jnp.outer(theta, data))[0]
+        return jax.nn.softplus(inner) + steps * jnp.exp(theta[1]) - data
+
+    f = lift(residuals, X) if lifted else residuals
+    return jnp.sum(f(X) ** 2)
+
+
+TRANSFORMATIONS = {
+    "jit": jax.jit,
+    "grad": jax.grad,
+    "jacfwd": jax.jacfwd,
+    "hessian": jax.hessian,
+    "reverse over reverse": lambda f: jax.jacrev(jax.grad(f)),
+    "jvp": lambda f: lambda t: jax.jvp(f, (t,), (t**2,)),
+    "jit of grad": lambda f: jax.jit(jax.grad(f)),
+    "grad of jit": lambda f: jax.grad(jax.jit(f)),
+    "vmap": lambda f: lambda t: jax.vmap(f)(jnp.stack([t, 2 * t])),
+    "vmap of grad": lambda f: lambda t: jax.vmap(jax.grad(f))(jnp.stack([t, 2 * t])),
+    "grad of vmap": lambda f: jax.grad(lambda t: jnp.sum(jax.vmap(f)(jnp.stack([t, 2 * t])))),
+    "jit of vmap of hessian": lambda f: (
+        lambda t: jax.jit(jax.vmap(jax.hessian(f)))(jnp.stack([t, 2 * t]))
+    ),
+    "scan": lambda f: lambda t: jax.lax.scan(lambda c, k: (c, f(c * k)), t, jnp.arange(3.0))[1],
+    "checkpoint": lambda f: jax.grad(jax.checkpoint(f)),
+}
+
+
+@pytest.mark.parametrize("transform", TRANSFORMATIONS.values(), ids=TRANSFORMATIONS.keys())
+def test_captured_tracers_carry_derivatives(transform):
+    theta = jnp.array([0.3, 0.4, -0.5])
+    got = transform(functools.partial(_squares, lifted=True))(theta)
+    assert_tree_close(got, transform(functools.partial(_squares, lifted=False))(theta))
+
+
+def test_captured_tracers_are_explicit_inputs():
+    """So that a derivative rule around the solution sees them."""
+
+    @jax.custom_jvp
+    def call(lifted: Lifted, x):
+        return lifted(x)
+
+    @call.defjvp
+    def _(primals, tangents):
+        return call(*primals), 1000.0 * jnp.sum(jax.tree.leaves(tangents[0])[0]) * primals[1]
+
+    got = jax.jacfwd(lambda theta: call(lift(lambda x: theta * x, X), X))(jnp.array(2.0))
+    np.testing.assert_allclose(got, 1000.0 * X)
+
+
+def test_a_captured_tracer_is_never_cached():
+    thetas = jnp.array([1.0, 2.0])
+    got = [jax.jit(lambda t: lift(lambda x: t * x, X)(X))(t) for t in thetas]
+    np.testing.assert_allclose(got, [X, 2 * X])
+    assert not _lift._CACHE.entries
+
+
+def test_derivatives_of_derivative_rules():
+    fun = _Rule.function(10.0, 100.0)
+    lifted = lift(lambda x: fun(x) + 1.0, X)
+    # Not the derivatives of x², but those that the rules claim.
+    np.testing.assert_allclose(jax.vmap(jax.grad(lifted_scalar(fun)))(X), 10.0 * X)
+    np.testing.assert_allclose(jnp.diag(jax.jacfwd(lifted)(X)), 10.0 * X)
+    np.testing.assert_allclose(
+        jnp.einsum("iii->i", jax.jacfwd(jax.jacrev(lifted))(X)), [100.0, 100.0, 100.0]
+    )
+
+
+def lifted_scalar(fun):
+    return lift(fun, X[0])
+
+
+def test_custom_vjp_is_kept():
+    @jax.custom_vjp
+    def fun(x):
+        return x * x
+
+    fun.defvjp(lambda x: (fun(x), None), lambda _, ct: (7.0 * ct,))
+    lifted = lift(lambda x: jnp.sum(fun(x)), X)
+    np.testing.assert_allclose(jax.grad(lambda x: lifted(x))(X), [7.0, 7.0, 7.0])
+
+
+def test_effects_are_kept(capsys):
+    lifted = lift(jax.jit(lambda x: (jax.debug.print("first {}", x[0]), x * X)[1]), X)
+    jax.jit(lambda f, x: f(x))(lifted, X)
+    jax.effects_barrier()
+    assert "first 0.5" in capsys.readouterr().out
+
+
+def test_without_jit():
+    with jax.disable_jit():
+        np.testing.assert_allclose(lift(lambda x: jnp.where(x > 1, x, X**2), X)(X), [0.25, 1, 2])
+
+
+# ---------------------------------------------------------------------------------------
+# What cannot be traced
+
+
+def _set_items(x):
+    f = np.zeros(3)
+    f[0] = x[0] ** 2
+    return f
+
+
+UNTRACEABLE = {
+    "numpy": (lambda x: np.sin(x), "NumPy or SciPy function", "jax.numpy"),
+    "array of values": (lambda x: np.array([x[0], x[1]]), "traced array", "jnp"),
+    "items": (_set_items, "elements of an array", "jnp.stack"),
+    "if": (lambda x: x if x[0] > 0 else -x, "decision", "jnp.where"),
+    "max": (lambda x: max(x), "decision", "jnp.maximum"),
+    "float": (lambda x: float(x[0]), "Python number", "float"),
+    "item": (lambda x: x[0].item(), "Python number", "item"),
+    "range": (lambda x: sum(range(x[0].astype(int))), "index, a size or a count", "closure"),
+    "mask": (lambda x: x[x > 1], "mask", "jnp.where"),
+}
+
+
+@pytest.mark.parametrize(("fun", "cause", "remedy"), UNTRACEABLE.values(), ids=UNTRACEABLE.keys())
+def test_what_cannot_be_traced_is_explained(fun, cause, remedy):
+    with pytest.raises(TypeError) as caught:
+        lift(fun, X, label="jac")
+    message = str(caught.value)
+    assert message.startswith("jac could not be traced by JAX")
+    assert cause in message
+    assert remedy in message
+    assert "jax.pure_callback" in message
+    line = fun.__code__.co_firstlineno
+    last = line + (2 if fun is _set_items else 0)
+    assert any(f"{__file__}:{n}, in" in message for n in (line, last))
+    assert caught.value.__cause__ is not None
+
+
+def test_the_line_shown_is_the_users():
+    def fun(x):
+        y = jnp.sin(x)
+        return np.cos(y)
+
+    with pytest.raises(TypeError, match=r"in fun\n    return np.cos\(y\)"):
+        lift(fun, X)
+
+
+class _OwnError(ValueError):
+    pass
+
+
+@pytest.mark.parametrize(
+    "error",
+    [_OwnError("mine"), ValueError("mine"), TypeError("mine"), KeyError("mine"), StopIteration()],
+)
+def test_the_users_own_errors_pass_unchanged(error):
+    def fun(x):
+        raise error
+
+    with pytest.raises(type(error)) as caught:
+        lift(fun, X)
+    assert caught.value is error
+
+
+def test_jax_errors_that_say_it_well_pass():
+    def fun(x):
+        x[0] = 1.0
+        return x
+
+    with pytest.raises(TypeError, match=r"x\.at\[idx\]\.set"):
+        lift(fun, X)
+
+
+@pytest.mark.parametrize("result", ["text", object(), {"a": np.array(["b"], dtype=object)}])
+def test_results_that_are_not_arrays_are_refused(result):
+    with pytest.raises(TypeError, match="fun must return arrays or numbers"):
+        lift(lambda x: result, X)
