@@ -28,11 +28,14 @@ import types
 import weakref
 import zlib
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import equinox as eqx
 import jax
+import jax.core
 import numpy as np
+
+_Class = TypeVar("_Class", bound=type)
 
 # A longer walk costs more than tracing the function again.
 _MAX_TOKENS = 50_000
@@ -382,17 +385,21 @@ def _checksum(array: np.ndarray) -> int:
     return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8)) if array.size else 0
 
 
-@_visits(
-    np.ufunc,
-    types.MemberDescriptorType,
-    types.GetSetDescriptorType,
-    types.WrapperDescriptorType,
-    types.MethodDescriptorType,
-    types.ClassMethodDescriptorType,
-    type(collections.namedtuple("_", "field").field),
-)
+@_visits(np.ufunc, types.MethodDescriptorType, types.ClassMethodDescriptorType)
+@_visits(types.WrapperDescriptorType, type(vars(collections.namedtuple("_", "field"))["field"]))
 def _visit_identity(walk: _Walk, obj: Any) -> None:
     walk.name("is", obj)
+
+
+def by_identity(kind: _Class) -> _Class:
+    """Take objects of a class, which must never change, as they are. A class decorator."""
+    _VISITORS[kind] = _visit_identity
+    return kind
+
+
+@_visits(types.MemberDescriptorType, types.GetSetDescriptorType)
+def _visit_slot(walk: _Walk, obj: types.MemberDescriptorType) -> None:
+    walk.tokens += (type(obj), obj.__qualname__)
 
 
 @_visits(list, tuple, set, frozenset, collections.deque)

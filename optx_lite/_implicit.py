@@ -71,6 +71,8 @@ class ImplicitAdjoint(AbstractAdjoint):
     def solve(self, solver: Any, problem: Any, x0: Array, watch: Any = None) -> Result:
         """Run to the end; the derivative is that of the minimum."""
         leaves, treedef = jax.tree.flatten((solver, problem, x0, watch))
+        if not any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
+            return _run((treedef, self.unconverged), leaves)  # nothing to differentiate
         return _solve((treedef, self.unconverged), leaves)
 
 

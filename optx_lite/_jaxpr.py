@@ -14,6 +14,7 @@ import struct
 from typing import Any, NamedTuple
 
 import jax
+import jax.core
 import numpy as np
 from jax.extend import core
 
@@ -189,9 +190,10 @@ def _is_plain_number(atom: Any) -> bool:
 
     Zero, infinity and NaN say something about the structure: they mark what is absent.
     """
-    if not isinstance(atom, core.Literal) or np.ndim(atom.val) or atom.aval.weak_type:
+    if not isinstance(atom, core.Literal) or np.ndim(atom.val):
         return False
-    if not jax.numpy.issubdtype(atom.aval.dtype, np.inexact):
+    aval: Any = atom.aval
+    if aval.weak_type or not jax.numpy.issubdtype(aval.dtype, np.inexact):
         return False
     value = complex(atom.val)
     return value != 0 and np.isfinite(value)
@@ -341,7 +343,7 @@ class _KeyWriter:
             return kind, value
         if kind in (float, complex):
             return kind, struct.pack("dd", value.real, value.imag)
-        if isinstance(value, (core.Jaxpr, core.ClosedJaxpr)):
+        if hasattr(value, "eqns"):  # a jaxpr, open or closed
             return self.closed(getattr(value, "jaxpr", value), getattr(value, "consts", ()), rules)
         if isinstance(value, (tuple, list)):
             return kind, *(self.value(v, rules) for v in value)

@@ -161,8 +161,9 @@ def least_squares(
     )  # fmt: skip
     _check_method(method, problem, x)
     solver = METHODS[method](
-        *(jnp.asarray(tol, x.dtype) for tol in (ftol, xtol, gtol)),
-        x_scale=_check_x_scale(x_scale, method, problem, x),
+        *(_as_dtype(tol, x.dtype) for tol in (ftol, xtol, gtol)),
+        x_scale=_check_x_scale(x_scale, problem, x),
+        from_jacobian=isinstance(x_scale, str),
         max_nfev=max_nfev if _unrolls(adjoint) else _as_count(max_nfev),
     )
     listener = None
@@ -221,7 +222,6 @@ def _solve(
     watch = None if listener is None else register(listener)
     result = adjoint.solve(solver, problem, x, watch)
     if watch is not None and not traced:
-        jax.block_until_ready(result.x)
         jax.effects_barrier()
         forget(watch)
         if listener.error is not None:
@@ -429,7 +429,11 @@ def _unrolls(adjoint: AbstractAdjoint) -> bool:
 
 
 def _as_count(max_nfev: Any) -> Any:
-    return None if max_nfev is None else jnp.asarray(max_nfev, jnp.int32)
+    return None if max_nfev is None else _as_dtype(max_nfev, np.int32)
+
+
+def _as_dtype(value: Any, dtype: Any) -> Any:
+    return value.astype(dtype) if isinstance(value, jax.Array) else np.asarray(value, dtype)
 
 
 def _check_linear_algebra(tr_solver: Any, tr_options: Any, jac_sparsity: Any) -> None:
@@ -504,13 +508,15 @@ def _check_x0(x0: Any) -> Any:
         raise ValueError(f"`x0` must be float32 or float64, got {dtypes}.")
     if any(leaf.size == 0 for leaf in jax.tree.leaves(tree)) and alone:
         raise ValueError("`x0` must hold at least one number, got an empty array.")
-    return jnp.atleast_1d(tree) if alone else tree
+    return tree.reshape(-1) if alone and tree.ndim == 0 else tree
 
 
-def _as_float(leaf: Any) -> Array:
-    if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
-        return jnp.asarray(leaf).astype(jnp.result_type(float))
-    return jnp.asarray(leaf, dtype=jnp.result_type(leaf) if hasattr(leaf, "dtype") else float)
+def _as_float(leaf: Any) -> Any:
+    """The leaf as an array of floating dtype, on the host if it came from there."""
+    dtype = jnp.result_type(leaf)
+    if not jnp.issubdtype(dtype, jnp.floating):
+        dtype = jnp.result_type(float)
+    return leaf.astype(dtype) if isinstance(leaf, jax.Array) else np.asarray(leaf, dtype)
 
 
 def _check_bounds(bounds: Any, tree: Any, x: Array) -> tuple[Array, Array, bool]:
@@ -554,13 +560,14 @@ def _spread(bound: Any, missing: float, tree: Any, x: Array, name: str) -> Array
 
     def onto(value: Any, leaf: Array) -> Array:
         value = missing if value is None else value
-        value = jnp.asarray(value)
+        xp = jnp if isinstance(value, jax.Array) else np
+        value = xp.asarray(value)
         if value.ndim and value.shape != leaf.shape:
             raise ValueError(
                 f"Inconsistent shapes between bounds and `x0`: the {name} bound has shape "
                 f"{value.shape}, `x0` has {leaf.shape}."
             )
-        return jnp.broadcast_to(value.astype(x.dtype), leaf.shape)
+        return xp.broadcast_to(value.astype(x.dtype), leaf.shape)
 
     bound = as_array_or_tree(bound)
     try:
@@ -595,7 +602,9 @@ def _check_residual_shape(out: Any, restore: Unravel) -> None:
 
 
 def _check_loss(loss: Any, f_scale: Any, m: int, dtype: Any) -> Loss:
-    f_scale = jnp.asarray(f_scale).astype(dtype)
+    if not isinstance(f_scale, jax.Array):
+        f_scale = np.asarray(f_scale)
+    f_scale = f_scale.astype(dtype)
     if f_scale.ndim:
         raise ValueError(f"`f_scale` must be a number, got shape {f_scale.shape}.")
     if _is_concrete(f_scale) and not float(f_scale) > 0:
@@ -621,7 +630,7 @@ def _check_loss(loss: Any, f_scale: Any, m: int, dtype: Any) -> Loss:
 def _check_method(method: str, problem: LeastSquaresProblem, x: Array) -> None:
     if method != "lm":
         return
-    m = jax.eval_shape(problem.residuals, x).shape[0]
+    m = sum(problem.restore_f.sizes)
     if m < x.shape[0]:
         raise ValueError(
             "Method 'lm' doesn't work when the number of residuals is less than the number of "
@@ -636,10 +645,10 @@ def _check_method(method: str, problem: LeastSquaresProblem, x: Array) -> None:
             )
 
 
-def _check_x_scale(x_scale: Any, method: str, problem: LeastSquaresProblem, x: Array) -> Any:
-    """An array (n,), or None for 'jac'."""
+def _check_x_scale(x_scale: Any, problem: LeastSquaresProblem, x: Array) -> Any:
+    """An array (n,), or None for the method's own and for 'jac'."""
     if x_scale is None:
-        return None if method == "lm" else jnp.ones_like(x)
+        return None
     if isinstance(x_scale, str):
         if x_scale == "jac":
             return None
@@ -663,4 +672,4 @@ def _check_x_scale(x_scale: Any, method: str, problem: LeastSquaresProblem, x: A
 
 
 def _blank(restore: Unravel) -> list[Array]:
-    return [jnp.zeros(shape, dtype) for shape, dtype in restore.leaves]
+    return [np.zeros(shape, dtype) for shape, dtype in restore.leaves]

@@ -24,6 +24,7 @@ from typing import Any
 
 import equinox as eqx
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
@@ -35,12 +36,13 @@ try:
 except ImportError:
     _trace_context = None
 
-from ._fingerprint import fingerprint, is_library_file
+from ._fingerprint import by_identity, fingerprint, is_library_file
 from ._jaxpr import StructureKey, lift_constants, structure_key
 
 _CACHE_ENTRIES = 256
 
 
+@by_identity
 class Structure:
     """What stays the same when the data change: the jaxpr and the pytrees around it.
 
@@ -60,10 +62,11 @@ class Structure:
 
     """
 
+    # fmt: off
     __slots__ = (
-        *("__weakref__", "in_avals", "in_tree", "jaxpr"),
-        *("key", "numbers", "out_avals", "out_tree"),
+        "__weakref__", "in_avals", "in_tree", "jaxpr", "key", "numbers", "out_avals", "out_tree",
     )
+    # fmt: on
 
     def __init__(
         self, key: StructureKey, jaxpr: Any, trees: tuple, avals: tuple, numbers: tuple[int, ...]

@@ -11,14 +11,14 @@ import pytest
 from scipy.optimize import _numdiff as scipy_numdiff
 
 from optx_lite.derivatives import (
-    approx_derivative,
-    check_derivative,
     ComplexStep,
     FiniteDifference,
     Forward,
-    resolve,
     Reverse,
     UserJacobian,
+    approx_derivative,
+    check_derivative,
+    resolve,
 )
 from optx_lite.derivatives.finite_difference import one_sided_trial, three_point_trials
 
@@ -26,8 +26,8 @@ pytestmark = pytest.mark.filterwarnings("error")
 
 METHODS = ["jacfwd", "jacrev", "2-point", "3-point", "cs"]
 DIFFERENCES = ["2-point", "3-point"]
-# Relative accuracy by power of eps: half the digits of a one-sided difference, two thirds of a central one.
-POWER = {"2-point": 1 / 2, "3-point": 2 / 3, "cs": 1.0, "jacfwd": 1.0, "jacrev": 1.0}
+# Accuracy as a power of eps: half of the digits by one-sided differences, 2/3 by central ones.
+POWER = {"2-point": 1 / 2, "3-point": 2 / 3, "cs": 1.0, "jacfwd": 1.0, "jacrev": 1.0, "user": 1.0}
 
 
 @pytest.fixture(params=[False, True], ids=["x32", "x64"])
@@ -64,7 +64,9 @@ def scalar(x, xp=jnp):
 
 def scalar_gradient(x):
     a, b = x
-    return np.array([b * np.cos(a * b) * np.log(a) + np.sin(a * b) / a, a * np.cos(a * b) * np.log(a)])
+    return np.array(
+        [b * np.cos(a * b) * np.log(a) + np.sin(a * b) / a, a * np.cos(a * b) * np.log(a)]
+    )
 
 
 def infinite(x):
@@ -79,28 +81,32 @@ def transposed(scheme, fun, x, bounds=None):
 def close(actual, desired, power, dtype, factor=100.0):
     """Agreement to a power of eps, relative to the largest entry."""
     eps = float(jnp.finfo(dtype).eps)
-    np.testing.assert_allclose(actual, desired, rtol=0, atol=factor * eps**power * np.max(np.abs(desired)))
+    np.testing.assert_allclose(
+        actual, desired, rtol=0, atol=factor * eps**power * np.max(np.abs(desired))
+    )
 
 
 class TestSchemes:
-    schemes = [*map(resolve, METHODS), UserJacobian(functools.partial(vector_jacobian, xp=jnp))]
-    powers = [*(POWER[method] for method in METHODS), 1.0]
-
-    @pytest.mark.parametrize("scheme, power", [*zip(schemes, powers, strict=True)], ids=[*METHODS, "user"])
-    def test_value_and_transposed_jacobian(self, scheme, power, x64):
+    @pytest.mark.parametrize("method", [*METHODS, "user"])
+    def test_value_and_transposed_jacobian(self, method, x64):
         x = jnp.array([1.5, 0.7])
-        f, rows = transposed(scheme, vector, x)
+        by_hand = functools.partial(vector_jacobian, xp=jnp)
+        f, rows = transposed(resolve(by_hand if method == "user" else method), vector, x)
         assert rows.shape == (2, 3)
         assert f.dtype == rows.dtype == x.dtype == (jnp.float64 if x64 else jnp.float32)
         close(f, vector(np.asarray(x), np), 1.0, x.dtype)
-        close(rows.T, vector_jacobian(np.asarray(x)), power, x.dtype)
+        close(rows.T, vector_jacobian(np.asarray(x)), POWER[method], x.dtype)
 
     @pytest.mark.parametrize("method", METHODS)
-    @pytest.mark.parametrize("x_dtype, f_dtype", [("float32", "float32"), ("float32", "float64"), ("float64", "float32")])
+    @pytest.mark.parametrize(
+        "x_dtype, f_dtype", [("float32", "float32"), ("float32", "float64"), ("float64", "float32")]
+    )
     def test_higher_precision_of_x_and_f_under_x64(self, method, x_dtype, f_dtype, only_x64):
         def fun(x):
             f = jnp.stack([x[0] * x[1] ** 2, jnp.exp(x[0]), x[1]])
-            return f.astype(jnp.promote_types(f_dtype, jnp.complex64) if jnp.iscomplexobj(f) else f_dtype)
+            return f.astype(complex_of[f_dtype] if jnp.iscomplexobj(f) else f_dtype)
+
+        complex_of = {"float32": "complex64", "float64": "complex128"}
 
         x = jnp.array([0.5, 2.0], dtype=x_dtype)
         f, rows = transposed(resolve(method), fun, x)
@@ -112,7 +118,9 @@ class TestSchemes:
     def test_strict_promotion(self, method, x64):
         with jax.numpy_dtype_promotion("strict"):
             x = jnp.array([1.5, 0.7])
-            _, rows = transposed(resolve(method), lambda x: jnp.stack([x[0] * x[1], jnp.sin(x[0]), x[1] ** 2]), x)
+            _, rows = transposed(
+                resolve(method), lambda x: jnp.stack([x[0] * x[1], jnp.sin(x[0]), x[1] ** 2]), x
+            )
         close(rows.T, [[0.7, 1.5], [np.cos(1.5), 0.0], [0.0, 1.4]], POWER[method], x.dtype)
 
     @pytest.mark.parametrize("method", ["jacfwd", "jacrev"])
@@ -149,7 +157,7 @@ class TestSchemes:
         @jax.jit
         @jax.vmap
         def jacobian(x, wanted):
-            f, rows = resolve(method).linearize(vector, x, *infinite(x))
+            _, rows = resolve(method).linearize(vector, x, *infinite(x))
             return jax.lax.cond(wanted, rows, lambda: jnp.zeros((2, 3)))
 
         xs = jnp.array([[1.5, 0.7], [0.3, 2.0], [-1.0, 1.0]])
@@ -167,33 +175,35 @@ class TestSchemes:
         np.testing.assert_array_equal(rows, np.zeros((2, 3)))
 
 
-class TestComplexStep:
-    # Each with its derivative, at arguments below 1.
-    analytic = [
-        (jnp.exp, np.exp),
-        (jnp.sqrt, lambda x: 0.5 / np.sqrt(x)),
-        (jnp.log, lambda x: 1 / x),
-        (jnp.log1p, lambda x: 1 / (1 + x)),
-        (jnp.expm1, np.exp),
-        (jnp.sin, np.cos),
-        (jnp.tan, lambda x: 1 / np.cos(x) ** 2),
-        (jnp.tanh, lambda x: 1 / np.cosh(x) ** 2),
-        (jnp.arcsin, lambda x: 1 / np.sqrt(1 - x**2)),
-        (jnp.arctan, lambda x: 1 / (1 + x**2)),
-        (jnp.reciprocal, lambda x: -1 / x**2),
-        (lambda x: x**2.5, lambda x: 2.5 * x**1.5),
-        (lambda x: x**3, lambda x: 3 * x**2),
-    ]
+# Each with its derivative, at arguments below 1.
+ANALYTIC = [
+    (jnp.exp, np.exp),
+    (jnp.sqrt, lambda x: 0.5 / np.sqrt(x)),
+    (jnp.log, lambda x: 1 / x),
+    (jnp.log1p, lambda x: 1 / (1 + x)),
+    (jnp.expm1, np.exp),
+    (jnp.sin, np.cos),
+    (jnp.tan, lambda x: 1 / np.cos(x) ** 2),
+    (jnp.tanh, lambda x: 1 / np.cosh(x) ** 2),
+    (jnp.arcsin, lambda x: 1 / np.sqrt(1 - x**2)),
+    (jnp.arctan, lambda x: 1 / (1 + x**2)),
+    (jnp.reciprocal, lambda x: -1 / x**2),
+    (lambda x: x**2.5, lambda x: 2.5 * x**1.5),
+    (lambda x: x**3, lambda x: 3 * x**2),
+]
 
-    @pytest.mark.parametrize("fun, derivative", analytic)
-    @pytest.mark.parametrize("scale", [1.0, 1e-3, 1e-8])
-    def test_exact_to_rounding_at_every_scale(self, fun, derivative, scale, x64):
-        x = scale * jnp.array([0.3, 0.9])
+
+class TestComplexStep:
+    @pytest.mark.parametrize("fun, derivative", ANALYTIC)
+    def test_exact_to_rounding_at_every_scale(self, fun, derivative, x64):
+        x = jnp.array([0.9, 0.3, 1e-3, 1e-8])
         actual = jnp.diag(transposed(ComplexStep(), fun, x)[1])
         eps = float(jnp.finfo(x.dtype).eps)
         np.testing.assert_allclose(actual, derivative(np.asarray(x)), rtol=100 * eps)
 
-    @pytest.mark.parametrize("steps", [{"rel_step": 1e-3}, {"abs_step": 1e-3}, {"rel_step": jnp.array([1e-3, 1e-3])}])
+    @pytest.mark.parametrize(
+        "steps", [{"rel_step": 1e-3}, {"abs_step": 1e-3}, {"rel_step": jnp.array([1e-3, 1e-3])}]
+    )
     def test_given_step_is_used(self, steps, only_x64):
         # f = x^3: Im (x + ih)^3 / h = 3 x^2 - h^2
         actual = transposed(ComplexStep(**steps), lambda x: x**3, jnp.ones(2))[1]
@@ -204,13 +214,15 @@ class TestComplexStep:
         np.testing.assert_array_equal(actual, np.eye(2))
 
     def test_function_that_drops_the_imaginary_part(self):
-        with pytest.raises(TypeError, match="'cs' needs .* complex64 .* returned float32"):
+        with pytest.raises(TypeError, match=r"'cs' needs .* complex values: .* returned float32"):
             transposed(ComplexStep(), lambda x: jnp.abs(x), jnp.ones(2, jnp.float32))
 
 
 class TestUserJacobian:
     def test_one_residual_may_come_flat(self):
-        _, rows = transposed(UserJacobian(lambda x: [2 * x[0], 0.0]), lambda x: x[:1] ** 2, jnp.array([3.0, 1.0]))
+        _, rows = transposed(
+            UserJacobian(lambda x: [2 * x[0], 0.0]), lambda x: x[:1] ** 2, jnp.array([3.0, 1.0])
+        )
         np.testing.assert_array_equal(rows, [[6.0], [0.0]])
 
     @pytest.mark.parametrize("shape", [(2, 3), (3,), (3, 2, 1), (4, 2)])
@@ -220,7 +232,9 @@ class TestUserJacobian:
 
     def test_complex(self):
         with pytest.raises(ValueError, match="`jac` must return real values, got complex64"):
-            transposed(UserJacobian(lambda x: jnp.zeros((3, 2), jnp.complex64)), vector, jnp.ones(2))
+            transposed(
+                UserJacobian(lambda x: jnp.zeros((3, 2), jnp.complex64)), vector, jnp.ones(2)
+            )
 
 
 class TestResolve:
@@ -241,16 +255,23 @@ class TestResolve:
 
     @pytest.mark.parametrize("jac", ["oops", None, 3, ["2-point"], Forward])
     def test_unknown(self, jac):
-        with pytest.raises(ValueError, match="`jac` must be 'jacfwd', 'jacrev', '2-point', '3-point', 'cs', a callable"):
+        with pytest.raises(
+            ValueError,
+            match="`jac` must be 'jacfwd', 'jacrev', '2-point', '3-point', 'cs', a callable",
+        ):
             resolve(jac)
 
     def test_unknown_scheme(self):
-        with pytest.raises(ValueError, match="`scheme` must be '2-point' or '3-point', got '4-point'"):
+        with pytest.raises(
+            ValueError, match="`scheme` must be '2-point' or '3-point', got '4-point'"
+        ):
             FiniteDifference("4-point")  # pyright: ignore[reportArgumentType]
 
     @pytest.mark.parametrize("method", [*DIFFERENCES, "cs"])
     def test_step_of_wrong_shape(self, method):
-        with pytest.raises(ValueError, match=r"`rel_step` must be a number or have shape \(2,\), got shape \(3,\)"):
+        with pytest.raises(
+            ValueError, match=r"`rel_step` must be a number or have shape \(2,\), got shape \(3,\)"
+        ):
             transposed(resolve(method, jnp.ones(3)), vector, jnp.ones(2))
 
 
@@ -264,7 +285,6 @@ def boxes():
 
 
 class TestBounds:
-    @hypothesis.settings(deadline=None, max_examples=200)
     @hypothesis.given(st.lists(boxes(), min_size=8, max_size=8))
     def test_trials_are_scipys(self, rows):
         x, h, lower, upper = np.array(rows).T
@@ -275,12 +295,17 @@ class TestBounds:
         with np.errstate(invalid="ignore"):
             step, _ = scipy_numdiff._adjust_scheme_to_bounds(x, h, 1, "1-sided", lower, upper)
             np.testing.assert_array_equal(one, np.clip(x + step, lower, upper))
-            step, one_sided = scipy_numdiff._adjust_scheme_to_bounds(x, h, 1, "2-sided", lower, upper)
-        np.testing.assert_array_equal(first, np.clip(np.where(one_sided, x + step, x - step), lower, upper))
-        np.testing.assert_array_equal(second, np.clip(np.where(one_sided, x + 2 * step, x + step), lower, upper))
+            step, one_sided = scipy_numdiff._adjust_scheme_to_bounds(
+                x, h, 1, "2-sided", lower, upper
+            )
+        np.testing.assert_array_equal(
+            first, np.clip(np.where(one_sided, x + step, x - step), lower, upper)
+        )
+        np.testing.assert_array_equal(
+            second, np.clip(np.where(one_sided, x + 2 * step, x + step), lower, upper)
+        )
 
     @pytest.mark.parametrize("method", DIFFERENCES)
-    @hypothesis.settings(deadline=None, max_examples=50)
     @hypothesis.given(st.lists(boxes(), min_size=4, max_size=4))
     def test_never_outside(self, method, rows):
         x, h, lower, upper = (jnp.asarray(column, jnp.float32) for column in np.array(rows).T)
@@ -290,7 +315,7 @@ class TestBounds:
 
         _, jac = transposed(FiniteDifference(method, abs_step=h), fun, x, (lower, upper))
         assert np.all(np.isfinite(jac))
-        # Steps as they really were: a linear function is differenced exactly, however little room there is.
+        # Steps as they really were: a linear function is differenced exactly in the least room.
         expected = np.where((x == lower) & (x == upper), 0.0, 1.0)
         np.testing.assert_allclose(np.diag(jac), expected, rtol=1e-5)
 
@@ -305,9 +330,11 @@ class TestBounds:
     @pytest.mark.parametrize("rel_step", [None, 1e-6])
     def test_a_few_units_in_the_last_place(self, method, rel_step, only_x64):
         x = np.array([10.0, 10.0])
-        for bounds in [(x - 3e-9, x + 2e-9), (x, x + 4e-15), (np.nextafter(x, 0), x)]:
-            jac = approx_derivative(lambda x: 3 * x - x[::-1], x, method, rel_step=rel_step, bounds=bounds)
-            np.testing.assert_allclose(jac, [[3, -1], [-1, 3]], rtol=1e-6 if np.ptp(bounds) > 1e-9 else 0.5)
+        for bounds in [(x, x + 4e-15), (np.nextafter(x, 0), x), (x - 3e-9, x + 2e-9)]:
+            # These values have no rounding error, so only a step that is not what it is taken for
+            # can do harm.
+            jac = approx_derivative(lambda x: 4 * x, x, method, rel_step=rel_step, bounds=bounds)
+            np.testing.assert_allclose(jac, 4 * np.eye(2), rtol=1e-14)
 
     def test_traced_bounds(self, only_x64):
         def side(lower, upper):
@@ -341,7 +368,9 @@ def scipy_cases():
 
 class TestApproxDerivative:
     @pytest.mark.parametrize("method", DIFFERENCES)
-    @pytest.mark.parametrize("name, x, options", [*scipy_cases()], ids=[name for name, *_ in scipy_cases()])
+    @pytest.mark.parametrize(
+        "name, x, options", [*scipy_cases()], ids=[name for name, *_ in scipy_cases()]
+    )
     def test_as_scipy(self, method, name, x, options, only_x64):
         expected = scipy_numdiff.approx_derivative(lambda x: vector(x, np), x, method, **options)
         actual = approx_derivative(vector, x, method, **options)
@@ -359,13 +388,14 @@ class TestApproxDerivative:
         close(actual, vector_jacobian(x), POWER[method], dtype)
 
     @pytest.mark.parametrize("method", METHODS)
-    def test_shapes(self, method, x64):
-        dtype = float if x64 else np.float32
+    def test_shapes(self, method, only_x64):
         gradient = approx_derivative(scalar, [1.5, 0.7], method)
         assert gradient.shape == (2,)
-        close(gradient, scalar_gradient([1.5, 0.7]), POWER[method], dtype)
+        close(gradient, scalar_gradient([1.5, 0.7]), POWER[method], float)
         assert approx_derivative(jnp.sinh, 1, method).shape == (1,)
-        assert approx_derivative(lambda x: [x[0] ** 2, jnp.tan(x[0]), 1.0 * x[0]], 0.5, method).shape == (3, 1)
+        assert approx_derivative(
+            lambda x: [x[0] ** 2, jnp.tan(x[0]), 1.0 * x[0]], 0.5, method
+        ).shape == (3, 1)
         assert approx_derivative(lambda x: x[:1] * x[1], [1, 2], method).shape == (2,)
 
     @pytest.mark.parametrize("method", METHODS)
@@ -379,15 +409,22 @@ class TestApproxDerivative:
     @pytest.mark.parametrize("method", METHODS)
     def test_transformations(self, method, only_x64):
         x = jnp.array([1.5, 0.7])
-        expected = jax.jacfwd(vector)(x)
         jac = functools.partial(approx_derivative, vector, method=method)
-        close(jax.jit(jac)(x), expected, POWER[method], float)
-        xs = jnp.stack([x, 2 * x, -x + 2])
-        close(jax.vmap(jac)(xs), jax.vmap(jax.jacfwd(vector))(xs), POWER[method], float)
-        # The second derivative: a difference of first derivatives.
-        second = jax.jacfwd(jax.jacfwd(vector))(x)
-        for mode in (jax.jacfwd, jax.jacrev):
-            close(mode(jac)(x), second, POWER[method], float)
+        close(jax.jit(jac)(x), vector_jacobian(x), POWER[method], float)
+        xs = jnp.stack([x, 2 * x, x[::-1]])
+        for actual, x in zip(jax.jit(jax.vmap(jac))(xs), np.asarray(xs), strict=True):
+            close(actual, vector_jacobian(x), POWER[method], float)
+
+    @pytest.mark.parametrize("mode", [jax.jacfwd, jax.jacrev])
+    @pytest.mark.parametrize("method", METHODS)
+    def test_derivative_of_the_derivative(self, method, mode, only_x64):
+        def fun(x):
+            return jnp.stack([x[0] ** 3 * x[1], jnp.sin(x[0])])
+
+        # The second derivative: the difference of first derivatives.
+        second = jax.jit(mode(functools.partial(approx_derivative, fun, method=method)))
+        expected = [[[6 * 1.5 * 0.7, 3 * 1.5**2], [3 * 1.5**2, 0]], [[-np.sin(1.5), 0], [0, 0]]]
+        close(second(jnp.array([1.5, 0.7])), expected, POWER[method], float)
 
     @pytest.mark.parametrize("method", METHODS)
     def test_derivative_in_a_closed_over_array(self, method, only_x64):
@@ -418,17 +455,57 @@ class TestApproxDerivative:
     @pytest.mark.parametrize(
         "error, match, call",
         [
-            (ValueError, "Unknown method 'newton'", lambda: approx_derivative(vector, [1.0, 2.0], "newton")),
+            (
+                ValueError,
+                "Unknown method 'newton'",
+                lambda: approx_derivative(vector, [1.0, 2.0], "newton"),
+            ),
             (ValueError, "`x0` must be real", lambda: approx_derivative(vector, [1j, 2.0])),
-            (ValueError, "`x0` must have at most 1 dim", lambda: approx_derivative(vector, [[1.0, 2.0]])),
-            (ValueError, r"`x0` violates .* x0\[1\] = 2.0", lambda: approx_derivative(vector, [1, 2.0], bounds=(0, 1))),
-            (ValueError, "Inconsistent shapes", lambda: approx_derivative(vector, [1.0, 2.0], bounds=([0.0] * 3, 9))),
-            (ValueError, "`bounds` must contain 2", lambda: approx_derivative(vector, [1.0, 2.0], bounds=(0, 1, 2))),
-            (ValueError, "`f0` passed has more", lambda: approx_derivative(vector, [1.0, 2.0], f0=[[1.0]])),
-            (ValueError, "`f0` must have the shape", lambda: approx_derivative(vector, [1.0, 2.0], f0=1.0)),
-            (ValueError, "`fun` must return real", lambda: approx_derivative(lambda x: 1j * x, [1.0])),
-            (RuntimeError, "`fun` return value has more", lambda: approx_derivative(lambda x: x[None], [1.0])),
-            (ValueError, "`abs_step` must be a number", lambda: approx_derivative(vector, [1.0, 2.0], abs_step=[1.0] * 3)),
+            (
+                ValueError,
+                "`x0` must have at most 1 dim",
+                lambda: approx_derivative(vector, [[1.0, 2.0]]),
+            ),
+            (
+                ValueError,
+                r"`x0` violates .* x0\[1\] = 2.0",
+                lambda: approx_derivative(vector, [1, 2.0], bounds=(0, 1)),
+            ),
+            (
+                ValueError,
+                "Inconsistent shapes",
+                lambda: approx_derivative(vector, [1.0, 2.0], bounds=([0.0] * 3, 9)),
+            ),
+            (
+                ValueError,
+                "`bounds` must contain 2",
+                lambda: approx_derivative(vector, [1.0, 2.0], bounds=(0, 1, 2)),
+            ),
+            (
+                ValueError,
+                "`f0` passed has more",
+                lambda: approx_derivative(vector, [1.0, 2.0], f0=[[1.0]]),
+            ),
+            (
+                ValueError,
+                "`f0` must have the shape",
+                lambda: approx_derivative(vector, [1.0, 2.0], f0=1.0),
+            ),
+            (
+                ValueError,
+                "`fun` must return real",
+                lambda: approx_derivative(lambda x: jax.lax.complex(x, x), [1.0]),
+            ),
+            (
+                RuntimeError,
+                "`fun` return value has more",
+                lambda: approx_derivative(lambda x: x[None], [1.0]),
+            ),
+            (
+                ValueError,
+                "`abs_step` must be a number",
+                lambda: approx_derivative(vector, [1.0, 2.0], abs_step=[1.0] * 3),
+            ),
         ],
     )
     def test_bad_input(self, error, match, call):
@@ -452,15 +529,16 @@ def exponential(x, t):
 
 
 class TestCheckDerivative:
-    @pytest.mark.parametrize("jac", ["jacfwd", "jacrev", "cs", functools.partial(vector_jacobian, xp=jnp)])
+    @pytest.mark.parametrize(
+        "jac", ["jacfwd", "jacrev", "cs", functools.partial(vector_jacobian, xp=jnp)]
+    )
     def test_right(self, jac, x64):
         check = check_derivative(vector, jac, [-10.0, 10.0])
         assert check and check.ok is True and check.max_error <= check.tolerance
         assert str(check).startswith("Jacobian agrees with finite differences")
         assert check.jac.shape == check.reference.shape == check.errors.shape == (3, 2)
 
-    @pytest.mark.parametrize("entry", [(0, 0), (1, 0), (2, 1)])
-    @pytest.mark.parametrize("factor", [-1.0, 0.0, 1.01])
+    @pytest.mark.parametrize("entry, factor", [((0, 0), -1.0), ((1, 0), 0.0), ((2, 1), 1.01)])
     def test_names_the_wrong_entry(self, entry, factor, x64):
         def jac(x):
             return vector_jacobian(x, jnp).at[entry].multiply(factor)
@@ -468,18 +546,24 @@ class TestCheckDerivative:
         check = check_derivative(vector, jac, [-10.0, 10.0])
         assert not check and check.ok is False and check.worst == entry
         right, given = vector_jacobian([-10.0, 10.0])[entry], float(check.jac[entry])
-        np.testing.assert_allclose(check.max_error, abs(1 - factor) / max(1, abs(factor)), rtol=0.15)
+        # Less than the whole error: what the differences are uncertain by is not held against it.
+        error = abs(1 - factor) / max(1, abs(factor))
+        assert (0.99 if x64 else 0.3) * error < check.max_error < 1.01 * error
         text = str(check)
         assert "disagrees in 1 of 6 entries" in text
-        assert f"d fun[{entry[0]}] / d x[{entry[1]}]: {given:.9g} given, {float(check.reference[entry]):.9g} by" in text
+        i, j = entry
+        numbers = f"{given:.9g} given, {float(check.reference[entry]):.9g} by differences"
+        assert f"d fun[{i}] / d x[{j}]: {numbers}" in text
         close(check.reference[entry], right, 1 / 2, check.jac.dtype)
 
     def test_rows_by_size(self, only_x64):
-        check = check_derivative(vector, lambda x: jnp.zeros((3, 2)).at[0, 0].set(jnp.sin(x[1])), [2.0, 3.0])
+        check = check_derivative(
+            vector, lambda x: jnp.zeros((3, 2)).at[0, 0].set(jnp.sin(x[1])), [2.0, 3.0]
+        )
         assert "disagrees in 5 of 6" in str(check)
         assert len(str(check).splitlines()) == 6
 
-    def test_wrong_custom_rule_is_found(self, x64):
+    def test_wrong_custom_rule_is_found(self, only_x64):
         @jax.custom_jvp
         def cube(x):
             return x**3
@@ -490,33 +574,49 @@ class TestCheckDerivative:
         assert not check
         assert not check_derivative(lambda x: x * jax.lax.stop_gradient(x), "jacrev", [2.0])
 
-    @pytest.mark.parametrize("x_exponent", [-12, -8, -4, 0, 4, 8, 12])
-    @pytest.mark.parametrize("f_exponent", [-12, -8, 0, 8, 12])
-    def test_no_false_alarm_whatever_the_scale(self, x_exponent, f_exponent, x64):
-        scale, size = 10.0**x_exponent, 10.0**f_exponent
+    def test_no_false_alarm_whatever_the_scale(self, x64):
+        exponents = jnp.linspace(-12.0, 12.0, 7)
+        x_scale, f_scale = (10.0 ** grid.ravel() for grid in jnp.meshgrid(exponents, exponents))
 
-        def fun(x):
-            u = x / scale
-            return size * jnp.stack([jnp.sin(u[0]) * u[1], jnp.exp(-u[0] * u[1]), u[1] ** 2 + 1000, u[0] * 0])
+        def fun(x, x_scale, f_scale):
+            u, v = x / x_scale
+            return f_scale * jnp.stack([jnp.sin(u) * v, jnp.exp(-u * v), v**2 + 1000, u * 0])
 
-        x = scale * np.array([0.7, 1.3])
-        check = check_derivative(fun, "jacfwd", x)
-        assert check, check
+        def wrong(x, *scales):
+            return jax.jacfwd(fun)(x, *scales).at[1, 0].multiply(1.1)
 
-        def wrong(x):
-            return jax.jacfwd(fun)(x).at[1, 0].multiply(1.1)
+        def check(jac, *scales):
+            return check_derivative(fun, jac, scales[0] * jnp.array([0.7, 1.3]), args=scales)
 
-        check = check_derivative(fun, wrong, x)
-        assert not check and check.worst == (1, 0)
+        right = jax.jit(jax.vmap(functools.partial(check, "jacfwd")))(x_scale, f_scale)
+        np.testing.assert_array_equal(right.ok, True)
+        caught = jax.jit(jax.vmap(functools.partial(check, wrong)))(x_scale, f_scale)
+        np.testing.assert_array_equal(caught.ok, False)
+        np.testing.assert_array_equal(jnp.stack(caught.worst), [[1] * 49, [0] * 49])
 
     def test_parameters_of_very_different_size(self, x64):
         t = jnp.linspace(0.0, 1e4, 20)
-        for x in [[1e6, 1e-3, 1e-2], [1e-6, 5e-4, 1e3], [0.0, 1e-3, 0.0], [1e3, 0.0, 1.0]]:
-            assert (check := check_derivative(exponential, "jacfwd", x, args=(t,))), check
+        x = jnp.array([[1e6, 1e-3, 1e-2], [1e-6, 5e-4, 1e3], [0.0, 1e-3, 0.0], [1e3, 0.0, 1.0]])
+        check = jax.vmap(lambda x: check_derivative(exponential, "jacfwd", x, args=(t,)))(x)
+        np.testing.assert_array_equal(check.ok, True)
+
+    def test_residuals_small_because_large_terms_cancel(self, x64):
+        # As at the solution of a fit to exact data, and with parameters that start at zero.
+        t = jnp.linspace(0.0, 20.0, 20)
+        x = jnp.array([20.0, 4.0, 1e-3])
+        y = exponential(x, t)
+        assert (check := check_derivative(lambda x: exponential(x, t) - y, "jacfwd", x)), check
+        assert (check := check_derivative(lambda x: (1 + x) - 1, "jacfwd", [0.0])), check
+        x = jnp.array([1.5 * np.pi, -1.0])
+        assert (check := check_derivative(lambda x: x[1] - jnp.sin(x[0]), "jacfwd", x)), check
 
     def test_noise_from_cancellation(self, x64):
         offset = 1e10 if x64 else 1e4
-        assert (check := check_derivative(lambda x: (jnp.sin(x) + offset) - offset, "jacfwd", [0.3, 2.0])), check
+        assert (
+            check := check_derivative(
+                lambda x: (jnp.sin(x) + offset) - offset, "jacfwd", [0.3, 2.0]
+            )
+        ), check
 
     def test_bounds(self, only_x64):
         def fun(x):
@@ -543,8 +643,10 @@ class TestCheckDerivative:
 
         options = {"args": (2.0,), "kwargs": {"power": 3}}
         assert check_derivative(fun, jac, np.array([1.0, 2.0]), (-10, 10), **options)
-        assert scipy_numdiff.check_derivative(fun, jac, np.array([1.0, 2.0]), (-10, 10), **options) < 1e-6
-        assert not check_derivative(fun, jac, [1.0, 2.0], args=(2.0,), kwargs={"power": 3}) is None
+        assert (
+            scipy_numdiff.check_derivative(fun, jac, np.array([1.0, 2.0]), (-10, 10), **options)
+            < 1e-6
+        )
 
     def test_transformations(self, only_x64):
         def check(x):
@@ -570,7 +672,9 @@ class TestCheckDerivative:
     def test_bad_input(self):
         with pytest.raises(ValueError, match="`jac` must be 'jacfwd'"):
             check_derivative(vector, "newton", [1.0, 2.0])
-        with pytest.raises(ValueError, match=r"`jac` has wrong shape: expected \(3, 2\), actual \(2, 3\)"):
+        with pytest.raises(
+            ValueError, match=r"`jac` has wrong shape: expected \(3, 2\), actual \(2, 3\)"
+        ):
             check_derivative(vector, lambda x: jnp.zeros((2, 3)), [1.0, 2.0])
         with pytest.raises(ValueError, match="`x0` violates bound constraints"):
             check_derivative(vector, "jacfwd", [1.0, 2.0], bounds=(3, 4))

@@ -271,6 +271,39 @@ def test_example_dtypes_shapes_and_structures_count():
     assert len(structures) == len(examples)
 
 
+def test_derivatives_do_not_compile_again_for_new_data():
+    compiled = jax.jit(lambda lifted, x: jnp.sum(lifted(x) ** 2))
+
+    def loss(theta, data):
+        return compiled(lift(lambda x: theta * x - data, X), X)
+
+    jax.grad(loss)(1.0, np.ones(3))
+    expected = 2 * jnp.sum((2.0 * X - np.full(3, 7.0)) * X)
+    before = len(_COMPILED)
+    got = jax.grad(loss)(2.0, np.full(3, 7.0))
+    assert len(_COMPILED) == before
+    np.testing.assert_allclose(got, expected)
+
+
+@pytest.fixture
+def simplified_constants():
+    jax.config.update("jax_use_simplified_jaxpr_constants", True)
+    yield
+    jax.config.update("jax_use_simplified_jaxpr_constants", False)
+
+
+@pytest.mark.usefixtures("simplified_constants")
+def test_constants_inside_equations():
+    """As JAX is to have them one day."""
+    funs = [SAME["nested jit"](k * np.ones(3), k) for k in (2.0, 3.0)]
+    assert same(*funs)
+    for fun in funs:
+        np.testing.assert_allclose(lift(fun, X)(X), fun(X))
+    funs = [SAME["scan"](k * np.ones(3), k) for k in (2.0, 3.0)]
+    for fun in funs:
+        np.testing.assert_allclose(lift(fun, X)(X), fun(X))
+
+
 def test_numbers_are_inputs_only_where_that_costs_nothing():
     (numbers,) = jax.tree.leaves(lift(lambda x: 2.5 * x + 1.5, X))
     np.testing.assert_array_equal(numbers, [2.5, 1.5])
@@ -344,6 +377,7 @@ COUNTED = {
     "callable object": _object,
     "equinox module": lambda log: _Module(X, log),
     "equinox method": lambda log: _Module(X, log).residuals,
+    "lifted": lambda log: functools.partial(lift(_closure(log), X)),
     "vmap": lambda log: jax.vmap(_closure(log)),
     "grad": lambda log: jax.jacfwd(_closure(log)),
     "wrapped": lambda log: functools.wraps(_closure)(lambda x: _closure(log)(x)),

@@ -8,7 +8,7 @@ from jaxtyping import Array, ArrayLike, Float
 
 from .base import AbstractSampled, FlatFunction
 from .flat import flat_function, point_in_box
-from .resolve import named
+from .schemes import named
 
 
 def approx_derivative(
@@ -29,28 +29,29 @@ def approx_derivative(
     Parameters
     ----------
     fun : callable
-        Called as ``fun(x, *args, **kwargs)`` with `x` of shape ``(n,)``, also where `x0` is a scalar. Returns a
-        scalar or shape ``(m,)``.
+        Called as ``fun(x, *args, **kwargs)`` with `x` of shape ``(n,)``, also where `x0` is a
+        scalar. Returns a scalar or shape ``(m,)``.
     x0 : array_like, shape (n,) or scalar
-        Where to differentiate. Its dtype, float32 or float64, is the dtype `fun` is called with; an integer becomes
-        the default floating dtype.
+        Where to differentiate. Its dtype, float32 or float64, is the dtype `fun` is called with;
+        an integer becomes the default floating dtype.
     method : {'3-point', '2-point', 'cs', 'jacfwd', 'jacrev'}
         ``'3-point'``: second-order differences, central or one-sided where a bound is near.
         ``'2-point'``: first-order differences.
-        ``'cs'``: a complex step; exact to rounding for an analytic `fun` that takes complex arguments.
+        ``'cs'``: a complex step; exact to rounding, for an analytic `fun` that takes complex `x`.
         ``'jacfwd'``, ``'jacrev'``: automatic differentiation in forward or reverse mode.
     rel_step : float or array_like of shape (n,), optional
-        The step is ``rel_step * abs(x0)``, in the direction of `x0`. By default, and where that would not change `x0`,
-        ``eps**(1/s) * max(1, abs(x0))`` with s = 2 for ``'2-point'`` and 3 for ``'3-point'``, and ``eps**2`` for
-        ``'cs'``, where eps is that of the lower precision of `x0` and ``fun(x0)``. Automatic differentiation has
-        no step.
+        The step is ``rel_step * abs(x0)``, in the direction of `x0`. By default, and where that
+        would not change `x0`, it is ``eps**(1/s) * max(1, abs(x0))`` with s = 2 for
+        ``'2-point'``, 3 for ``'3-point'`` and 1/2 for ``'cs'``, and the eps of the lower precision
+        of `x0` and ``fun(x0)``. Automatic differentiation has no step.
     abs_step : float or array_like of shape (n,), optional
         The step itself. If it is given `rel_step` is not looked at.
     f0 : array_like, shape (m,) or scalar, optional
         ``fun(x0)``, if it is known: saves the differences an evaluation.
     bounds : 2-tuple of array_like
-        Lower and upper bounds, each a scalar, of shape ``(n,)``, or None for no bound. `fun` is not called outside of
-        them. A variable whose bounds coincide has a zero column by differences.
+        Lower and upper bounds, each a scalar, of shape ``(n,)``, or None for no bound. `fun` is
+        not called outside of them. By differences, a variable whose bounds coincide has a zero
+        column.
     args, kwargs : tuple and dict, optional
         Further arguments of `fun`.
 
@@ -62,9 +63,9 @@ def approx_derivative(
     Raises
     ------
     ValueError
-        For an unknown `method`; for `x0` complex, of more than one dimension, or outside of `bounds` (where their
-        values are known, that is not inside a transformation); for `bounds`, steps or `f0` of wrong shape; for a
-        complex value of `fun`.
+        For an unknown `method`; for `x0` complex, of more than one dimension, or outside of
+        `bounds` (where their values are known, that is not inside a transformation); for `bounds`,
+        steps or `f0` of wrong shape; for a complex value of `fun`.
     RuntimeError
         If `fun` returns more than one dimension.
     TypeError

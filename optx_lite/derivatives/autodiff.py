@@ -9,15 +9,18 @@ from .base import AbstractJacobian, higher_precision
 class Forward(AbstractJacobian):
     """Forward mode: one sweep for each of the n parameters, all at once. Right for m >= n.
 
-    The function is linearised where it is evaluated, so it is traced and run once; the Jacobian is the
-    linear map applied to the identity.
+    The function is linearised where it is evaluated, so it is traced and run once; the Jacobian
+    is the linear map applied to the identity.
     """
 
     def linearize(self, fun, x, lower, upper):
+        """Evaluate the function, and keep its pushforward."""
         f, pushforward = jax.linearize(fun, x)
 
         def jacobian():
-            return jax.vmap(pushforward)(jnp.eye(x.size, dtype=x.dtype)).astype(higher_precision(x, f))
+            return jax.vmap(pushforward)(jnp.eye(x.size, dtype=x.dtype)).astype(
+                higher_precision(x, f)
+            )
 
         return f, jacobian
 
@@ -26,6 +29,7 @@ class Reverse(AbstractJacobian):
     """Reverse mode: one sweep for each of the m residuals, all at once. Right for m < n."""
 
     def linearize(self, fun, x, lower, upper):
+        """Evaluate the function, and keep its pullback."""
         f, pullback = jax.vjp(fun, x)
 
         def jacobian():

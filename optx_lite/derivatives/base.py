@@ -1,7 +1,7 @@
 """The interface that every Jacobian scheme meets.
 
-All of it is traced code on flat arrays. A Jacobian is kept transposed, shape ``(n, m)``: one row per
-parameter, contiguous, which is the order that orthogonalising the parameters' directions wants.
+All of it is traced code on flat arrays. A Jacobian is kept transposed, shape ``(n, m)``: one row
+per parameter, contiguous, which is the order that orthogonalising the parameters' directions wants.
 """
 
 import abc
@@ -43,8 +43,9 @@ class AbstractJacobian(eqx.Module):
         f : array, shape (m,)
             ``fun(x)``.
         jacobian : callable
-            Without arguments; gives the transposed Jacobian at `x`, shape ``(n, m)``, in the higher precision
-            of `x` and `f`. It may be called inside a branch of `jax.lax.cond`, or never.
+            Without arguments; gives the transposed Jacobian at `x`, shape ``(n, m)``, in the
+            higher precision of `x` and `f`. It may be called inside a branch of `jax.lax.cond`,
+            or never.
         """
 
 
@@ -52,6 +53,7 @@ class AbstractSampled(AbstractJacobian):
     """A scheme that reads the Jacobian off further values of the function."""
 
     def linearize(self, fun, x, lower, upper):
+        """Evaluate the function; the further values wait until they are asked for."""
         f = fun(x)
         return f, lambda: self.transposed(fun, x, f, lower, upper)
 
@@ -68,22 +70,25 @@ class AbstractSampled(AbstractJacobian):
 
 
 def higher_precision(x: Array, f: Array) -> np.dtype:
-    """The dtype of a Jacobian. NumPy's rule, since JAX's own may be set to refuse mixed operands."""
+    """The dtype of a Jacobian, by NumPy's rule: JAX's may be set to refuse mixed operands."""
     return np.promote_types(x.dtype, f.dtype)
 
 
 def lower_eps(x: Array, f: Array) -> float:
-    """Machine epsilon of the lower precision of the two: what differences of `f` over `x` can resolve."""
+    """Machine epsilon of the lower precision: what differences of `f` over `x` can resolve."""
     return max(float(jnp.finfo(x.dtype).eps), float(jnp.finfo(f.dtype).eps))
 
 
 def relative_step(rel_step, x: Float[Array, " n"]) -> Float[Array, " n"]:
-    """A step asked for as a fraction of each parameter, of its sign; zero where the parameter is."""
+    """Step asked for as a fraction of each parameter, with its sign; 0 where that is 0."""
     return broadcast_step(rel_step, x, "rel_step") * x
 
 
 def broadcast_step(step, x: Float[Array, " n"], name: str) -> Float[Array, " n"]:
+    """A step for each parameter; `name` is what the user calls it."""
     step = jnp.asarray(step, dtype=x.dtype)
     if step.shape not in ((), (1,), x.shape):
-        raise ValueError(f"`{name}` must be a number or have shape {x.shape}, got shape {step.shape}.")
+        raise ValueError(
+            f"`{name}` must be a number or have shape {x.shape}, got shape {step.shape}."
+        )
     return jnp.broadcast_to(step, x.shape)

@@ -1,8 +1,8 @@
 """Derivatives by a step into the complex plane.
 
-W. Squire and G. Trapp, "Using Complex Variables to Estimate Derivatives of Real Functions", SIAM Review 40
-(1998): for a real function that continues analytically, ``f(x + ih) = f(x) + i h f'(x) - h^2 f''(x)/2 - ...``,
-and nothing is subtracted, so the step may be as small as one likes.
+W. Squire and G. Trapp, "Using Complex Variables to Estimate Derivatives of Real Functions", SIAM
+Review 40 (1998): ``f(x + ih) = f(x) + i h f'(x) - h^2 f''(x)/2 - ...`` for a real function that
+continues analytically. Nothing is subtracted, so the step may be as small as one likes.
 """
 
 import jax
@@ -18,8 +18,9 @@ class ComplexStep(AbstractSampled):
     Parameters
     ----------
     rel_step : float or array of shape (n,), optional
-        Step relative to ``abs(x)``. By default ``eps**2 * max(1, abs(x))``: SciPy's square root of eps is
-        made for differences, and here would leave a truncation error for parameters far smaller than 1.
+        Step relative to ``abs(x)``. By default ``eps**2 * max(1, abs(x))``: SciPy's square root
+        of eps is made for differences, and leaves a truncation error where parameters are far
+        smaller than 1.
     abs_step : float or array of shape (n,), optional
         The step itself; overrides `rel_step`.
     """
@@ -28,6 +29,7 @@ class ComplexStep(AbstractSampled):
     abs_step: ArrayLike | None = None
 
     def transposed(self, fun, x, f, lower, upper):
+        """Imaginary parts, over the imaginary step."""
         h = jax.lax.stop_gradient(self._steps(x, f))
         real = jnp.broadcast_to(x, (x.size, x.size))
         values = jax.vmap(fun)(jax.lax.complex(real, jnp.diag(h)))

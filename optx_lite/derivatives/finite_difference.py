@@ -1,9 +1,9 @@
 """Finite differences that stay inside the bounds.
 
-The rules for the step are those of ``scipy.optimize`` (W. H. Press et al., "Numerical Recipes", 3rd edition,
-section 5.7). The formulas take the steps as they really were after rounding, so they need not be equal:
-B. Fornberg, "Generation of Finite Difference Formulas on Arbitrarily Spaced Grids", Mathematics of
-Computation 51 (1988).
+The rules for the step are those of ``scipy.optimize`` (W. H. Press et al., "Numerical Recipes", 3rd
+edition, section 5.7). The formulas take the steps as they really were after rounding, so they need
+not be equal: B. Fornberg, "Generation of Finite Difference Formulas on Arbitrarily Spaced Grids",
+Mathematics of Computation 51 (1988).
 """
 
 from typing import Literal
@@ -24,12 +24,13 @@ class FiniteDifference(AbstractSampled):
     Parameters
     ----------
     scheme : {'2-point', '3-point'}
-        ``'2-point'`` steps once, away from zero unless a bound is in the way. ``'3-point'`` steps to both sides,
-        or twice to one side near a bound. Where the box leaves no room at all the column is zero.
+        ``'2-point'`` steps once, away from zero unless a bound is in the way. ``'3-point'`` steps
+        to both sides, or twice to one side near a bound. Where the box leaves no room at all the
+        column is zero.
     rel_step : float or array of shape (n,), optional
         Step relative to ``abs(x)``. By default, and where it would not change `x`,
-        ``eps**(1/2) * max(1, abs(x))`` and ``eps**(1/3) * max(1, abs(x))``, with the eps of the lower precision
-        of `x` and ``fun(x)``.
+        ``eps**(1/2) * max(1, abs(x))`` and ``eps**(1/3) * max(1, abs(x))``, with the eps of the
+        lower precision of `x` and ``fun(x)``.
     abs_step : float or array of shape (n,), optional
         The step itself; overrides `rel_step`.
     """
@@ -43,7 +44,8 @@ class FiniteDifference(AbstractSampled):
             raise ValueError(f"`scheme` must be '2-point' or '3-point', got {self.scheme!r}.")
 
     def transposed(self, fun, x, f, lower, upper):
-        # The derivative of a difference is the difference of the derivative: the steps are constants to it.
+        """Weighted changes of the value over the steps."""
+        # The derivative of a difference is the difference of derivatives: its steps are constants.
         origin, lower, upper = map(jax.lax.stop_gradient, (x, lower, upper))
         h = self._steps(origin, f)
         if self.scheme == "2-point":
@@ -52,7 +54,9 @@ class FiniteDifference(AbstractSampled):
             trials = jnp.stack(three_point_trials(origin, h, lower, upper))
         dtype = higher_precision(x, f)
         taken = trials.astype(dtype) - origin.astype(dtype)
-        weights = two_point_weights(*taken) if self.scheme == "2-point" else three_point_weights(*taken)
+        weights = (
+            two_point_weights(*taken) if self.scheme == "2-point" else three_point_weights(*taken)
+        )
         changes = _values(fun, x, trials + (x - origin)).astype(dtype) - f.astype(dtype)
         return jnp.sum(jnp.stack(weights)[:, :, None] * changes, axis=0)
 
@@ -68,7 +72,7 @@ class FiniteDifference(AbstractSampled):
 
 
 def default_step(x: Float[Array, "*n"], eps: float, order: int) -> Float[Array, "*n"]:
-    """Step that balances truncation against rounding for variables of size 1 or more, away from zero."""
+    """Step away from zero that balances truncation against rounding for variables of size >= 1."""
     h = eps ** (1 / order) * jnp.maximum(1.0, jnp.abs(x))
     return jnp.where(x < 0, -h, h)
 
@@ -84,7 +88,7 @@ def one_sided_trial(x, h, lower, upper) -> Float[Array, "*n"]:
 
 
 def three_point_trials(x, h, lower, upper) -> tuple[Float[Array, "*n"], Float[Array, "*n"]]:
-    """``x - h`` and ``x + h`` where both are inside, else ``x + h`` and ``x + 2 h`` toward the wider side."""
+    """``x - h`` and ``x + h`` where both are inside, else one and two steps to the wider side."""
     below, above = x - lower, upper - x
     narrow, wide = jnp.minimum(below, above), jnp.maximum(below, above)
     h = jnp.abs(h)
@@ -103,10 +107,13 @@ def two_point_weights(a: Float[Array, "*n"]) -> tuple[Float[Array, "*n"]]:
     return (_quotient(1.0, a, a != 0),)
 
 
-def three_point_weights(a: Float[Array, "*n"], b: Float[Array, "*n"]) -> tuple[Float[Array, "*n"], Float[Array, "*n"]]:
+def three_point_weights(
+    a: Float[Array, "*n"], b: Float[Array, "*n"]
+) -> tuple[Float[Array, "*n"], Float[Array, "*n"]]:
     """Weights in ``f'(x) = w1 (f(x + a) - f(x)) + w2 (f(x + b) - f(x))``, exact for parabolas.
 
-    Steps of a few units in the last place may coincide or vanish: the two-point formula for the one that is left.
+    Steps of a few units in the last place may coincide or vanish: then it is the two-point formula
+    for the one that is left.
     """
     proper = (a != 0) & (b != 0) & (a != b)
     w1 = _quotient(_quotient(b, a, proper), b - a, proper)
@@ -115,7 +122,9 @@ def three_point_weights(a: Float[Array, "*n"], b: Float[Array, "*n"]) -> tuple[F
     return jnp.where(proper, w1, jnp.where(b == 0, only_a, 0.0)), jnp.where(proper, w2, only_b)
 
 
-def _quotient(numerator, denominator: Float[Array, "*n"], valid: Bool[Array, "*n"]) -> Float[Array, "*n"]:
+def _quotient(
+    numerator, denominator: Float[Array, "*n"], valid: Bool[Array, "*n"]
+) -> Float[Array, "*n"]:
     return jnp.where(valid, numerator / jnp.where(valid, denominator, 1.0), 0.0)
 
 

@@ -2,9 +2,9 @@
 
 from collections.abc import Callable
 
-import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float
 
 from .base import FlatFunction
@@ -21,8 +21,11 @@ def point_in_box(x0, bounds) -> tuple[Float[Array, " n"], Float[Array, " n"], Fl
         x = x.astype(jnp.result_type(float))
     if len(bounds) != 2:
         raise ValueError(f"`bounds` must contain 2 elements, got {len(bounds)}.")
-    lower, upper = (_bound(bound, infinity, x) for bound, infinity in zip(bounds, (-jnp.inf, jnp.inf), strict=True))
-    known = not any(isinstance(array, jax.core.Tracer) for array in (x, lower, upper))
+    lower, upper = (
+        _bound(bound, infinity, x)
+        for bound, infinity in zip(bounds, (-jnp.inf, jnp.inf), strict=True)
+    )
+    known = not any(isinstance(array, Tracer) for array in (x, lower, upper))
     if known and bool(jnp.any((x < lower) | (x > upper))):
         raise ValueError(f"`x0` violates bound constraints: {_outside(x, lower, upper)}.")
     return x, lower, upper
@@ -31,7 +34,9 @@ def point_in_box(x0, bounds) -> tuple[Float[Array, " n"], Float[Array, " n"], Fl
 def _bound(bound, infinity: float, x: Float[Array, " n"]) -> Float[Array, " n"]:
     bound = jnp.asarray(infinity if bound is None else bound, dtype=x.dtype)
     if bound.shape not in ((), x.shape):
-        raise ValueError(f"Inconsistent shapes between bounds and `x0`: {bound.shape} and {x.shape}.")
+        raise ValueError(
+            f"Inconsistent shapes between bounds and `x0`: {bound.shape} and {x.shape}."
+        )
     return jnp.broadcast_to(bound, x.shape)
 
 
@@ -47,7 +52,9 @@ def flat_function(fun: Callable, args: tuple, kwargs: dict | None) -> FlatFuncti
     def flat(x):
         f = jnp.atleast_1d(jnp.asarray(fun(x, *args, **kwargs)))
         if f.ndim > 1:
-            raise RuntimeError(f"`fun` return value has more than 1 dimension: its shape is {f.shape}.")
+            raise RuntimeError(
+                f"`fun` return value has more than 1 dimension: its shape is {f.shape}."
+            )
         if jnp.iscomplexobj(f) and not jnp.iscomplexobj(x):
             raise ValueError(f"`fun` must return real values, got {f.dtype}.")
         return f if jnp.issubdtype(f.dtype, jnp.inexact) else f.astype(x.dtype)

@@ -19,13 +19,16 @@ class UserJacobian(AbstractJacobian):
     jac: Callable
 
     def linearize(self, fun, x, lower, upper):
+        """Evaluate the function; the Jacobian waits until it is asked for."""
         f = fun(x)
 
         def jacobian():
             rows = jnp.atleast_2d(jnp.asarray(self.jac(x)))
-            if rows.shape != (f.size, x.size):
+            expected = (f.size, x.size)
+            if rows.shape != expected:
                 raise ValueError(
-                    f"The return value of `jac` has wrong shape: expected {(f.size, x.size)}, actual {rows.shape}."
+                    "The return value of `jac` has wrong shape: "
+                    f"expected {expected}, actual {rows.shape}."
                 )
             if jnp.iscomplexobj(rows):
                 raise ValueError(f"`jac` must return real values, got {rows.dtype}.")

@@ -1,11 +1,13 @@
-"""Small dense factorisations, in two forms: for one problem, and for the lanes of a `vmap`."""
+"""Small dense factorisations, written so that the lanes of a `vmap` go through them together."""
 
 from ._norms import norm as norm
 from ._norms import safe_divide as safe_divide
 from ._norms import safe_sqrt as safe_sqrt
 from ._symmetric import solve_symmetric as solve_symmetric
 from ._triangular import diagonal as diagonal
-from ._triangular import solve_triangular as solve_triangular
+from ._triangular import solve_transposed as solve_transposed
+from ._triangular import solve_upper as solve_upper
 from ._triangular import triangularize as triangularize
 from ._trust_region import damped_step as damped_step
+from ._trust_region import normal_step as normal_step
 from ._trust_region import solve_trust_region as solve_trust_region

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
-from ._triangular import SMALL, diagonal, solve_triangular
+from ._triangular import SMALL, diagonal, solve_transposed, solve_upper
 
 
 def solve_symmetric(matrix: Array, b: Array) -> Array:
@@ -45,7 +45,7 @@ def solve_symmetric(matrix: Array, b: Array) -> Array:
 
 def _solve_definite(lower: Array, b: Array) -> Array:
     upper = lower.T
-    return solve_triangular(upper, solve_triangular(upper, b, True))
+    return solve_upper(upper, solve_transposed(upper, b))
 
 
 def _cholesky(matrix: Array) -> Array:

@@ -33,7 +33,7 @@ from jax import lax
 from jaxtyping import Array
 
 from ._norms import norm
-from ._triangular import SMALL, solve_triangular, triangularize
+from ._triangular import SMALL, solve_transposed, solve_upper, triangularize
 
 RTOL = 1e-4
 MAX_ITERATIONS = 12
@@ -122,7 +122,13 @@ def _solve_trust_region_jvp(primals, tangents):  # type: ignore[no-untyped-def]
 def damped_step(upper: Array, qtf: Array, damping: Array) -> Array:
     """p of (1), ``damping`` = diag(C) + alpha; shapes (n, n), (n,), (n,)."""
     root, right = _damped_root(upper, qtf, damping)
-    return -solve_triangular(root, right)
+    return -solve_upper(root, right)
+
+
+def normal_step(upper: Array, grad: Array, damping: Array) -> Array:
+    """-(R^T R + damping)^-1 grad; shapes (n, n), (n,), (n,)."""
+    root, _ = _damped_root(upper, jnp.zeros_like(grad), damping)
+    return -solve_upper(root, solve_transposed(root, grad))
 
 
 def _damped_step_and_slope(
@@ -131,8 +137,8 @@ def _damped_step_and_slope(
     """p(alpha) of (1) and -phi'(alpha) of (3)."""
     damping = jnp.zeros_like(qtf) + alpha if diag is None else diag + alpha
     root, right = _damped_root(upper, qtf, damping)
-    step = -solve_triangular(root, right)
-    half = solve_triangular(root, step, True)
+    step = -solve_upper(root, right)
+    half = solve_transposed(root, step)
     size = norm(step)
     return step, (half @ half) / jnp.where(size > 0, size, 1)
 
@@ -147,7 +153,7 @@ def _damped_root(upper: Array, qtf: Array, damping: Array) -> tuple[Array, Array
     matrix = upper.T @ upper + jnp.diag(damping)
     unseen = jnp.sum(jnp.abs(matrix), axis=0) == 0
     lower = jnp.linalg.cholesky(matrix + jnp.diag(unseen.astype(matrix.dtype)))
-    return lower.T, solve_triangular(lower.T, qtf @ upper, True)
+    return lower.T, solve_transposed(lower.T, qtf @ upper)
 
 
 def _floor(upper: Array, singular: Array) -> Array:

@@ -31,12 +31,27 @@ above its rounding, and p is not yet below the tolerance relative to x. The last
 with the status that opened it.
 
 A radius that collapses with the gradient still there is not convergence: status -4.
+
+The correction. A step p that fails in a curved valley has shown how curved it is: the residual
+that the linear model missed, r = f(x + p) - f - J p, is the second-order term along p. So
+before the radius shrinks, one trial goes to x + p + c,
+
+    c = argmin || J c + r ||^2 + alpha || D c ||^2,   taken if ||D c|| <= 3/4 ||D p||  (4)
+
+the step of Transtrum & Sethna ("Improvements to the Levenberg-Marquardt algorithm for
+nonlinear least-squares minimization", 2012), whose second derivative is had here for nothing.
+On NIST's 54 problems it halves the evaluations of lm.
+
+The fallback. No scaling wins everywhere: the columns of J on badly scaled parameters, 1 on
+functions whose columns change by orders of magnitude. Unless the user chose one, the machine
+goes over to the other after `PATIENCE` evaluations in which the trust region was in the way and
+the cost did not fall by a tenth.
 """
 
 from __future__ import annotations
 
 import abc
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -52,9 +67,10 @@ from .._result import Result
 from ..linalg import (
     diagonal,
     norm,
+    normal_step,
     safe_divide,
     safe_sqrt,
-    solve_triangular,
+    solve_upper,
     triangularize,
 )
 from ._base import AbstractSolver
@@ -82,6 +98,8 @@ class Trial(eqx.Module):
     predicted: Array  # () reduction of the cost, in units of s^2
     limited: Array  # () bool: the trust region cut the step short
     damping: Array  # () Levenberg-Marquardt parameter, a first guess for the next
+    corrected: Array  # () bool: by (4)
+    radius: Array  # () trust radius in which it was proposed
 
 
 class Outlook(eqx.Module):
@@ -104,7 +122,10 @@ class State(eqx.Module):
     unit: Array  # () s
     model: Model
     outlook: Outlook
+    lengths: Array  # (n,) largest norm that each column of J has had
     scale: Array  # (n,) D^-1: the size of each variable
+    slow: Array  # () evaluations since the trust region was last out of the way
+    switched: Array  # () bool: the fallback scaling is in force
     radius: Array  # () trust radius
     trial: Trial
     pending: Array  # () status of the test which opened the last phase, 0 before
@@ -124,7 +145,9 @@ class TrustRegionSolver(AbstractSolver[LeastSquaresProblem, State]):
     ftol, xtol, gtol : float
         Relative tolerances, 0 for "off".
     x_scale : array (n,) or None
-        The size of each variable; None: from the columns of the Jacobian, 'jac' in SciPy.
+        The size of each variable; None: the algorithm's own, with the fallback.
+    from_jacobian : bool, static
+        Take it from the columns of the Jacobian and from nothing else, 'jac' in SciPy.
     max_nfev : int or None
         Most evaluations; None: 100 n.
     """
@@ -134,6 +157,7 @@ class TrustRegionSolver(AbstractSolver[LeastSquaresProblem, State]):
     gtol: Any = 1e-8
     x_scale: Any = None
     max_nfev: Any = None
+    from_jacobian: bool = eqx.field(static=True, default=False)
 
     # -- the machine ---------------------------------------------------------------------
 
@@ -166,10 +190,19 @@ class TrustRegionSolver(AbstractSolver[LeastSquaresProblem, State]):
             outlook=Outlook(
                 step=zeros, x=x0, size=infinite, left=infinite, offset=infinite, steepest=infinite
             ),
+            lengths=zeros,
             scale=zeros + 1 if self.x_scale is None else zeros + self.x_scale,
+            slow=count,
+            switched=jnp.zeros((), bool),
             radius=infinite,
             trial=Trial(
-                x=x0, length=zero, predicted=zero, limited=jnp.zeros((), bool), damping=zero
+                x=x0,
+                length=zero,
+                predicted=zero,
+                limited=jnp.zeros((), bool),
+                damping=zero,
+                corrected=jnp.zeros((), bool),
+                radius=infinite,
             ),
             pending=count,
             reduction=zero,
@@ -201,30 +234,82 @@ class TrustRegionSolver(AbstractSolver[LeastSquaresProblem, State]):
         ratio = jnp.where(first, 1, safe_divide(reduction, state.trial.predicted))
         ratio = jnp.where(finite, ratio, -1)
         polishing = state.pending > 0
-        rounding = 10 * problem.precision * state.cost
-        better = jnp.where(polishing, reduction >= -rounding, self.acceptable(reduction, ratio))
+        # In the last phase the steps tell; the cost, which is rounded, only warns.
+        noise = problem.precision ** (2 / 3) * state.cost
+        better = jnp.where(polishing, reduction >= -noise, self.acceptable(reduction, ratio))
         accepted = finite & (first | better)
 
         def move() -> State:
             return self._move(problem, state, f, cost, jacobian(), unit)
 
-        moved = lax.cond(accepted, move, lambda: state)
-        radius = jnp.where(
-            first,
-            self.first_radius(problem, moved),
-            jnp.where(polishing, state.radius, self.next_radius(state, cost, ratio, finite)),
-        )
-        moved = eqx.tree_at(
-            lambda s: (s.unit, s.nfev, s.radius), moved, (unit, state.nfev + 1, radius)
-        )
+        moved = lax.cond(accepted, move, lambda: self._stay(state, unit))
+        radius = self._radius(problem, state, moved, cost, ratio, finite, accepted)
+        moved = eqx.tree_at(lambda s: s.radius, moved, radius)
         status, pending = self._judge(problem, state, moved, accepted, ratio)
         status = jnp.where(first & ~finite, codes.NONFINITE, status).astype(jnp.int32)
         damping = jnp.where(first, 0, state.trial.damping * safe_divide(state.radius, radius))
         trial = self.propose(problem, moved, jnp.where(jnp.isfinite(damping), damping, 0))
         x = jnp.where(pending > 0, moved.outlook.x, trial.x)
         trial = eqx.tree_at(lambda t: t.x, trial, x)
+        failed = finite & ~accepted & ~polishing & ~state.trial.corrected
+        trial = lax.cond(
+            failed, lambda: self._correct(problem, state, f, trial), lambda: trial
+        )
         return eqx.tree_at(
             lambda s: (s.trial, s.pending, s.status), moved, (trial, pending, status)
+        )
+
+    def _radius(
+        self,
+        problem: LeastSquaresProblem,
+        state: State,
+        moved: State,
+        cost: Array,
+        ratio: Array,
+        finite: Array,
+        accepted: Array,
+    ) -> Array:
+        """The trust radius after a trial."""
+        trial = state.trial
+        usual = self.next_radius(state, cost, ratio, finite)
+        # A correction that works vindicates the radius of the step which it corrects.
+        vindicated = trial.radius * jnp.where(ratio > 0.25, 1, 0.25)
+        corrected = jnp.where(accepted, vindicated, state.radius)
+        radius = jnp.where(trial.corrected, corrected, usual)
+        radius = jnp.where(state.pending > 0, state.radius, radius)
+        if self.x_scale is None and not self.from_jacobian:
+            anew = moved.switched != state.switched
+            radius = jnp.where(anew, 2 * norm((moved.x - state.x) / moved.scale), radius)
+        return jnp.where(state.nfev == 0, self.first_radius(problem, moved), radius)
+
+    def _correct(
+        self, problem: LeastSquaresProblem, state: State, f: Array, trial: Trial
+    ) -> Trial:
+        """The trial (4) after one that failed, or else ``trial``."""
+        model, failed = state.model, state.trial
+        step = failed.x - state.x
+        missed = f - state.f
+        if not problem.loss.is_linear:
+            missed = missed * problem.loss.weights(state.f)[0]
+        missed = missed / state.unit - step @ model.rows
+        metric, diag = self.metric(problem, state)
+        upper = model.upper * metric
+        damping = failed.damping + (jnp.zeros_like(metric) if diag is None else diag)
+        correction = normal_step(upper, metric * (model.rows @ missed), damping)
+        length = norm(correction)
+        x = failed.x + metric * correction
+        if problem.bounded:
+            x = jnp.clip(x, problem.lower, problem.upper)
+        usable = (length <= 0.75 * failed.length) & jnp.all(jnp.isfinite(x))
+        corrected = eqx.tree_at(
+            lambda t: (t.x, t.corrected), failed, (x, jnp.ones((), bool))
+        )
+        return jax.tree.map(lambda new, old: jnp.where(usable, new, old), corrected, trial)
+
+    def _stay(self, state: State, unit: Array) -> State:
+        """The state after a rejected trial."""
+        return eqx.tree_at(
+            lambda s: (s.unit, s.nfev, s.slow), state, (unit, state.nfev + 1, state.slow + 1)
         )
 
     def _move(
@@ -250,12 +335,17 @@ class TrustRegionSolver(AbstractSolver[LeastSquaresProblem, State]):
             fnorm=norm(weighted),
             singular=jnp.any((diagonal(upper) == 0) & (columns > 0)),
         )
-        scale = state.scale
-        if self.x_scale is None:
-            # D is the largest norm that the column has had (More 1977, section 5)
-            lengths = jnp.sqrt(columns)
-            initial = jnp.where(columns > 0, lengths, 1)
-            scale = 1 / jnp.where(first, initial, jnp.maximum(lengths, 1 / scale))
+        lengths = jnp.maximum(jnp.sqrt(columns), state.lengths)
+        lengths = jnp.where(first & (columns == 0), 1, lengths)
+        out_of_the_way = ~state.trial.limited | (cost < 0.9 * state.cost)
+        slow = jnp.where(out_of_the_way, 0, state.slow + 1)
+        switched, scale = state.switched, state.scale
+        if self.from_jacobian:
+            scale = 1 / lengths
+        elif self.x_scale is None:
+            switched = switched ^ (slow >= self.PATIENCE)
+            slow = jnp.where(switched == state.switched, slow, 0)
+            scale = jnp.where(switched == self.JACOBIAN_FIRST, 1, 1 / lengths)
         moved = State(
             x=state.trial.x,
             f=f,
@@ -263,13 +353,16 @@ class TrustRegionSolver(AbstractSolver[LeastSquaresProblem, State]):
             unit=unit,
             model=model,
             outlook=state.outlook,
+            lengths=lengths,
             scale=scale,
+            slow=slow,
+            switched=switched,
             radius=state.radius,
             trial=state.trial,
             pending=state.pending,
             reduction=jnp.where(first, 0, state.cost - cost),
             step_norm=norm(state.trial.x - state.x),
-            nfev=state.nfev,
+            nfev=state.nfev + 1,
             njev=state.njev + 1,
             nit=state.nit + 1 - first.astype(jnp.int32),
             status=state.status,
@@ -290,14 +383,14 @@ class TrustRegionSolver(AbstractSolver[LeastSquaresProblem, State]):
             active = (side != 0) & (slope >= distance * columns)
             onto = jnp.where(active, -side * distance, 0)
             upper, qtf = triangularize(jnp.where(active, 0, upper).T, qtf + upper @ onto)
-            step = onto - solve_triangular(upper, qtf)
+            step = onto - solve_upper(upper, qtf)
             goal = jnp.clip(x + step, problem.lower, problem.upper)
             face = jnp.where(side < 0, problem.upper, problem.lower)
             goal = jnp.where(active, face, goal)
             blocked = 2 * jnp.sum(jnp.where(active, slope * distance, 0))
             slope = jnp.where(active, 0, slope)
         else:
-            step = -solve_triangular(upper, qtf)
+            step = -solve_upper(upper, qtf)
             goal, blocked = x + step, 0.0
         size = jnp.max(safe_divide(jnp.abs(goal - x), jnp.maximum(jnp.abs(x), jnp.abs(goal))))
         free = (state.pending > 0) | ~state.trial.limited
@@ -413,6 +506,13 @@ class TrustRegionSolver(AbstractSolver[LeastSquaresProblem, State]):
         return told, after.nit > before.nit
 
     # -- the algorithm -------------------------------------------------------------------
+
+    PATIENCE: ClassVar[int] = 20
+    JACOBIAN_FIRST: ClassVar[bool] = False  # which scaling is the first, which the fallback
+
+    @abc.abstractmethod
+    def metric(self, problem: LeastSquaresProblem, state: State) -> tuple[Array, Array | None]:
+        """The lengths of the unit steps (n,), and the diagonal added to J^T J there, if any."""
 
     @abc.abstractmethod
     def first_radius(self, problem: LeastSquaresProblem, state: State) -> Array:

@@ -24,7 +24,7 @@ from jaxtyping import Array
 
 from .._bounds import step_to_bound, within
 from .._problem import LeastSquaresProblem
-from ..linalg import safe_divide, solve_triangular, triangularize
+from ..linalg import safe_divide, solve_upper, triangularize
 from ._trust_region import State, Trial, TrustRegionSolver, evaluate_model, scipy_radius
 
 
@@ -36,6 +36,12 @@ class Dogbox(TrustRegionSolver):
         size = jnp.max(jnp.abs(state.x / state.scale))
         return jnp.where(size > 0, size, 1)
 
+    def metric(self, problem: LeastSquaresProblem, state: State) -> tuple[Array, None]:
+        """s, and 0 for the held variables."""
+        if not problem.bounded:
+            return state.scale, None
+        return jnp.where(_held(problem, state), 0, state.scale), None
+
     def next_radius(self, before: State, cost: Array, ratio: Array, finite: Array) -> Array:
         """SciPy's rule."""
         return scipy_radius(before, ratio, finite)
@@ -46,14 +52,13 @@ class Dogbox(TrustRegionSolver):
         low = jnp.full_like(x, -1) * state.radius * state.scale
         high = -low
         if problem.bounded:
-            outward = ((x <= problem.lower) & (grad > 0)) | ((x >= problem.upper) & (grad < 0))
-            held = outward | (problem.lower == problem.upper)
+            held = _held(problem, state)
             grad = jnp.where(held, 0, grad)
             upper, qtf = triangularize(jnp.where(held, 0, upper).T, qtf)
             region_low, region_high = low, high
             low = jnp.maximum(problem.lower - x, low)
             high = jnp.minimum(problem.upper - x, high)
-        newton = -solve_triangular(upper, qtf)
+        newton = -solve_upper(upper, qtf)
         zero = jnp.zeros_like(x)
         down, _ = step_to_bound(zero, -grad, low, high)
         along = upper @ grad
@@ -79,4 +84,13 @@ class Dogbox(TrustRegionSolver):
             predicted=evaluate_model(upper, qtf, step),
             limited=~inside & jnp.any(at_edge),
             damping=damping,
+            corrected=jnp.zeros((), bool),
+            radius=state.radius,
         )
+
+
+def _held(problem: LeastSquaresProblem, state: State) -> Array:
+    """Variables on a bound with the antigradient pointing outward, and fixed ones."""
+    x, grad = state.x, state.model.grad
+    outward = ((x <= problem.lower) & (grad > 0)) | ((x >= problem.upper) & (grad < 0))
+    return outward | (problem.lower == problem.upper)

@@ -37,6 +37,9 @@ FACTOR = 1.0
 class LevenbergMarquardt(TrustRegionSolver):
     """``method='lm'``; see the module for the mathematics."""
 
+    PATIENCE = 40
+    JACOBIAN_FIRST = True
+
     def init(self, problem: LeastSquaresProblem, x0: Array) -> State:
         """As every solver's; a variable that is bounded and not fixed is bad input."""
         state = super().init(problem, x0)
@@ -54,6 +57,10 @@ class LevenbergMarquardt(TrustRegionSolver):
         alone = jnp.ones_like(size) if self.x_scale is not None else state.model.fnorm
         alone = jnp.where(alone > 0, alone, 1)
         return FACTOR * jnp.where(size > 0, size, alone)
+
+    def metric(self, problem: LeastSquaresProblem, state: State) -> tuple[Array, None]:
+        """D^-1."""
+        return state.scale, None
 
     def next_radius(self, before: State, cost: Array, ratio: Array, finite: Array) -> Array:
         """Equations (2) and (3)."""
@@ -90,4 +97,6 @@ class LevenbergMarquardt(TrustRegionSolver):
             predicted=evaluate_model(model.upper, model.qtf, scale * step),
             limited=limited,
             damping=damping,
+            corrected=jnp.zeros((), bool),
+            radius=state.radius,
         )

@@ -46,7 +46,7 @@ class TrustRegionReflective(TrustRegionSolver):
 
     def first_radius(self, problem: LeastSquaresProblem, state: State) -> Array:
         """||D^-1 x0||, 1 for x0 = 0."""
-        size = norm(safe_divide(state.x, self._metric(problem, state)[0]))
+        size = norm(safe_divide(state.x, self.metric(problem, state)[0]))
         return jnp.where(size > 0, size, 1)
 
     def next_radius(self, before: State, cost: Array, ratio: Array, finite: Array) -> Array:
@@ -56,7 +56,7 @@ class TrustRegionReflective(TrustRegionSolver):
     def propose(self, problem: LeastSquaresProblem, state: State, damping: Array) -> Trial:
         """The minimiser of (2) in the ball, brought into the box."""
         model = state.model
-        metric, diag = self._metric(problem, state)
+        metric, diag = self.metric(problem, state)
         upper = model.upper * metric[None, :]
         if diag is None:
             newton = state.outlook.step / metric
@@ -78,9 +78,11 @@ class TrustRegionReflective(TrustRegionSolver):
             predicted=predicted,
             limited=limited | (length > 0.95 * state.radius),
             damping=damping,
+            corrected=jnp.zeros((), bool),
+            radius=state.radius,
         )
 
-    def _metric(
+    def metric(
         self, problem: LeastSquaresProblem, state: State
     ) -> tuple[Array, Array | None]:
         """D, with the scale of x in it, and the diagonal of C (None without bounds)."""

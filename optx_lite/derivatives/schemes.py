@@ -43,7 +43,9 @@ def resolve(jac, diff_step: ArrayLike | None = None) -> AbstractJacobian:
     if callable(jac) and not isinstance(jac, type):
         return UserJacobian(jac)
     names = ", ".join(map(repr, METHODS))
-    raise ValueError(f"`jac` must be {names}, a callable or an instance of AbstractJacobian, got {jac!r}.")
+    raise ValueError(
+        f"`jac` must be {names}, a callable or an instance of AbstractJacobian, got {jac!r}."
+    )
 
 
 def named(method: str, **steps) -> AbstractJacobian:
