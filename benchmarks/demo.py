@@ -118,7 +118,7 @@ def residuals(x, t, y):
 def measurements() -> tuple[jax.Array, jax.Array]:
     """A decay to zero with noise of 0.08 and six gross errors."""
     t = np.linspace(0, 4, 40)
-    y = np.asarray(decay(TRUTH, t)) + 0.08 * np.random.default_rng(3).standard_normal(t.size)
+    y = np.asarray(decay(TRUTH, t)) + 0.08 * np.random.default_rng(4).standard_normal(t.size)
     for i, error in OUTLIERS.items():
         y[i] += error
     return jnp.asarray(t), jnp.asarray(y)

@@ -37,6 +37,7 @@ from jax import lax
 from jaxtyping import Array
 
 from ._bounds import coleman_li
+from ._lanes import in_chunks
 from ._loop import Checkpointed, FixedSteps, drive
 from ._result import Result
 from .linalg import safe_sqrt, solve_symmetric
@@ -102,7 +103,11 @@ class UnrolledAdjoint(AbstractAdjoint):
 @ft.partial(jax.jit, static_argnums=0)
 def _run(static: Any, leaves: list[Array]) -> Result:
     treedef, _ = static
-    return drive(*jax.tree.unflatten(treedef, leaves))
+    solver, problem, x0, _ = jax.tree.unflatten(treedef, leaves)
+    state = jax.eval_shape(solver.init, problem, x0)
+    lane_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+    solve = in_chunks(lambda *leaves: drive(*jax.tree.unflatten(treedef, leaves)), lane_bytes)
+    return solve(*leaves)
 
 
 @ft.partial(jax.custom_jvp, nondiff_argnums=(0,))

@@ -14,7 +14,7 @@ from jaxtyping import Array
 
 from . import _result as codes
 from ._implicit import AbstractAdjoint, ImplicitAdjoint
-from ._lift import Lifted, lift
+from ._lift import Lifted, inputs, lift
 from ._losses import LOSSES, Loss, ScalarLoss, ScipyLoss
 from ._monitor import Listener, forget, register
 from ._problem import LeastSquaresProblem
@@ -364,7 +364,7 @@ def _lift_residuals(
         )
         on_complex = lift(bound, z, *args, label="`fun`")
     lifted = lift(bound, x, *args, label="`fun`")
-    return _Residuals(lifted, on_complex, _numbers_only(args), restore)
+    return _Residuals(lifted, on_complex, inputs(args), restore)
 
 
 def _lift_jacobian(
@@ -379,16 +379,11 @@ def _lift_jacobian(
             raise ValueError(
                 f"The return value of `jac` has wrong shape: expected {(m, n)}, actual {shape}."
             )
-    return _Jacobian(lifted, _numbers_only(args), restore)
+    return _Jacobian(lifted, inputs(args), restore)
 
 
 def _with_kwargs(fun: Callable, kwargs: dict[str, Any] | None) -> Callable:
     return jax.tree_util.Partial(fun, **kwargs) if kwargs else fun
-
-
-def _numbers_only(args: tuple) -> Any:
-    """The arguments that are inputs of the lifted function; the others stand in its code."""
-    return args
 
 
 def _ravel_native(leaves: list[Any]) -> Array:

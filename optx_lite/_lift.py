@@ -104,7 +104,11 @@ class Lifted(eqx.Module):
     structure: Structure = eqx.field(static=True)
 
     def __call__(self, *args: Any) -> Any:
-        """Compute the function from arguments of the examples' structure, shapes and dtypes."""
+        """Compute the function from arguments of the examples' structure, shapes and dtypes.
+
+        Leaves that were constants to `lift` may be there or not (see `inputs`); they are not
+        looked at.
+        """
         structure = self.structure
         leaves, in_tree, _ = _split(args)
         if in_tree != structure.in_tree:
@@ -212,6 +216,18 @@ def _split(args: tuple) -> tuple[list, Any, Any]:
         return leaves, treedef, None
     dynamic, static = eqx.partition(args, _is_dynamic)
     return *jax.tree.flatten(dynamic), static
+
+
+def inputs(tree: Any) -> Any:
+    """The part of a pytree of arguments that a `Lifted` takes, with None for each other leaf.
+
+    Examples
+    --------
+    >>> inputs({"rate": 0.1, "kind": "slow"})
+    {'kind': None, 'rate': 0.1}
+
+    """
+    return eqx.filter(tree, _is_dynamic)
 
 
 def _is_dynamic(leaf: Any) -> bool:

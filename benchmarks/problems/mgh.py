@@ -10,16 +10,16 @@ m free, n is the length of x and m is what the paper's own runs take, or near it
 Each problem is meant to be started at 1, 10 and 100 times its standard start. Known
 for their difficulty:
 
-- Meyer (10): the columns of J differ by nine orders of magnitude along a narrow
-  valley, so that an unscaled trust region crawls. NIST's MGH10 is this very fit: its
-  starts are 100 times this one, and this one.
+- Meyer (10): a narrow, bent valley in which the condition of J passes 1e7 and its
+  columns differ by 1e5, so that an unscaled trust region crawls. NIST's MGH10 is this
+  very fit: its starts are 100 times this one, and this one.
 - Jennrich and Sampson (6) from 100 times: the residuals are finite, their squares
   overflow.
 - Bard (8), Kowalik and Osborne (15), Beale (5), Gulf (11): the cost falls towards a
   plateau at infinity, where a run may rightly end.
 - Powell singular (13, 22): J loses rank at the solution; convergence is linear there.
-- Chebyquad (35) from far starts: the columns of J grow like powers of the distance
-  and mislead as a scaling; the plain one does better.
+- Chebyquad (35) from far starts: the columns of J differ by 1e8 although the variables
+  are alike, and mislead as a scaling; the plain one does better.
 
 >>> problem = by_name["rosenbrock"]
 >>> problem.number, problem.start(10), problem.minima
@@ -59,7 +59,8 @@ def _problem(number: int, *cases: tuple[tuple[float, ...], float | tuple[float, 
     """Enter the function below under its number in the paper, with (start, minima) of each n.
 
     The paper prints sum(f**2) at a minimum to six digits. Here it is halved, and carried
-    on to about twelve where it is not zero.
+    on to about twelve where it is not zero. Minima that the paper leaves out, and plateaus
+    at infinity, are added where runs from the far starts end there.
     """
 
     def enter(residuals):

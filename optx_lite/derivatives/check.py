@@ -55,7 +55,7 @@ class DerivativeCheck(eqx.Module):
 
     ok: Any
     max_error: Any
-    tolerance: float
+    tolerance: Any
     worst: Any
     jac: Float[Array, "m n"]
     reference: Float[Array, "m n"]
@@ -202,16 +202,11 @@ def _best_differences(
     def column(j):
         h = _ladder(x[j], lower[j], upper[j], eps)
         trials = jnp.stack(three_point_trials(x[j], h, lower[j], upper[j]))
-        values = (
-            jax.vmap(lambda t: fun(x.at[j].set(t)))(trials.ravel())
-            .reshape(2, _RUNGS, -1)
-            .astype(dtype)
-        )
+        values = jax.vmap(jax.vmap(lambda t: fun(x.at[j].set(t))))(trials).astype(dtype)
         weights = jnp.stack(three_point_weights(*(trials.astype(dtype) - x[j].astype(dtype))))
         slopes = jnp.sum(weights[:, :, None] * (values - f.astype(dtype)), axis=0)
-        return _choose_rung(
-            slopes, jnp.sum(jnp.abs(weights), axis=0), eps * jnp.abs(f).astype(dtype)
-        )
+        gain = jnp.sum(jnp.abs(weights), axis=0)
+        return _choose_rung(slopes, gain, eps * jnp.abs(f).astype(dtype))
 
     slopes, uncertainty, gain = jax.lax.map(column, jnp.arange(x.size))
     # A residual may be small because large terms cancel: they show in what a variable contributes.
@@ -243,8 +238,8 @@ def _choose_rung(
     gain = gain[:, None]
     change = jnp.abs(slopes[:-1] - slopes[1:])
     # A step too small to change the value has no slope, if a larger one changes it.
-    lost = (slopes == 0) & (jnp.cumsum(slopes != 0, axis=0) > 0)
-    usable = jnp.isfinite(change) & ~lost[:-1]
+    lost = (slopes == 0) & (jnp.cumsum(jnp.isfinite(slopes) & (slopes != 0), axis=0) > 0)
+    usable = jnp.isfinite(change) & (gain[:-1] > 0) & ~lost[:-1]
     # The finer rungs scatter by the noise of the values: more than rounding, where terms cancel.
     measurable = jnp.isfinite(change) & (gain[1:] > 0)
     scatter = jnp.where(measurable, change / jnp.where(gain[1:] > 0, gain[1:], 1.0), 0.0)
@@ -281,10 +276,6 @@ def _report(
     worst = jnp.unravel_index(jnp.argmax(errors), errors.shape)
     ok = max_error <= tolerance
     if not isinstance(errors, Tracer):
-        ok, max_error, tolerance, worst = (
-            bool(ok),
-            float(max_error),
-            float(tolerance),
-            tuple(map(int, worst)),
-        )
+        ok, worst = bool(ok), tuple(map(int, worst))
+        max_error, tolerance = float(max_error), float(tolerance)
     return DerivativeCheck(ok, max_error, tolerance, worst, jac, reference, errors)

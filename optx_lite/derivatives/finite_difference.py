@@ -49,16 +49,14 @@ class FiniteDifference(AbstractSampled):
         origin, lower, upper = map(jax.lax.stop_gradient, (x, lower, upper))
         h = self._steps(origin, f)
         if self.scheme == "2-point":
-            trials = one_sided_trial(origin, h, lower, upper)[None]
+            trials, weigh = one_sided_trial(origin, h, lower, upper)[None], two_point_weights
         else:
             trials = jnp.stack(three_point_trials(origin, h, lower, upper))
+            weigh = three_point_weights
         dtype = higher_precision(x, f)
-        taken = trials.astype(dtype) - origin.astype(dtype)
-        weights = (
-            two_point_weights(*taken) if self.scheme == "2-point" else three_point_weights(*taken)
-        )
+        weights = jnp.stack(weigh(*(trials.astype(dtype) - origin.astype(dtype))))
         changes = _values(fun, x, trials + (x - origin)).astype(dtype) - f.astype(dtype)
-        return jnp.sum(jnp.stack(weights)[:, :, None] * changes, axis=0)
+        return jnp.sum(weights[:, :, None] * changes, axis=0)
 
     def _steps(self, x: Float[Array, " n"], f: Float[Array, " m"]) -> Float[Array, " n"]:
         default = default_step(x, lower_eps(x, f), _ORDER[self.scheme])

@@ -237,21 +237,25 @@ class TrustRegionSolver(AbstractSolver[LeastSquaresProblem, State]):
         # In the last phase the steps tell; the cost, which is rounded, only warns.
         noise = problem.precision ** (2 / 3) * state.cost
         better = jnp.where(polishing, reduction >= -noise, self.acceptable(reduction, ratio))
-        accepted = finite & (first | better)
-
-        def move() -> State:
-            return self._move(problem, state, f, cost, jacobian(), unit)
-
-        moved = lax.cond(accepted, move, lambda: self._stay(state, unit))
+        better = finite & (first | better)
+        stay = self._stay(state, unit)
+        moved, sound = lax.cond(
+            better,
+            lambda: self._move(problem, state, f, cost, jacobian(), unit),
+            lambda: (stay, jnp.zeros((), bool)),
+        )
+        moved = jax.tree.map(lambda new, old: jnp.where(sound | ~better, new, old), moved, stay)
+        accepted = better & sound
+        ratio = jnp.where(better & ~sound, -1, ratio)
         radius = self._radius(problem, state, moved, cost, ratio, finite, accepted)
         moved = eqx.tree_at(lambda s: s.radius, moved, radius)
         status, pending = self._judge(problem, state, moved, accepted, ratio)
-        status = jnp.where(first & ~finite, codes.NONFINITE, status).astype(jnp.int32)
+        status = jnp.where(first & ~accepted, codes.NONFINITE, status).astype(jnp.int32)
         damping = jnp.where(first, 0, state.trial.damping * safe_divide(state.radius, radius))
         trial = self.propose(problem, moved, jnp.where(jnp.isfinite(damping), damping, 0))
         x = jnp.where(pending > 0, moved.outlook.x, trial.x)
         trial = eqx.tree_at(lambda t: t.x, trial, x)
-        failed = finite & ~accepted & ~polishing & ~state.trial.corrected
+        failed = finite & ~better & ~polishing & ~state.trial.corrected
         trial = lax.cond(
             failed, lambda: self._correct(problem, state, f, trial), lambda: trial
         )
@@ -320,8 +324,12 @@ class TrustRegionSolver(AbstractSolver[LeastSquaresProblem, State]):
         cost: Array,
         rows: Array,
         unit: Array,
-    ) -> State:
-        """The state at an accepted trial: linear model, size of the variables, outlook."""
+    ) -> tuple[State, Array]:
+        """The state at a better point, and whether it is one to stay at.
+
+        It is not where the Jacobian is not finite, nor where a parameter which had an effect
+        on f has suddenly none: such a step went too far, onto a plateau.
+        """
         first = state.nfev == 0
         weighted, rows = problem.weighted(f, rows)
         weighted, rows = weighted / unit, rows / unit
@@ -368,7 +376,11 @@ class TrustRegionSolver(AbstractSolver[LeastSquaresProblem, State]):
             status=state.status,
         )
         outlook = self._outlook(problem, moved, columns)
-        return eqx.tree_at(lambda s: s.outlook, moved, outlook)
+        before = jnp.sum(state.model.upper * state.model.upper, axis=0)
+        lost = columns < problem.precision * before
+        on_plateau = jnp.any(lost) & ~jnp.all(lost | (before == 0))
+        sound = jnp.isfinite(jnp.sum(columns)) & jnp.isfinite(jnp.sum(qtf)) & ~on_plateau
+        return eqx.tree_at(lambda s: s.outlook, moved, outlook), sound
 
     def _outlook(self, problem: LeastSquaresProblem, state: State, columns: Array) -> Outlook:
         """Undamped Gauss-Newton on the free variables, the active ones put on their bounds.
@@ -448,7 +460,11 @@ class TrustRegionSolver(AbstractSolver[LeastSquaresProblem, State]):
             | (state.nfev >= self.budget(state))
         )
         stuck = ~accepted & ~first & (trial.length <= jnp.maximum(self.xtol, eps) * size)
-        stalled = jnp.where(outlook.steepest <= eps ** (1 / 3), codes.XTOL, codes.STALLED)
+        # No descent, and none to be had: f is orthogonal to J, or is what rounding left of
+        # numbers of the size J x.
+        scatter = eps ** (2 / 3) * norm(state.lengths * state.x)
+        done = (outlook.steepest <= eps ** (1 / 3)) | (state.model.fnorm <= scatter)
+        stalled = jnp.where(done, codes.XTOL, codes.STALLED)
         status = jnp.where(
             (pending > 0) & over,
             self._name(problem, state, pending),

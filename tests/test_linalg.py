@@ -1,0 +1,420 @@
+"""The dense factorisations, against NumPy's SVD, QR and least squares, and brute force."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.linalg as sl
+from numpy.testing import assert_allclose, assert_array_equal
+
+from optx_lite.linalg import (
+    damped_step,
+    diagonal,
+    norm,
+    normal_step,
+    safe_divide,
+    safe_sqrt,
+    solve_symmetric,
+    solve_transposed,
+    solve_trust_region,
+    solve_upper,
+    triangularize,
+)
+
+EPS = np.finfo(float).eps
+# One size on each side of where the written-out loops give way to LAPACK, and the smallest.
+SIZES = [1, 4, 12]
+
+jit_triangularize = jax.jit(triangularize)
+jit_trust_region = jax.jit(solve_trust_region)
+jit_symmetric = jax.jit(solve_symmetric)
+
+
+def problem(n, m, seed=0, condition=1.0):
+    """A of shape (m, n) with singular values between 1 and 1 / condition, and f."""
+    rng = np.random.default_rng([n, m, seed])
+    k = min(n, m)
+    u = sl.qr(rng.standard_normal((m, k)), mode="economic")[0]
+    v = sl.qr(rng.standard_normal((n, k)), mode="economic")[0]
+    return u * np.geomspace(1, 1 / condition, k) @ v.T, rng.standard_normal(m)
+
+
+def upper_factor(n, seed=0):
+    """A well-conditioned upper triangular matrix."""
+    return np.triu(np.random.default_rng([n, seed]).standard_normal((n, n)), 1) + 3 * np.eye(n)
+
+
+def differences(function, direction, h=1e-6):
+    """Central differences of a function of a tuple of arrays, along ``direction``."""
+
+    def at(t):
+        return function(t)
+
+    plus, minus = at(h), at(-h)
+    return jax.tree.map(lambda a, b: (np.asarray(a) - np.asarray(b)) / (2 * h), plus, minus)
+
+
+# ---------------------------------------------------------------------------------------
+# Triangular factors
+
+
+@pytest.mark.parametrize("n", SIZES)
+@pytest.mark.parametrize("m", [15, 100])
+@pytest.mark.parametrize("condition", [1.0, 1e5, 1e10])
+def test_triangularize_is_qr(n, m, condition):
+    a, f = problem(n, m, condition=condition)
+    upper, qtf = map(np.asarray, jit_triangularize(a.T, f))
+    q, r = np.linalg.qr(a)
+    signs = np.sign(np.diag(r)) * np.sign(np.diag(upper))
+    # The rows for small singular values are determined only to the condition number.
+    assert_allclose(signs[:, None] * upper, r, atol=100 * EPS * condition)
+    assert_allclose(signs * qtf, q.T @ f, atol=1e3 * EPS * condition)
+    assert_array_equal(upper, np.triu(upper))
+    # But the factorisation is stable: A^T A and A^T f come back to rounding.
+    assert_allclose(upper.T @ upper, a.T @ a, atol=100 * EPS)
+    assert_allclose(upper.T @ qtf, a.T @ f, atol=100 * EPS * np.linalg.norm(f))
+
+
+@pytest.mark.parametrize("n", [4, 12])
+def test_triangularize_keeps_the_digits_of_a_least_squares_solution(n):
+    # Nearly consistent, so that the error is to be proportional to the condition number, not
+    # to its square: what normal equations would lose.
+    condition = 1e9
+    a, noise = problem(n, 40, condition=condition)
+    x = np.linspace(1.0, 2.0, n)
+    f = a @ x + 1e-12 * noise
+    got = solve_upper(*jit_triangularize(a.T, f))
+    assert_allclose(got, x, atol=1e3 * EPS * condition)
+
+
+@pytest.mark.parametrize("n", SIZES)
+@pytest.mark.parametrize("scale", [1e-150, 1e140])
+def test_triangularize_of_very_small_and_large_numbers(n, scale):
+    a, f = problem(n, 20)
+    upper, qtf = jit_triangularize((scale * a).T, f)
+    expected, expected_qtf = jit_triangularize(a.T, f)
+    q, r = np.linalg.qr(a)
+    assert_allclose(np.abs(upper), scale * np.abs(r), rtol=1e-9, atol=1e-13 * scale)
+    assert_allclose(np.abs(qtf), np.abs(q.T @ f), rtol=1e-9, atol=1e-13)
+
+
+DEFICIENT = {
+    "a zero column": lambda a: np.column_stack([a[:, :1], 0 * a[:, 1:2], a[:, 2:]]),
+    "equal columns": lambda a: np.column_stack([a[:, :-1], a[:, 0]]),
+    "a sum of columns": lambda a: np.column_stack([a[:, :-1], a[:, 0] + 1e-3 * a[:, 1]]),
+    "all zero": lambda a: 0 * a,
+    "columns of very different sizes": lambda a: (
+        np.column_stack([a[:, :-1], a[:, 0]]) * 10.0 ** np.linspace(-8, 8, a.shape[1])
+    ),
+}
+
+
+@pytest.mark.parametrize("n", [4, 12])
+@pytest.mark.parametrize("kind", DEFICIENT)
+def test_triangularize_of_dependent_columns(n, kind):
+    a, f = problem(n, 20)
+    a = DEFICIENT[kind](a)
+    upper, qtf = map(np.asarray, jit_triangularize(a.T, f))
+    sizes = np.linalg.norm(a, axis=0) + (np.abs(a).sum(axis=0) == 0)
+    unit = a / sizes
+    rank = np.linalg.matrix_rank(unit, tol=1e-10)
+    seen = np.diag(upper) != 0
+    assert seen.sum() == rank
+    assert_array_equal(upper[~seen], 0)
+    assert_array_equal(qtf[~seen], 0)
+    assert_allclose((upper.T @ upper) / np.outer(sizes, sizes), unit.T @ unit, atol=1e-13)
+    # Solved with the unseen ones left at 0, the residual is the least there is.
+    x = np.asarray(solve_upper(upper, qtf))
+    assert_array_equal(x[~seen], 0)
+    best = np.linalg.lstsq(unit, f, rcond=1e-10)[0]
+    assert_allclose(a @ x, unit @ best, atol=1e-10)
+
+
+@pytest.mark.parametrize("n, m", [(2, 1), (5, 3), (12, 7)])
+def test_triangularize_with_fewer_rows_than_columns(n, m):
+    a, f = problem(n, m)
+    upper, qtf = map(np.asarray, jit_triangularize(a.T, f))
+    assert upper.shape == (n, n)
+    assert_allclose(upper.T @ upper, a.T @ a, atol=1e-13)
+    assert_allclose(upper.T @ qtf, a.T @ f, atol=1e-13)
+    assert_allclose(a @ np.asarray(solve_upper(upper, qtf)), f, atol=1e-11)
+
+
+@pytest.mark.parametrize("n", SIZES)
+def test_triangular_solves(n):
+    upper = upper_factor(n)
+    b = np.arange(1.0, n + 1)
+    assert_allclose(solve_upper(upper, b), np.linalg.solve(upper, b), rtol=1e-12)
+    assert_allclose(solve_transposed(upper, b), np.linalg.solve(upper.T, b), rtol=1e-12)
+    assert_array_equal(diagonal(upper), np.diag(upper))
+    # An unseen variable stays where it is, and the others do not feel it.
+    unseen = n // 2
+    upper[unseen] = 0
+    keep = np.arange(n) != unseen
+    x = np.asarray(solve_upper(upper, b))
+    assert x[unseen] == 0
+    if n > 1:
+        kept = np.linalg.solve(upper[np.ix_(keep, keep)], b[keep])
+        assert_allclose(x[keep], kept, rtol=1e-12)
+
+
+@pytest.mark.parametrize("n", [4, 12])
+def test_a_batch_goes_through_together(n):
+    pairs = [problem(n, 20, seed=i, condition=10.0 ** (3 * i)) for i in range(4)]
+    a, f = map(np.stack, zip(*pairs, strict=True))
+    upper, qtf = jax.jit(jax.vmap(triangularize))(np.swapaxes(a, 1, 2), f)
+    for i in range(4):
+        assert_allclose(upper[i].T @ upper[i], a[i].T @ a[i], atol=1e-13)
+        assert_allclose(upper[i].T @ qtf[i], a[i].T @ f[i], atol=1e-13)
+
+
+@pytest.mark.parametrize("n", [4, 12])
+def test_float32_stays_float32(n):
+    a, f = problem(n, 20)
+    upper, qtf = jit_triangularize(a.T.astype(np.float32), f.astype(np.float32))
+    assert upper.dtype == qtf.dtype == np.float32
+    assert_allclose(upper.T @ upper, a.T @ a, atol=1e-5)
+    matrix, b = (a.T @ a + np.eye(n)).astype(np.float32), f[:n].astype(np.float32)
+    x = jit_symmetric(matrix, b)
+    assert x.dtype == np.float32
+    assert_allclose(x, np.linalg.solve(a.T @ a + np.eye(n), f[:n]), rtol=1e-4, atol=1e-5)
+
+
+# ---------------------------------------------------------------------------------------
+# The step in a trust region
+
+
+def region(upper, qtf, diag, radius, guess=0.0):
+    """The step, its alpha, and whether the boundary stopped it."""
+    n = qtf.shape[0]
+    damping = jnp.zeros(n) if diag is None else jnp.asarray(diag)
+    newton = damped_step(upper, qtf, damping)
+    singular = jnp.any(diagonal(upper) == 0)
+    return jit_trust_region(
+        upper, qtf, diag, newton, singular, jnp.asarray(radius), jnp.asarray(guess)
+    )
+
+
+def brute_force(upper, qtf, diag, radius):
+    """The minimiser in the ball: bisection for alpha on the eigenvalues, from the textbook."""
+    hessian = upper.T @ upper + (0 if diag is None else np.diag(diag))
+    values, vectors = np.linalg.eigh(hessian)
+    slope = vectors.T @ (upper.T @ qtf)
+    values = np.where(values > 1e-12 * values.max(), values, 0)
+    slope = np.where(values > 0, slope, 0)  # R^T q has no part in the null space of R^T R
+    parts = lambda alpha: -slope / np.where(values + alpha > 0, values + alpha, 1)
+    if np.linalg.norm(parts(0.0)) <= radius:
+        return vectors @ parts(0.0)
+    low, high = 0.0, np.linalg.norm(slope) / radius
+    for _ in range(200):
+        middle = 0.5 * (low + high)
+        longer = np.linalg.norm(parts(middle)) > radius
+        low, high = (middle, high) if longer else (low, middle)
+    return vectors @ parts(high)
+
+
+def model(upper, qtf, diag, step):
+    moved = upper @ step + qtf
+    return 0.5 * moved @ moved + (0 if diag is None else 0.5 * step @ (diag * step))
+
+
+@pytest.mark.parametrize("n", SIZES)
+@pytest.mark.parametrize("with_diag", [False, True], ids=["plain", "coleman-li"])
+def test_trust_region_step(n, with_diag):
+    rng = np.random.default_rng(n)
+    for condition in (1.0, 1e3, 1e6):
+        a, f = problem(n, 30, condition=condition)
+        upper, qtf = map(np.asarray, jit_triangularize(a.T, f))
+        diag = rng.uniform(0, 1, n) * (np.arange(n) % 2) if with_diag else None
+        full = np.linalg.norm(brute_force(upper, qtf, diag, np.inf))
+        for radius in full * np.array([1e-6, 1e-2, 0.5, 0.999, 1.001, 1e3]):
+            step, alpha, limited = region(upper, qtf, diag, radius)
+            expected = brute_force(upper, qtf, diag, radius)
+            assert bool(limited) == (radius < full)
+            assert (float(alpha) > 0) == bool(limited)
+            assert np.linalg.norm(step) <= radius * (1 + 1e-12)
+            if limited:
+                assert_allclose(np.linalg.norm(step), radius, rtol=1e-12)
+            # alpha is found to 1e-4, which costs the model the square of that.
+            best, none = (model(upper, qtf, diag, s) for s in (expected, 0 * expected))
+            assert model(upper, qtf, diag, np.asarray(step)) - best <= 1e-6 * (none - best)
+
+
+@pytest.mark.parametrize("n", [4, 12])
+@pytest.mark.parametrize("kind", ["equal columns", "a zero column"])
+def test_trust_region_step_of_a_singular_matrix_is_the_shortest(n, kind):
+    a, f = problem(n, 20)
+    a = DEFICIENT[kind](a)
+    upper, qtf = map(np.asarray, jit_triangularize(a.T, f))
+    shortest = np.linalg.pinv(a) @ -f
+    size = np.linalg.norm(shortest)
+    for radius in size * np.array([0.1, 2.0]):
+        step, _, limited = region(upper, qtf, None, radius)
+        assert bool(limited) == (radius < size)
+        expected = brute_force(upper, qtf, None, radius)
+        assert_allclose(step, expected, rtol=1e-3, atol=1e-5 * size)
+
+
+def test_trust_region_step_does_not_depend_on_the_first_guess():
+    a, f = problem(4, 30, condition=1e3)
+    upper, qtf = jit_triangularize(a.T, f)
+    steps = [region(upper, qtf, None, 0.3, guess)[0] for guess in (0.0, 1e-8, 1e-2, 1.0, 1e6)]
+    for step in steps[1:]:
+        assert_allclose(step, steps[0], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("n", [4, 12])
+def test_damped_and_normal_steps(n):
+    upper = upper_factor(n)
+    rng = np.random.default_rng(n)
+    qtf, damping = rng.standard_normal(n), rng.uniform(0, 2, n)
+    matrix = upper.T @ upper + np.diag(damping)
+    expected = -np.linalg.solve(matrix, upper.T @ qtf)
+    assert_allclose(damped_step(upper, qtf, damping), expected, rtol=1e-10)
+    assert_allclose(normal_step(upper, upper.T @ qtf, damping), expected, rtol=1e-10)
+
+
+# ---------------------------------------------------------------------------------------
+# Symmetric systems
+
+SPECTRA = {
+    "definite": [1.0, 2.0, 5.0, 9.0],
+    "stiff": [1e-9, 1e-3, 1.0, 1e3],
+    "indefinite": [-3.0, 1.0, 2.0, 4.0],
+    "singular": [0.0, 1.0, 2.0, 4.0],
+    "singular and indefinite": [-2.0, 0.0, 0.0, 4.0],
+    "negative": [-4.0, -3.0, -2.0, -1.0],
+    "zero": [0.0, 0.0, 0.0, 0.0],
+}
+
+
+def symmetric(spectrum, n):
+    values = np.tile(spectrum, n // 4)
+    q = sl.qr(np.random.default_rng(n).standard_normal((n, n)))[0]
+    return q * values @ q.T
+
+
+@pytest.mark.parametrize("n", [4, 12])
+@pytest.mark.parametrize("kind", SPECTRA)
+def test_solve_symmetric_is_the_pseudo_inverse(n, kind):
+    matrix = symmetric(SPECTRA[kind], n)
+    b = np.random.default_rng(0).standard_normal(n)
+    expected = np.linalg.pinv(matrix, rcond=1e-13, hermitian=True) @ b
+    size = np.abs(expected).max()
+    assert_allclose(jit_symmetric(matrix, b), expected, rtol=1e-3, atol=1e-5 * size)
+    if kind != "stiff":
+        assert_allclose(jit_symmetric(matrix, b), expected, atol=1e-12 * size)
+
+
+@pytest.mark.parametrize("n", [4, 12])
+def test_solve_symmetric_of_variables_of_very_different_sizes(n):
+    # Scaled rows and columns: a cut relative to the largest eigenvalue would lose the small.
+    base = symmetric(SPECTRA["definite"], n)
+    d = 10.0 ** np.linspace(-7, 7, n)
+    x = np.linspace(1, 2, n)
+    matrix = d[:, None] * base * d
+    assert_allclose(jit_symmetric(matrix, d * (base @ x)), x / d, rtol=1e-10)
+
+
+def test_a_singular_lane_does_not_touch_the_others():
+    matrices = np.stack([symmetric(SPECTRA[kind], 4) for kind in SPECTRA if kind != "stiff"])
+    b = np.arange(1.0, 5.0)
+    got = jax.jit(jax.vmap(solve_symmetric, in_axes=(0, None)))(matrices, b)
+    for x, matrix in zip(got, matrices, strict=True):
+        assert_allclose(x, np.linalg.pinv(matrix, rcond=1e-13) @ b, atol=1e-12)
+
+
+def test_solve_symmetric_of_nan_ends():
+    assert not np.isfinite(jit_symmetric(np.full((4, 4), np.nan), np.ones(4))).all()
+
+
+# ---------------------------------------------------------------------------------------
+# Derivative rules, against central differences
+
+
+def assert_rule(function, *primals, seed=0, rtol=1e-5):
+    """The jvp along a random direction, and the vjp as its transpose."""
+    rng = np.random.default_rng(seed)
+    directions = tuple(rng.standard_normal(np.shape(p)) for p in primals)
+
+    @jax.jit
+    def along(t):
+        return function(*(p + t * d for p, d in zip(primals, directions, strict=True)))
+
+    expected = differences(along, directions)
+    _, got = jax.jvp(along, (0.0,), (1.0,))
+    jax.tree.map(
+        lambda g, e: assert_allclose(g, e, rtol=rtol, atol=rtol * max(np.abs(e).max(), 1e-8)),
+        got,
+        expected,
+    )
+    primals_out, pullback = jax.vjp(along, 0.0)
+    weights = jax.tree.map(lambda v: rng.standard_normal(v.shape), primals_out)
+    total = sum(jax.tree.leaves(jax.tree.map(lambda w, g: jnp.sum(w * g), weights, got)))
+    assert_allclose(pullback(weights)[0], total, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("n", [4, 12])
+def test_derivative_of_triangularize(n):
+    a, f = problem(n, 20, condition=10.0)
+    assert_rule(triangularize, a.T, f)
+
+
+@pytest.mark.parametrize("n", [4, 12])
+def test_derivatives_of_the_triangular_solves(n):
+    upper, b = upper_factor(n), np.arange(1.0, n + 1)
+    assert_rule(lambda r, b: solve_upper(jnp.triu(r), b), upper, b)
+    assert_rule(lambda r, b: solve_transposed(jnp.triu(r), b), upper, b)
+
+
+@pytest.mark.parametrize("n", [4, 12])
+@pytest.mark.parametrize("fraction", [0.3, 3.0], ids=["limited", "inside"])
+def test_derivative_of_the_trust_region_step(n, fraction):
+    a, f = problem(n, 20, condition=10.0)
+    upper, qtf = map(np.asarray, jit_triangularize(a.T, f))
+    diag = np.linspace(0.1, 1, n)
+    radius = fraction * np.linalg.norm(brute_force(upper, qtf, diag, np.inf))
+
+    def step(r, q, d, radius):
+        newton = damped_step(jnp.triu(r), q, d)
+        no, zero = jnp.zeros((), bool), jnp.zeros(())
+        return solve_trust_region(jnp.triu(r), q, d, newton, no, radius, zero)[0]
+
+    # alpha is converged to 1e-4 only, and that is the accuracy of the rule too.
+    rtol = 2e-3 if fraction < 1 else 1e-5
+    rng = np.random.default_rng(n)
+    directions = [0.1 * rng.standard_normal(np.shape(v)) for v in (upper, qtf, diag, radius)]
+    primals = (upper, qtf, diag, radius)
+    moved = lambda t: [p + t * d for p, d in zip(primals, directions, strict=True)]
+    _, got = jax.jvp(lambda t: step(*moved(t)), (0.0,), (1.0,))
+    # Exact steps for the differences.
+    exact = lambda t: brute_force(np.triu(moved(t)[0]), *moved(t)[1:])
+    expected = (exact(1e-6) - exact(-1e-6)) / 2e-6
+    assert_allclose(got, expected, rtol=rtol, atol=rtol * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("n", [4, 12])
+def test_derivative_of_the_damped_step(n):
+    upper, rng = upper_factor(n), np.random.default_rng(n)
+    assert_rule(
+        lambda r, q, d: damped_step(jnp.triu(r), q, d),
+        upper, rng.standard_normal(n), np.linspace(0.5, 2, n),
+    )  # fmt: skip
+
+
+def test_norms_and_quotients_at_zero():
+    zeros = jnp.zeros(3)
+    assert norm(zeros) == 0
+    assert_array_equal(jax.grad(norm)(zeros), 0)
+    assert_array_equal(jax.jacrev(jax.grad(norm))(zeros), 0)
+    assert jax.grad(safe_sqrt)(0.0) == 0
+    assert safe_divide(jnp.array(2.0), jnp.array(0.0)) == 0
+    assert jax.grad(safe_divide, argnums=(0, 1))(2.0, 0.0) == (0, 0)
+    v = jnp.array([3.0, 4.0])
+    assert_allclose(norm(v), 5.0)
+    assert_allclose(jax.grad(norm)(v), v / 5.0)
+    assert_allclose(jax.grad(safe_divide, argnums=(0, 1))(2.0, 4.0), (0.25, -0.125))
+    second = jax.hessian(functools.partial(safe_divide, jnp.array(2.0)))(4.0)
+    assert_allclose(second, 2 * 2.0 / 4.0**3)
