@@ -19,7 +19,15 @@ import optx_lite as ox
 from .problems import nist
 from .table import Column, Table, heading, style, waiting
 
-ENDED_BY = {0: "max_nfev", 1: "gtol", 2: "ftol", 3: "xtol", 4: "both", -3: "nonfinite", -4: "stalled"}
+ENDED_BY = {
+    0: "max_nfev",
+    1: "gtol",
+    2: "ftol",
+    3: "xtol",
+    4: "both",
+    -3: "nonfinite",
+    -4: "stalled",
+}
 FALSE = 4  # a claim of success with fewer digits than this is a false one
 
 # -- 1. certified fits ---------------------------------------------------------------------
@@ -89,7 +97,9 @@ def _fit(problem: nist.Problem, start: int, method: str, score: Score) -> list[A
 
 def agreeing(text: str, certified: str) -> str:
     """``text`` with the digits in green that stand in the certified value as well."""
-    same = next((i for i, (a, b) in enumerate(zip(text, certified, strict=False)) if a != b), len(text))
+    same = next(
+        (i for i, (a, b) in enumerate(zip(text, certified, strict=False)) if a != b), len(text)
+    )
     return style(text[:same], "green") + style(text[same:], "dim")
 
 
@@ -230,12 +240,17 @@ def derivative_of_the_fit() -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--methods", nargs="+", default=["trf", "lm"], choices=["trf", "dogbox", "lm"])
+    parser.add_argument(
+        "--methods", nargs="+", default=["trf", "lm"], choices=["trf", "dogbox", "lm"]
+    )
     methods = parser.parse_args().methods
     jax.config.update("jax_enable_x64", True)  # certified to 11 digits, and float32 has 7
     began = time.perf_counter()
     device = jax.devices()[0].platform
-    print(style(f"optx_lite {ox.__version__}", "bold") + f" on JAX {jax.__version__} ({device}, float64)")
+    print(
+        style(f"optx_lite {ox.__version__}", "bold")
+        + f" on JAX {jax.__version__} ({device}, float64)"
+    )
 
     score = certified_fits(methods)
     robust_fits()
@@ -250,7 +265,9 @@ def main() -> None:
         f"{time.perf_counter() - began:.0f} s, {score.compiling:.0f} of them compiling the certified fits."
     )
     if score.false_successes or not digits > 5:
-        raise SystemExit("Something is wrong here: a false success, or a derivative that disagrees.")
+        raise SystemExit(
+            "Something is wrong here: a false success, or a derivative that disagrees."
+        )
 
 
 if __name__ == "__main__":

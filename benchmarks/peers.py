@@ -93,7 +93,12 @@ def optimistix(algorithm: str) -> Callable[[Workload, float], Solve]:
 
         def solve(x0, y):
             return optx.least_squares(
-                lambda x, y: work.residuals(x, t, y), solver, x0, y, max_steps=MOST_STEPS, throw=False
+                lambda x, y: work.residuals(x, t, y),
+                solver,
+                x0,
+                y,
+                max_steps=MOST_STEPS,
+                throw=False,
             ).value
 
         return solve
@@ -122,8 +127,7 @@ def jaxopt_in_box(algorithm: str) -> Callable[[Workload, float], Solve]:
 
         def by_projection(x0, y):
             solver = jaxopt.ProjectedGradient(
-                lambda x, box, y: cost(x, y), jaxopt.projection.projection_box,
-                maxiter=MOST_STEPS, tol=tol,
+                cost, jaxopt.projection.projection_box, maxiter=MOST_STEPS, tol=tol
             )  # fmt: skip
             return solver.run(x0, _box(work, x0), y=y).params
 
@@ -196,7 +200,9 @@ def solve_normal(gram: jax.Array, rhs: jax.Array) -> jax.Array:
     for i in range(n):
         row: list[Any] = []
         for j in range(i):
-            row.append((gram[i, j] - sum(a * b for a, b in zip(row, rows[j], strict=False))) / rows[j][j])
+            row.append(
+                (gram[i, j] - sum(a * b for a, b in zip(row, rows[j], strict=False))) / rows[j][j]
+            )
         row.append(jnp.sqrt(gram[i, i] - sum(a * a for a in row)))
         half.append((rhs[i] - sum(a * b for a, b in zip(row, half, strict=False))) / row[i])
         rows.append(row)
@@ -234,7 +240,9 @@ def in_chunks(contender: Contender) -> Contender:
     return Contender(name, contender.make, chunked=True, ours=contender.ours)
 
 
-def for_batches(contenders: tuple[Contender, ...], chunked: tuple[str, ...]) -> tuple[Contender, ...]:
+def for_batches(
+    contenders: tuple[Contender, ...], chunked: tuple[str, ...]
+) -> tuple[Contender, ...]:
     pairs = ((c, in_chunks(c)) if c.name in chunked else (c,) for c in contenders)
     return tuple(contender for pair in pairs for contender in pair)
 

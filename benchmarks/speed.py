@@ -108,13 +108,15 @@ def agreement_of_gradient(work: Workload) -> Callable[[Any], float]:
 
     def loss(ys):
         start = np.repeat(truth, len(ys), axis=0)
-        return np.sum(workloads.gauss_newton(work.model, work.t, ys, start, truth.size) ** 2, axis=1)
+        return np.sum(
+            workloads.gauss_newton(work.model, work.t, ys, start, truth.size) ** 2, axis=1
+        )
 
     right = (loss(y + moves) - loss(y - moves)) / (2 * step)
 
     def agreement(found: Any) -> float:
         error = np.max(np.abs(np.asarray(found)[0] - right)) / np.max(np.abs(right))
-        return float(-np.log10(max(error, 1e-16))) if np.isfinite(error) else 0.0
+        return workloads.digits(error)
 
     return agreement
 
@@ -147,9 +149,7 @@ ROWS = {
         IN_JAX,
         x64=False,
     ),
-    "hard": Row(
-        "1 % of them hard", lambda lanes: workloads.many(lanes, "hard"), peers.FREE_BATCH
-    ),
+    "hard": Row("1 % of them hard", lambda lanes: workloads.many(lanes, "hard"), peers.FREE_BATCH),
     "bounded": Row(
         "all of them bounded", lambda lanes: workloads.many(lanes, "bounded"), peers.BOUNDED_BATCH
     ),
@@ -180,7 +180,7 @@ def prepare(contender: Contender, work: Workload, task: Task, agreement: Callabl
             return entry
         if entry.call is None or digits > entry.digits:
             entry.call, entry.tol, entry.digits = call, tol, digits
-        if digits >= work.digits:
+        if digits >= work.asked:
             entry.enough = True
             break
     if loop:
@@ -253,7 +253,14 @@ def _print(entries: list[Entry], bound: float) -> None:
         ratio = f"{entry.time / peer.time:.2f}" if peer and peer.time else ""
         note = entry.note if entry.enough else f"too few digits. {entry.note}"
         table.row(name, seconds(entry.time), ratio, f"{entry.digits:.1f}", f"{entry.tol:.0e}", note)
-    table.row("limit", seconds(bound), f"{bound / peer.time:.2f}" if peer and peer.time else "", "", "", "")
+    table.row(
+        "limit",
+        seconds(bound),
+        f"{bound / peer.time:.2f}" if peer and peer.time else "",
+        "",
+        "",
+        "",
+    )
 
 
 def _summary(title: str, entries: list[Entry], bound: float) -> list[Any]:
@@ -261,7 +268,14 @@ def _summary(title: str, entries: list[Entry], bound: float) -> list[Any]:
     by_scipy = [e for e in entries if not e.contender.in_jax]
     slow = best(by_scipy, ours=False)
     ratio = f"{ours.time / peer.time:.2f}" if ours and peer and ours.time and peer.time else ""
-    return [title, _cell(ours, "optx_lite "), _cell(peer), ratio, _cell(slow, "SciPy "), seconds(bound)]
+    return [
+        title,
+        _cell(ours, "optx_lite "),
+        _cell(peer),
+        ratio,
+        _cell(slow, "SciPy "),
+        seconds(bound),
+    ]
 
 
 def _cell(entry: Entry | None, less: str = "") -> str:
@@ -279,7 +293,9 @@ def main() -> None:
         parser.error(f"--lanes must be a multiple of {10 * peers.CHUNK}")
     names = chosen.only or [*ROWS, "cold"]
     device = jax.devices()[0].device_kind
-    print(f"JAX {jax.__version__} on {device}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
+    print(
+        f"JAX {jax.__version__} on {device}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}"
+    )
 
     lines = [measure(ROWS[name], chosen.lanes, chosen.rounds) for name in names if name in ROWS]
     if lines:

@@ -68,7 +68,7 @@ class Workload:
     x0: np.ndarray  # (n,) or (lanes, n)
     truth: np.ndarray  # (n,), or (lanes, n): what made the data
     floor: float | None = None  # lower bound of every variable; at most the last one is active
-    digits: float = 6  # asked of every solver, in the lane where it does worst
+    asked: float = 6  # digits, of every solver, in the lane where it does worst
 
     @property
     def batched(self) -> bool:
@@ -99,17 +99,24 @@ class Workload:
         x = np.atleast_2d(np.asarray(x, float))
         right = self.solution[: len(x)]
         error = np.max(np.abs(x - right) / np.max(np.abs(right), axis=1, keepdims=True))
-        return float(-np.log10(max(error, 1e-16))) if np.isfinite(error) else 0.0
+        return digits(error)
 
     def lanes(self, count: int) -> "Workload":
         """The first ``count`` lanes of a batch."""
         return Workload(
             self.model, self.t, self.y[:count], self.x0[:count], self.truth[:count],
-            self.floor, self.digits,
+            self.floor, self.asked,
         )  # fmt: skip
 
 
-def gauss_newton(model: Any, t: np.ndarray, y: np.ndarray, x: np.ndarray, moving: int) -> np.ndarray:
+def digits(error: float) -> float:
+    """Of agreement, for a relative error; 0 for NaN."""
+    return float(-np.log10(np.clip(error, 1e-16, 1))) if error < 1 else 0.0
+
+
+def gauss_newton(
+    model: Any, t: np.ndarray, y: np.ndarray, x: np.ndarray, moving: int
+) -> np.ndarray:
     """The minimisers next to ``x`` in the first ``moving`` variables, the others held."""
     x = x.copy()
     for lane in range(len(y)):
@@ -138,7 +145,7 @@ def middle() -> Workload:
     matrix = random.standard_normal((2000, 50)) / np.sqrt(50)
     truth = random.standard_normal(50)
     y = Saturation.residuals(truth, matrix, 0.05 * random.standard_normal(2000), np)
-    return Workload(Saturation, matrix, y, np.zeros(50), truth, digits=8)
+    return Workload(Saturation, matrix, y, np.zeros(50), truth, asked=8)
 
 
 def many(lanes: int, kind: str = "easy", dtype: Any = np.float64) -> Workload:
@@ -153,6 +160,6 @@ def many(lanes: int, kind: str = "easy", dtype: Any = np.float64) -> Workload:
     if kind == "hard":
         # A start so steep in x0 and so flat in x1 that the way back is a long bent valley.
         x0[::100] = [1e3, 1e-4, 0.0, 0.0]
-    digits = 3 if dtype == np.float32 else 6
+    asked = 3 if dtype == np.float32 else 6
     arrays = (a.astype(dtype) for a in (t, y, x0, truth))
-    return Workload(DecayWithDrift, *arrays, 0.0 if kind == "bounded" else None, digits)
+    return Workload(DecayWithDrift, *arrays, 0.0 if kind == "bounded" else None, asked)

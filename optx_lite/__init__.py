@@ -1,9 +1,9 @@
-"""SciPy's optimisers in JAX: inside jit, vmap and grad, over pytrees, with differentiable answers."""
+"""SciPy's optimisers in JAX: inside jit, vmap and grad, over pytrees, differentiable."""
 
+from ._build import least_squares_problem as least_squares_problem
 from ._implicit import ImplicitAdjoint as ImplicitAdjoint
 from ._implicit import UnrolledAdjoint as UnrolledAdjoint
 from ._least_squares import least_squares as least_squares
-from ._least_squares import least_squares_problem as least_squares_problem
 from ._least_squares import run as run
 from ._problem import LeastSquaresProblem as LeastSquaresProblem
 from ._result import Result as Result

@@ -34,6 +34,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.core import Tracer
 from jaxtyping import Array
 
 from ._bounds import coleman_li
@@ -65,14 +66,12 @@ class ImplicitAdjoint(AbstractAdjoint):
 
     def __check_init__(self) -> None:
         if self.unconverged not in ("nan", "ignore"):
-            raise ValueError(
-                f"`unconverged` must be 'nan' or 'ignore', got {self.unconverged!r}."
-            )
+            raise ValueError(f"`unconverged` must be 'nan' or 'ignore', got {self.unconverged!r}.")
 
     def solve(self, solver: Any, problem: Any, x0: Array, watch: Any = None) -> Result:
         """Run to the end; the derivative is that of the minimum."""
         leaves, treedef = jax.tree.flatten((solver, problem, x0, watch))
-        if not any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
+        if not any(isinstance(leaf, Tracer) for leaf in leaves):
             return _run((treedef, self.unconverged), leaves)  # nothing to differentiate
         return _solve((treedef, self.unconverged), leaves)
 
@@ -121,9 +120,7 @@ def _solve_jvp(static: Any, primals: Any, tangents: Any) -> Any:
     result = _solve(static, leaves)
     x, described = _tangents(static, result.x, result.status, leaves, dots)
     d_result = jax.tree.map(_no_tangent, result)
-    d_result = eqx.tree_at(
-        lambda r: (r.x, r.cost, r.fun, r.grad, r.jac), d_result, (x, *described)
-    )
+    d_result = eqx.tree_at(lambda r: (r.x, r.cost, r.fun, r.grad, r.jac), d_result, (x, *described))
     return result, d_result
 
 

@@ -10,21 +10,21 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array
 
 from . import _result as codes
+from ._build import least_squares_problem, spread_bound
 from ._implicit import AbstractAdjoint, ImplicitAdjoint
-from ._lift import Lifted, inputs, lift
-from ._losses import LOSSES, Loss, ScalarLoss, ScipyLoss
 from ._monitor import Listener, forget, register
 from ._problem import LeastSquaresProblem
 from ._result import Result, to_host
-from ._tree import Unravel, as_array_or_tree, ravel, unraveler
-from .derivatives import AbstractJacobian, ComplexStep, resolve
+from ._tree import Unravel, as_dtype, is_concrete, ravel
 from .solvers import Dogbox, LevenbergMarquardt, TrustRegionReflective
 
 METHODS = {"trf": TrustRegionReflective, "dogbox": Dogbox, "lm": LevenbergMarquardt}
 EPS = float(np.finfo(np.float64).eps)
+IMPLICIT = ImplicitAdjoint()
 LSMR_OPTIONS = {"regularize", "damp", "atol", "btol", "conlim", "maxiter", "show"}
 
 
@@ -51,7 +51,7 @@ def least_squares(
     callback: Callable | None = None,
     workers: Any = None,
     *,
-    adjoint: AbstractAdjoint = ImplicitAdjoint(),  # noqa: B008  (frozen)
+    adjoint: AbstractAdjoint = IMPLICIT,
 ) -> Result:
     """Solve a nonlinear least-squares problem with bounds on the variables.
 
@@ -148,7 +148,7 @@ def least_squares(
     _check_linear_algebra(tr_solver, tr_options, jac_sparsity)
     if not isinstance(verbose, (int, np.integer)) or verbose not in (0, 1, 2):
         raise ValueError(f"`verbose` must be in [0, 1, 2], got {verbose!r}.")
-    if max_nfev is not None and not isinstance(max_nfev, jax.core.Tracer) and max_nfev <= 0:
+    if max_nfev is not None and not isinstance(max_nfev, Tracer) and max_nfev <= 0:
         raise ValueError(f"`max_nfev` must be None or positive integer, got {max_nfev!r}.")
     if not isinstance(adjoint, AbstractAdjoint):
         raise TypeError(
@@ -161,22 +161,23 @@ def least_squares(
     )  # fmt: skip
     _check_method(method, problem, x)
     solver = METHODS[method](
-        *(_as_dtype(tol, x.dtype) for tol in (ftol, xtol, gtol)),
+        *(as_dtype(tol, x.dtype) for tol in (ftol, xtol, gtol)),
         x_scale=_check_x_scale(x_scale, problem, x),
         from_jacobian=isinstance(x_scale, str),
         max_nfev=max_nfev if _unrolls(adjoint) else _as_count(max_nfev),
     )
     listener = None
-    traced = not _is_concrete((problem, x, solver))
     if verbose or callback is not None:
-        listener = Listener(callback, verbose, problem.restore_x, keep_errors=not traced)
-    result = _solve(solver, problem, x, adjoint, listener, traced)
+        listener = Listener(callback, verbose, problem.restore_x)
+    result = _solve(solver, problem, x, adjoint, listener)
     if method == "lm" and jac in ("2-point", "3-point", "cs"):
         result = eqx.tree_at(lambda r: r.njev, result, None)
     return result
 
 
-def run(solver: Any, problem: LeastSquaresProblem, x0: Any, adjoint: Any = ImplicitAdjoint()) -> Result:  # noqa: B008
+def run(
+    solver: Any, problem: LeastSquaresProblem, x0: Any, adjoint: AbstractAdjoint = IMPLICIT
+) -> Result:
     """Run a solver's machine on a problem, from x0 to the result.
 
     Parameters
@@ -208,7 +209,7 @@ def run(solver: Any, problem: LeastSquaresProblem, x0: Any, adjoint: Any = Impli
     [1.4142] [1.4142]
     """
     x = ravel(x0, problem.lower.dtype)
-    return _solve(solver, problem, x, adjoint, None, not _is_concrete((problem, x, solver)))
+    return _solve(solver, problem, x, adjoint, None)
 
 
 def _solve(
@@ -217,18 +218,14 @@ def _solve(
     x: Array,
     adjoint: AbstractAdjoint,
     listener: Listener | None,
-    traced: bool,
 ) -> Result:
-    watch = None if listener is None else register(listener)
-    result = adjoint.solve(solver, problem, x, watch)
-    if watch is not None and not traced:
-        jax.effects_barrier()
-        forget(watch)
-        if listener.error is not None:
-            raise listener.error
-    if not traced:
-        result = to_host(result)
-        _raise_for(result)
+    if listener is None:
+        result = adjoint.solve(solver, problem, x)
+    else:
+        result = _solve_heard(solver, problem, x, adjoint, listener)
+    result = to_host(result)
+    if isinstance(result.status, int) and result.status == codes.NONFINITE:
+        raise ValueError(codes.MESSAGES[codes.NONFINITE])
     return eqx.tree_at(
         lambda r: (r.x, r.grad, r.active_mask, r.fun),
         result,
@@ -241,182 +238,24 @@ def _solve(
     )
 
 
-def _raise_for(result: Result) -> None:
-    """What only the solve itself could find out, and is an error outside a trace."""
-    if isinstance(result.status, int) and result.status == codes.NONFINITE:
-        raise ValueError(codes.MESSAGES[codes.NONFINITE])
-
-
-# -- the problem ---------------------------------------------------------------------------
-
-
-class _Residuals(eqx.Module):
-    """The user's function with its arguments, on flat vectors."""
-
-    fun: Lifted
-    on_complex: Lifted | None
-    args: Any
-    restore: Unravel = eqx.field(static=True)
-
-    def __call__(self, x: Array) -> Array:
-        fun = self.on_complex if jnp.iscomplexobj(x) else self.fun
-        leaves = jax.tree.leaves(fun(self.restore(x), *self.args))
-        return _ravel_native(leaves)
-
-
-class _Jacobian(eqx.Module):
-    """The user's Jacobian with its arguments, on flat vectors."""
-
-    jac: Lifted
-    args: Any
-    restore: Unravel = eqx.field(static=True)
-
-    def __call__(self, x: Array) -> Array:
-        blocks = [jnp.asarray(leaf) for leaf in jax.tree.leaves(self.jac(self.restore(x), *self.args))]
-        if len(blocks) == 1 and self.restore.is_flat:
-            return blocks[0]
-        # Like jax.jacfwd: one block (m, *shape) for each leaf of x.
-        sizes = self.restore.sizes
-        return jnp.concatenate(
-            [block.reshape(-1, size) for block, size in zip(blocks, sizes, strict=True)], axis=1
-        )
-
-
-def least_squares_problem(
-    fun: Callable[..., Any],
-    x0: Any,
-    *,
-    jac: Any = "jacfwd",
-    bounds: Any = (-np.inf, np.inf),
-    loss: Any = "linear",
-    f_scale: Any = 1.0,
-    diff_step: Any = None,
-    args: tuple = (),
-    kwargs: dict[str, Any] | None = None,
-) -> tuple[LeastSquaresProblem, Array]:
-    """Make a problem of the user's functions, to be solved by hand.
-
-    Parameters
-    ----------
-    fun, x0, jac, bounds, loss, f_scale, diff_step, args, kwargs
-        As for `least_squares`.
-
-    Returns
-    -------
-    problem : LeastSquaresProblem
-    x0 : array, shape (n,)
-        The flat first point, for ``solver.init(problem, x0)``.
-
-    Raises
-    ------
-    ValueError, TypeError
-        As `least_squares`.
-
-    Examples
-    --------
-    >>> import jax.numpy as jnp, optx_lite as ox
-    >>> problem, x0 = ox.least_squares_problem(lambda p: p["a"] - 1.0, {"a": jnp.zeros(2)})
-    >>> x0.shape, problem.residuals(x0).shape
-    ((2,), (2,))
-    """
-    tree = _check_x0(x0)
-    dtype = jnp.result_type(*[leaf.dtype for leaf in jax.tree.leaves(tree)])
-    restore = unraveler(tree)
-    x = ravel(tree, dtype)
-    lower, upper, bounded = _check_bounds(bounds, tree, x)
-    if not isinstance(args, tuple):
-        args = (args,)
-    scheme = resolve(jac, diff_step)
-    examples = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
-    residuals = _lift_residuals(fun, examples, args, kwargs, scheme, restore)
-    out = residuals.fun.out_shape
-    _check_residual_shape(out, restore)
-    leaves = jax.tree.leaves(out)
-    m = sum(int(np.prod(leaf.shape)) for leaf in leaves)
-    floats = [leaf.dtype for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating)]
-    precision = max(float(jnp.finfo(d).eps) for d in [dtype, *floats])
-    if callable(jac) and not isinstance(jac, AbstractJacobian):
-        scheme = resolve(_lift_jacobian(jac, examples, args, kwargs, restore, m), diff_step)
-    problem = LeastSquaresProblem(
-        residuals=residuals,
-        jacobian=scheme,
-        loss=_check_loss(loss, f_scale, m, dtype),
-        lower=lower,
-        upper=upper,
-        bounded=bounded,
-        precision=precision,
-        restore_x=restore,
-        restore_f=_restorer(out, dtype),
-    )
-    return problem, x
-
-
-def _lift_residuals(
-    fun: Callable, x: Any, args: tuple, kwargs: Any, scheme: AbstractJacobian, restore: Unravel
-) -> _Residuals:
-    if not callable(fun):
-        raise TypeError(f"`fun` must be callable, got {fun!r}.")
-    bound = _with_kwargs(fun, kwargs)
-    on_complex = None
-    if isinstance(scheme, ComplexStep):
-        z = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.result_type(leaf.dtype, jnp.complex64)), x
-        )
-        on_complex = lift(bound, z, *args, label="`fun`")
-    lifted = lift(bound, x, *args, label="`fun`")
-    return _Residuals(lifted, on_complex, inputs(args), restore)
-
-
-def _lift_jacobian(
-    jac: Callable, x: Any, args: tuple, kwargs: Any, restore: Unravel, m: int
-) -> _Jacobian:
-    lifted = lift(_with_kwargs(jac, kwargs), x, *args, label="`jac`")
-    shapes = [leaf.shape for leaf in jax.tree.leaves(lifted.out_shape)]
-    n = sum(restore.sizes)
-    if restore.is_flat:
-        shape = np.broadcast_shapes((1,) * (2 - len(shapes[0])), shapes[0])
-        if len(shapes) != 1 or shape != (m, n):
-            raise ValueError(
-                f"The return value of `jac` has wrong shape: expected {(m, n)}, actual {shape}."
-            )
-    return _Jacobian(lifted, inputs(args), restore)
-
-
-def _with_kwargs(fun: Callable, kwargs: dict[str, Any] | None) -> Callable:
-    return jax.tree_util.Partial(fun, **kwargs) if kwargs else fun
-
-
-def _ravel_native(leaves: list[Any]) -> Array:
-    """One vector of the leaves' common floating dtype."""
-    arrays = [jnp.asarray(leaf) for leaf in leaves]
-    dtypes = [
-        a.dtype if jnp.issubdtype(a.dtype, jnp.inexact) else jnp.result_type(float)
-        for a in arrays
-    ]
-    dtype = max(dtypes, key=lambda d: (jnp.issubdtype(d, jnp.complexfloating), jnp.finfo(d).bits))
-    return ravel(arrays, dtype)
-
-
-def _restorer(out: Any, dtype: Any) -> Unravel:
-    """Back to what `fun` returned; SciPy's kinds of return value become one flat array."""
-    leaves = jax.tree.leaves(out)
-    if jax.tree_util.all_leaves([out]) or _is_scalars(out):
-        m = sum(int(np.prod(leaf.shape)) for leaf in leaves)
-        return unraveler(jax.ShapeDtypeStruct((m,), dtype))
-    return unraveler(jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), out))
-
-
-def _is_scalars(out: Any) -> bool:
-    return type(out) in (list, tuple) and all(
-        jax.tree_util.all_leaves([leaf]) and leaf.shape == () for leaf in out
-    )
-
-
-# -- the checks ----------------------------------------------------------------------------
-
-
-def _is_concrete(tree: Any) -> bool:
-    return not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))
+def _solve_heard(
+    solver: Any,
+    problem: LeastSquaresProblem,
+    x: Array,
+    adjoint: AbstractAdjoint,
+    listener: Listener,
+) -> Result:
+    """Solve with somebody listening, and let go of the listener when the solve is over."""
+    watch = register(listener)
+    result = adjoint.solve(solver, problem, x, watch)
+    if not is_concrete(result):
+        listener.keep_errors = False  # in a compiled program, which has to raise them itself
+        return result
+    jax.effects_barrier()
+    forget(watch)
+    if listener.error is not None:
+        raise listener.error
+    return result
 
 
 def _unrolls(adjoint: AbstractAdjoint) -> bool:
@@ -424,11 +263,7 @@ def _unrolls(adjoint: AbstractAdjoint) -> bool:
 
 
 def _as_count(max_nfev: Any) -> Any:
-    return None if max_nfev is None else _as_dtype(max_nfev, np.int32)
-
-
-def _as_dtype(value: Any, dtype: Any) -> Any:
-    return value.astype(dtype) if isinstance(value, jax.Array) else np.asarray(value, dtype)
+    return None if max_nfev is None else as_dtype(max_nfev, np.int32)
 
 
 def _check_linear_algebra(tr_solver: Any, tr_options: Any, jac_sparsity: Any) -> None:
@@ -450,13 +285,13 @@ def _check_linear_algebra(tr_solver: Any, tr_options: Any, jac_sparsity: Any) ->
 
 def _check_tolerances(ftol: Any, xtol: Any, gtol: Any, method: str) -> tuple[Any, Any, Any]:
     """SciPy's rules; None becomes 0, which is "off"."""
-    given = {"ftol": ftol, "xtol": xtol, "gtol": gtol}
-    if any(isinstance(tol, jax.core.Tracer) for tol in given.values()):
+    given: dict[str, Any] = {"ftol": ftol, "xtol": xtol, "gtol": gtol}
+    if any(isinstance(tol, Tracer) for tol in given.values()):
         return tuple(0.0 if tol is None else tol for tol in given.values())  # type: ignore[return-value]
     for name, tol in given.items():
         if tol is None:
             given[name] = 0.0
-        elif not np.isscalar(tol) and jnp.ndim(tol) > 0 or isinstance(tol, (str, bytes)):
+        elif isinstance(tol, (str, bytes)) or jnp.ndim(tol) > 0:
             raise ValueError(f"`{name}` must be a number or None, got {tol!r}.")
         elif tol < EPS:
             warnings.warn(
@@ -478,150 +313,6 @@ def _check_tolerances(ftol: Any, xtol: Any, gtol: Any, method: str) -> tuple[Any
     return tuple(given.values())  # type: ignore[return-value]
 
 
-def _check_x0(x0: Any) -> Any:
-    """x0 as a pytree of floating arrays; anything that SciPy takes is one array (n,)."""
-    tree = as_array_or_tree(x0)
-    leaves = jax.tree.leaves(tree)
-    if not leaves:
-        raise ValueError(f"`x0` must hold at least one number, got {x0!r}.")
-    try:
-        dtypes = [jnp.result_type(leaf) for leaf in leaves]
-    except TypeError as error:
-        raise ValueError(f"`x0` must be a real array or a pytree of them, got {x0!r}.") from error
-    if any(jnp.issubdtype(d, jnp.complexfloating) for d in dtypes):
-        raise ValueError(
-            "`x0` must be real: optimise real and imaginary parts as two variables."
-        )
-    alone = jax.tree_util.all_leaves([tree])
-    if alone and jnp.ndim(tree) > 1:
-        raise ValueError(
-            f"`x0` must have at most 1 dimension, got shape {jnp.shape(tree)}: "
-            "put a matrix of parameters into a pytree, e.g. a dict."
-        )
-    tree = jax.tree.map(_as_float, tree)
-    if any(jnp.finfo(leaf.dtype).bits < 32 for leaf in jax.tree.leaves(tree)):
-        raise ValueError(f"`x0` must be float32 or float64, got {dtypes}.")
-    if any(leaf.size == 0 for leaf in jax.tree.leaves(tree)) and alone:
-        raise ValueError("`x0` must hold at least one number, got an empty array.")
-    return tree.reshape(-1) if alone and tree.ndim == 0 else tree
-
-
-def _as_float(leaf: Any) -> Any:
-    """The leaf as an array of floating dtype, on the host if it came from there."""
-    dtype = jnp.result_type(leaf)
-    if not jnp.issubdtype(dtype, jnp.floating):
-        dtype = jnp.result_type(float)
-    return leaf.astype(dtype) if isinstance(leaf, jax.Array) else np.asarray(leaf, dtype)
-
-
-def _check_bounds(bounds: Any, tree: Any, x: Array) -> tuple[Array, Array, bool]:
-    """Flat lower and upper bounds, and whether there are any."""
-    if bounds is None:
-        bounds = (-np.inf, np.inf)
-    if hasattr(bounds, "lb") and hasattr(bounds, "ub"):
-        bounds = (bounds.lb, bounds.ub)
-    try:
-        count = len(bounds)
-    except TypeError:
-        count = None
-    if count != 2 or isinstance(bounds, dict):
-        raise ValueError(f"`bounds` must contain 2 elements, (lb, ub), got {bounds!r}.")
-    lower = _spread(bounds[0], -np.inf, tree, x, "lower")
-    upper = _spread(bounds[1], np.inf, tree, x, "upper")
-    if not _is_concrete((lower, upper)):
-        return lower, upper, True
-    low, high = np.asarray(lower), np.asarray(upper)
-    if np.any(np.isnan(low)) or np.any(np.isnan(high)):
-        raise ValueError("`bounds` must not be NaN.")
-    if np.any(low > high):
-        i = int(np.argmax(low > high))
-        raise ValueError(
-            "Each lower bound must not be above its upper bound: `bounds` has "
-            f"lb={low[i]} > ub={high[i]} at entry {i}."
-        )
-    if _is_concrete(x):
-        outside = ~((np.asarray(x) >= low) & (np.asarray(x) <= high))
-        if outside.any() and not np.isnan(np.asarray(x)[outside]).any():
-            i = int(np.argmax(outside))
-            raise ValueError(
-                "Initial guess is outside of provided bounds: "
-                f"`x0`={np.asarray(x)[i]} is not in [{low[i]}, {high[i]}] at entry {i}."
-            )
-    return lower, upper, bool(np.any(np.isfinite(low)) or np.any(np.isfinite(high)))
-
-
-def _spread(bound: Any, missing: float, tree: Any, x: Array, name: str) -> Array:
-    """One side of the bounds, a scalar, an array or a pytree prefix, as a flat vector."""
-
-    def onto(value: Any, leaf: Array) -> Array:
-        value = missing if value is None else value
-        xp = jnp if isinstance(value, jax.Array) else np
-        value = xp.asarray(value)
-        if value.ndim and value.shape != leaf.shape:
-            raise ValueError(
-                f"Inconsistent shapes between bounds and `x0`: the {name} bound has shape "
-                f"{value.shape}, `x0` has {leaf.shape}."
-            )
-        return xp.broadcast_to(value.astype(x.dtype), leaf.shape)
-
-    bound = as_array_or_tree(bound)
-    try:
-        full = jax.tree.map(
-            lambda value, part: jax.tree.map(lambda leaf: onto(value, leaf), part),
-            bound,
-            tree,
-            is_leaf=lambda value: value is None,
-        )
-    except ValueError as error:
-        if "Inconsistent shapes" in str(error):
-            raise
-        raise ValueError(
-            f"`bounds`: the {name} bound must be a number, an array, or a pytree prefix of `x0`: "
-            f"{error}"
-        ) from error
-    return ravel(full, x.dtype)
-
-
-def _check_residual_shape(out: Any, restore: Unravel) -> None:
-    leaves = jax.tree.leaves(out)
-    if any(jnp.issubdtype(leaf.dtype, jnp.complexfloating) for leaf in leaves):
-        raise ValueError(
-            "`fun` must return real residuals: return real and imaginary parts as two."
-        )
-    if jax.tree_util.all_leaves([out]) and len(out.shape) > 1:
-        raise ValueError(
-            f"`fun` must return at most 1-d array_like. f0.shape: {out.shape}"
-        )
-    if not leaves or sum(int(np.prod(leaf.shape)) for leaf in leaves) == 0:
-        raise ValueError("`fun` must return at least one residual.")
-
-
-def _check_loss(loss: Any, f_scale: Any, m: int, dtype: Any) -> Loss:
-    if not isinstance(f_scale, jax.Array):
-        f_scale = np.asarray(f_scale)
-    f_scale = f_scale.astype(dtype)
-    if f_scale.ndim:
-        raise ValueError(f"`f_scale` must be a number, got shape {f_scale.shape}.")
-    if _is_concrete(f_scale) and not float(f_scale) > 0:
-        raise ValueError(f"`f_scale` must be positive, got {float(f_scale)}.")
-    if isinstance(loss, str) and loss in LOSSES:
-        rho = LOSSES[loss]
-        return Loss(None if rho is None else jax.tree_util.Partial(rho), f_scale)
-    if not callable(loss):
-        raise ValueError(f"`loss` must be one of {LOSSES.keys()} or a callable, got {loss!r}.")
-    whole = lift(loss, jax.ShapeDtypeStruct((m,), dtype), label="`loss`")
-    shapes = [leaf.shape for leaf in jax.tree.leaves(whole.out_shape)]
-    if shapes == [(3, m)]:
-        return Loss(ScipyLoss(whole), f_scale)
-    single = lift(loss, jax.ShapeDtypeStruct((), dtype), label="`loss`")
-    if shapes == [(m,)] and single.out_shape.shape == ():
-        return Loss(ScalarLoss(single), f_scale)
-    raise ValueError(
-        "The return value of `loss` callable has wrong shape: expected (3, m) = "
-        f"{(3, m)}, or a scalar for a scalar, got {shapes[0] if len(shapes) == 1 else shapes}."
-    )
-
-
 def _check_method(method: str, problem: LeastSquaresProblem, x: Array) -> None:
     if method != "lm":
         return
@@ -631,7 +322,7 @@ def _check_method(method: str, problem: LeastSquaresProblem, x: Array) -> None:
             "Method 'lm' doesn't work when the number of residuals is less than the number of "
             f"variables ({m} < {x.shape[0]}): use method='trf'."
         )
-    if problem.bounded and _is_concrete((problem.lower, problem.upper)):
+    if problem.bounded and is_concrete((problem.lower, problem.upper)):
         low, high = np.asarray(problem.lower), np.asarray(problem.upper)
         if np.any((np.isfinite(low) | np.isfinite(high)) & (low != high)):
             raise ValueError(
@@ -652,12 +343,12 @@ def _check_x_scale(x_scale: Any, problem: LeastSquaresProblem, x: Array) -> Any:
         )
     try:
         tree = jax.tree.unflatten(problem.restore_x.treedef, _blank(problem.restore_x))
-        flat = _spread(x_scale, 1.0, tree, x, "`x_scale`'s")
+        flat = spread_bound(x_scale, 1.0, tree, x, "`x_scale`'s")
     except ValueError as error:
         raise ValueError("Inconsistent shapes between `x_scale` and `x0`.") from error
     complex_given = any(jnp.iscomplexobj(leaf) for leaf in jax.tree.leaves(x_scale))
     bad = complex_given or (
-        _is_concrete(flat) and not np.all(np.isfinite(flat) & (np.asarray(flat) > 0))
+        is_concrete(flat) and not np.all(np.isfinite(flat) & (np.asarray(flat) > 0))
     )
     if bad:
         raise ValueError(
@@ -666,5 +357,5 @@ def _check_x_scale(x_scale: Any, problem: LeastSquaresProblem, x: Array) -> Any:
     return flat
 
 
-def _blank(restore: Unravel) -> list[Array]:
+def _blank(restore: Unravel) -> list[Any]:
     return [np.zeros(shape, dtype) for shape, dtype in restore.leaves]

@@ -1,4 +1,7 @@
-"""Run a machine to its end. The kind of loop is handed in, so no solver branches on it."""
+"""Run a machine to its end. The kind of loop is handed in, so no solver branches on it.
+
+`lax.while_loop` is one kind; the others are differentiable.
+"""
 
 from __future__ import annotations
 
@@ -14,13 +17,6 @@ from ._monitor import Watch
 from .solvers import AbstractSolver
 
 Loop = Callable[[Callable[[Any], Array], Callable[[Any], Any], Any], Any]
-
-
-class While(eqx.Module):
-    """``lax.while_loop``: as many steps as it takes; no derivative through the iterations."""
-
-    def __call__(self, cond: Callable, body: Callable, state: Any) -> Any:
-        return lax.while_loop(cond, body, state)
 
 
 class Checkpointed(eqx.Module):
@@ -61,7 +57,7 @@ def drive(
     problem: Any,
     x0: Array,
     watch: Watch | None = None,
-    loop: Loop = While(),
+    loop: Loop = lax.while_loop,
 ) -> Any:
     """From a flat x0 to the `Result` on flat vectors.
 

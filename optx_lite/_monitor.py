@@ -49,15 +49,18 @@ class Listener:
         0, 1 or 2, as in SciPy.
     restore : callable
         From a flat x to the user's structure.
+
+    Attributes
+    ----------
     keep_errors : bool
         Whether an exception of the callback waits in ``error`` for the front door to raise it.
     """
 
-    def __init__(self, callback: Any, verbose: int, restore: Callable, keep_errors: bool):
+    def __init__(self, callback: Any, verbose: int, restore: Callable):
         self.callback = callback
         self.verbose = verbose
         self.restore = restore
-        self.keep_errors = keep_errors
+        self.keep_errors = True
         self.by_result = callback is not None and _wants_result(callback)
         self.error: BaseException | None = None
         self.initial_cost: float | None = None

@@ -13,6 +13,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 STALLED = -4
 NONFINITE = -3
@@ -91,7 +92,7 @@ class Result(eqx.Module):
     @property
     def message(self) -> Any:
         """Why the solve ended, in words; made on the host, so not available inside a trace."""
-        if isinstance(self.status, jax.core.Tracer):
+        if isinstance(self.status, Tracer):
             raise RuntimeError(
                 "`Result.message` is text and cannot be made inside jit, vmap or grad: "
                 "look at `Result.status` there, and ask for the message outside."
@@ -117,7 +118,7 @@ class Result(eqx.Module):
         return iter(self.keys())
 
     def __repr__(self) -> str:
-        if isinstance(self.status, jax.core.Tracer):
+        if isinstance(self.status, Tracer):
             return eqx.tree_pformat(self)
         names = ["message", "success", "status"]
         names += [name for name in self.__dataclass_fields__ if name not in names]
@@ -138,7 +139,7 @@ def to_host(result: Result) -> Result:
     names = ("nfev", "njev", "nit", "status")
     values = [getattr(result, name) for name in names]
     present = [v for v in values if v is not None]
-    if any(isinstance(v, jax.core.Tracer) or jnp.ndim(v) > 0 for v in present):
+    if any(isinstance(v, Tracer) or jnp.ndim(v) > 0 for v in present):
         return result
     # One transfer for the four of them: each `int(array)` would wait for the device.
     fetched = iter(jax.device_get(present))

@@ -6,18 +6,20 @@ whose leaves keep their shapes and dtypes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 
 def as_array_or_tree(value: Any) -> Any:
     """Read numbers, nested lists of numbers and arrays as one array; leave pytrees alone."""
     if _is_numbers(value):
-        return jnp.stack([jnp.asarray(v) for v in value]) if _has_array(value) else np.asarray(value)
+        return (
+            jnp.stack([jnp.asarray(v) for v in value]) if _has_array(value) else np.asarray(value)
+        )
     return value
 
 
@@ -54,18 +56,18 @@ def ravel(tree: Any, dtype: Any) -> Any:
     return xp.concatenate([xp.ravel(xp.asarray(leaf)).astype(dtype) for leaf in leaves])
 
 
-def unraveler(tree: Any) -> Callable[..., Any]:
-    """The way back: ``unravel(vector, keep_dtype=True)`` gives a tree like the given one."""
-    leaves, treedef = jax.tree.flatten(tree)
-    return Unravel(treedef, tuple((jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves))
-
-
 class Unravel:
     """Vector to pytree; hashable, so that it may stand in a compiled function's key."""
 
     def __init__(self, treedef: Any, leaves: tuple[tuple[tuple[int, ...], Any], ...]):
         self.treedef = treedef
         self.leaves = leaves
+
+    @classmethod
+    def like(cls, tree: Any) -> Unravel:
+        """For trees of the given tree's structure, shapes and dtypes."""
+        leaves, treedef = jax.tree.flatten(tree)
+        return cls(treedef, tuple((jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves))
 
     def __call__(self, vector: jax.Array, *, dtype: Any = None) -> Any:
         """Cut the vector into leaves; their dtypes are the tree's own, or ``dtype`` if given.
@@ -74,7 +76,12 @@ class Unravel:
         """
         if jnp.iscomplexobj(vector):
             dtype = vector.dtype
-        if len(self.leaves) == 1 and self.leaves[0] == (vector.shape, dtype or vector.dtype):
+        if len(self.leaves) == 1:
+            ((shape, own),) = self.leaves
+            if vector.shape != shape:
+                vector = vector.reshape(shape)
+            if vector.dtype != (dtype or own):
+                vector = vector.astype(dtype or own)
             return jax.tree.unflatten(self.treedef, [vector])
         pieces = jnp.split(vector, list(np.cumsum(self.sizes)[:-1]))
         return jax.tree.unflatten(
@@ -103,3 +110,13 @@ class Unravel:
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Unravel) and self._key() == other._key()
+
+
+def is_concrete(tree: Any) -> bool:
+    """Whether no leaf is a tracer."""
+    return not any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(tree))
+
+
+def as_dtype(value: Any, dtype: Any) -> Any:
+    """The value as an array of this dtype, on the host if it came from there."""
+    return value.astype(dtype) if isinstance(value, jax.Array) else np.asarray(value, dtype)

@@ -98,7 +98,7 @@ def solve_trust_region(
     return jnp.where(limited, fitted, step), jnp.where(limited, alpha, 0), limited
 
 
-@solve_trust_region.defjvp
+@solve_trust_region.defjvp  # pyright: ignore[reportArgumentType]
 def _solve_trust_region_jvp(primals, tangents):  # type: ignore[no-untyped-def]
     """Implicit function theorem on (1) and, at the boundary, ||p|| = Delta."""
     upper, qtf, diag, _, singular, radius, _ = primals

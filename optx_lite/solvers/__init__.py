@@ -1,4 +1,4 @@
-"""The machines: one algorithm a file, all with ``init(problem, x0)`` and ``step(problem, state)``."""
+"""The machines, one algorithm a file: ``init(problem, x0)``, ``step(problem, state)``."""
 
 from ._base import AbstractSolver as AbstractSolver
 from .dogbox import Dogbox as Dogbox

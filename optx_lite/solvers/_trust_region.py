@@ -256,9 +256,7 @@ class TrustRegionSolver(AbstractSolver[LeastSquaresProblem, State]):
         x = jnp.where(pending > 0, moved.outlook.x, trial.x)
         trial = eqx.tree_at(lambda t: t.x, trial, x)
         failed = finite & ~better & ~polishing & ~state.trial.corrected
-        trial = lax.cond(
-            failed, lambda: self._correct(problem, state, f, trial), lambda: trial
-        )
+        trial = lax.cond(failed, lambda: self._correct(problem, state, f, trial), lambda: trial)
         return eqx.tree_at(
             lambda s: (s.trial, s.pending, s.status), moved, (trial, pending, status)
         )
@@ -286,9 +284,7 @@ class TrustRegionSolver(AbstractSolver[LeastSquaresProblem, State]):
             radius = jnp.where(anew, 2 * norm((moved.x - state.x) / moved.scale), radius)
         return jnp.where(state.nfev == 0, self.first_radius(problem, moved), radius)
 
-    def _correct(
-        self, problem: LeastSquaresProblem, state: State, f: Array, trial: Trial
-    ) -> Trial:
+    def _correct(self, problem: LeastSquaresProblem, state: State, f: Array, trial: Trial) -> Trial:
         """The trial (4) after one that failed, or else ``trial``."""
         model, failed = state.model, state.trial
         step = failed.x - state.x
@@ -305,9 +301,7 @@ class TrustRegionSolver(AbstractSolver[LeastSquaresProblem, State]):
         if problem.bounded:
             x = jnp.clip(x, problem.lower, problem.upper)
         usable = (length <= 0.75 * failed.length) & jnp.all(jnp.isfinite(x))
-        corrected = eqx.tree_at(
-            lambda t: (t.x, t.corrected), failed, (x, jnp.ones((), bool))
-        )
+        corrected = eqx.tree_at(lambda t: (t.x, t.corrected), failed, (x, jnp.ones((), bool)))
         return jax.tree.map(lambda new, old: jnp.where(usable, new, old), corrected, trial)
 
     def _stay(self, state: State, unit: Array) -> State:

@@ -65,7 +65,7 @@ class TrustRegionReflective(TrustRegionSolver):
         step, damping, limited = solve_trust_region(
             upper, model.qtf, diag, newton, model.singular, state.radius, damping
         )
-        if problem.bounded:
+        if diag is not None:
             step = _into_box(problem, state, step, metric, diag, upper)
         predicted = _reduction(upper, model.qtf, diag, step)
         length = norm(step)
@@ -82,9 +82,7 @@ class TrustRegionReflective(TrustRegionSolver):
             radius=state.radius,
         )
 
-    def metric(
-        self, problem: LeastSquaresProblem, state: State
-    ) -> tuple[Array, Array | None]:
+    def metric(self, problem: LeastSquaresProblem, state: State) -> tuple[Array, Array | None]:
         """D, with the scale of x in it, and the diagonal of C (None without bounds)."""
         if not problem.bounded:
             return state.scale, None
@@ -135,9 +133,7 @@ def _into_box(
     cauchy = _line_minimum(upper, qtf, diag, zero, down, jnp.zeros_like(room), farthest) * down
 
     projected = jnp.clip(x + metric * step, lower_bound, upper_bound) - x
-    candidates = jnp.stack(
-        [THETA * touching, reflected, cauchy, safe_divide(projected, metric)]
-    )
+    candidates = jnp.stack([THETA * touching, reflected, cauchy, safe_divide(projected, metric)])
     moved = candidates @ upper.T
     promised = -jnp.sum((qtf + 0.5 * moved) * moved + 0.5 * diag * candidates**2, axis=1)
     promised = jnp.where(jnp.isfinite(promised), promised, -jnp.inf)

@@ -1,0 +1,305 @@
+"""What bad input gets: the argument's name, what came, what was expected, and SciPy's exception.
+
+The types' oracle is SciPy itself, wherever it refuses the same input.
+"""
+
+import math
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.optimize as so
+from numpy.testing import assert_allclose, assert_array_equal
+
+import optx_lite as ox
+
+METHODS = ("trf", "dogbox", "lm")
+INF = np.inf
+X0 = [1.0, 2.0]
+
+
+def line_in(xp):
+    return lambda x: xp.stack([10 * (x[1] - x[0]), 1 - x[0]])
+
+
+line = line_in(jnp)
+
+
+def square(x):
+    return x[0] * np.ones((2, 2))
+
+
+# What is passed beside or instead of (fun, x0), and what the message has to say.
+BAD = {
+    "complex x0": ({"x0": [1.0, 1j]}, ["`x0`", "real"]),
+    "complex scalar x0": ({"x0": 1.0 + 0j}, ["`x0`", "real"]),
+    "2-d x0": ({"x0": np.ones((2, 2))}, ["`x0`", r"\(2, 2\)", "1 dimension"]),
+    "nested list x0": ({"x0": [[1.0, 2.0], [3.0, 4.0]]}, ["`x0`", r"\(2, 2\)"]),
+    "empty x0": ({"x0": []}, ["`x0`"]),
+    "2-d fun": ({"fun": square}, ["`fun`", r"\(2, 2\)", "1-d"]),
+    "jac too tall": ({"jac": lambda x: np.ones((3, 2))}, ["`jac`", r"\(2, 2\)", r"\(3, 2\)"]),
+    "jac too long": ({"jac": lambda x: np.ones((2, 5))}, ["`jac`", r"\(2, 2\)", r"\(2, 5\)"]),
+    "jac 3-d": ({"jac": lambda x: np.ones((2, 2, 1))}, ["`jac`", r"\(2, 2\)"]),
+    "jac unknown": ({"jac": "oops"}, ["`jac`", "'oops'", "'jacfwd'", "'2-point'", "callable"]),
+    "method unknown": ({"method": "newton"}, ["`method`", "'newton'", "'trf'", "'dogbox'", "'lm'"]),
+    "loss unknown": ({"loss": "hinge"}, ["`loss`", "'hinge'", "soft_l1", "callable"]),
+    "loss of wrong shape": (
+        {"loss": lambda z: np.ones((2, np.size(z)))},
+        ["`loss`", r"\(3, 2\)", r"\(2, 2\)"],
+    ),
+    "x_scale unknown": ({"x_scale": "auto"}, ["`x_scale`", "'auto'", "'jac'", "positive"]),
+    "x_scale negative": ({"x_scale": -1.0}, ["`x_scale`", "-1.0", "positive"]),
+    "x_scale with a zero": ({"x_scale": [1.0, 0.0]}, ["`x_scale`", "0.0", "positive"]),
+    "x_scale NaN": ({"x_scale": np.nan}, ["`x_scale`", "nan", "positive"]),
+    "x_scale infinite": ({"x_scale": [1.0, INF]}, ["`x_scale`", "inf", "positive"]),
+    "x_scale complex": ({"x_scale": 1j}, ["`x_scale`", "1j", "positive"]),
+    "x_scale too long": ({"x_scale": np.ones(3)}, ["`x_scale`", "`x0`", r"\(3,\)", r"\(2,\)"]),
+    "tr_solver unknown": ({"tr_solver": "best"}, ["`tr_solver`", "'best'", "'exact'", "'lsmr'"]),
+    "all tolerances None": (
+        {"ftol": None, "xtol": None, "gtol": None},
+        ["tolerances", "machine epsilon", "ftol=None"],
+    ),
+    "verbose unknown": ({"verbose": 3}, ["`verbose`", "3", r"\[0, 1, 2\]"]),
+    "max_nfev zero": ({"max_nfev": 0}, ["`max_nfev`", "0", "positive"]),
+    "max_nfev negative": ({"max_nfev": -1}, ["`max_nfev`", "-1", "positive"]),
+}
+BAD_BOUNDS = {
+    "reversed": ({"bounds": (3.0, 0.0)}, ["`bounds`", "3.0", "0.0"]),
+    "one reversed": ({"bounds": ([0.0, 5.0], [3.0, 4.0])}, ["`bounds`", "5.0", "4.0", "entry 1"]),
+    "too long": ({"bounds": ([0.0] * 3, 5.0)}, ["bound", r"\(3,\)", r"\(2,\)"]),
+    "of length one": ({"bounds": ([0.0], 5.0)}, ["bound", r"\(1,\)", r"\(2,\)"]),
+    "three": ({"bounds": (0.0, 1.0, 2.0)}, ["`bounds`", "2 elements", r"\(0.0, 1.0, 2.0\)"]),
+    "one": ({"bounds": (0.0,)}, ["`bounds`", "2 elements"]),
+    "x0 below": ({"bounds": (1.5, 5.0)}, ["`x0`", "1.0", "1.5", "entry 0"]),
+    "x0 above": ({"bounds": ([0.0, 0.0], [3.0, 1.5])}, ["`x0`", "2.0", "1.5", "entry 1"]),
+}
+
+
+def refusal(solver, **arguments):
+    with pytest.raises(Exception) as caught:  # noqa: PT011  (its type is what we ask for)
+        solver(**arguments)
+    return caught.value
+
+
+def says(error, words):
+    for word in words:
+        assert re.search(word, str(error)), f"{word} is not in {error}"
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_bad_argument(kind):
+    arguments, words = BAD[kind]
+    ours = refusal(ox.least_squares, **{"fun": line, "x0": X0, **arguments})
+    theirs = refusal(so.least_squares, **{"fun": line_in(np), "x0": X0, **arguments})
+    assert type(ours) is type(theirs)
+    says(ours, words)
+
+
+@pytest.mark.parametrize("kind", BAD_BOUNDS)
+@pytest.mark.parametrize("method", ["trf", "dogbox"])
+def test_bad_bounds(kind, method):
+    arguments, words = BAD_BOUNDS[kind]
+    ours = refusal(ox.least_squares, fun=line, x0=X0, method=method, **arguments)
+    theirs = refusal(so.least_squares, fun=line_in(np), x0=X0, method=method, **arguments)
+    assert type(ours) is type(theirs)
+    says(ours, words)
+
+
+# What SciPy takes without a word, or does not have.
+OURS = {
+    "NaN bounds": ({"bounds": ([0.0, np.nan], 5.0)}, ValueError, ["`bounds`", "NaN"]),
+    "x0 NaN in a box": ({"x0": [0.5, np.nan], "bounds": (0.0, 5.0)}, ValueError, ["finite|`x0`"]),
+    "bounds of other structure": (
+        {
+            "fun": lambda p: p["a"],
+            "x0": {"a": jnp.ones(2)},
+            "bounds": ({"b": 0.0}, 2.0),
+        },
+        ValueError,
+        ["`bounds`", "lower", "prefix"],
+    ),
+    "x0 of text": ({"x0": "start"}, ValueError, ["`x0`", "'start'"]),
+    "empty pytree": ({"x0": {}}, ValueError, ["`x0`"]),
+    "half precision": ({"x0": np.ones(2, np.float16)}, ValueError, ["`x0`", "float16", "float32"]),
+    "fun not callable": ({"fun": 3.0}, TypeError, ["`fun`", "callable", "3.0"]),
+    "complex fun": ({"fun": lambda x: x + 1j}, ValueError, ["`fun`", "real"]),
+    "empty fun": ({"fun": lambda x: x[:0]}, ValueError, ["`fun`", "residual"]),
+    "complex jac": ({"jac": lambda x: 1j * jnp.eye(2)}, ValueError, ["`jac`", "real"]),
+    "f_scale zero": ({"loss": "huber", "f_scale": 0.0}, ValueError, ["`f_scale`", "0.0", "positive"]),
+    "f_scale array": ({"f_scale": np.ones(2)}, ValueError, ["`f_scale`", "number", r"\(2,\)"]),
+    "ftol text": ({"ftol": "small"}, ValueError, ["`ftol`", "'small'", "number"]),
+    "xtol array": ({"xtol": np.ones(2)}, ValueError, ["`xtol`", "number"]),
+    "option unknown": ({"no_such": 1}, TypeError, ["no_such"]),
+    "tr_option unknown": ({"tr_options": {"tol": 1e-10}}, TypeError, ["`tr_options`", "tol"]),
+    "adjoint unknown": ({"adjoint": "implicit"}, TypeError, ["`adjoint`", "'implicit'", "Implicit"]),
+    "diff_step too long": (
+        {"jac": "2-point", "diff_step": np.ones(3)}, ValueError, ["step", r"\(3,\)", r"\(2,\)"],
+    ),
+    "lsmr": ({"tr_solver": "lsmr"}, NotImplementedError, ["tr_solver='lsmr'", "'exact'"]),
+    "jac_sparsity": ({"jac_sparsity": np.eye(2)}, NotImplementedError, ["`jac_sparsity`", "dense"]),
+    "lsmr's option": ({"tr_options": {"damp": 1}}, NotImplementedError, ["`tr_options`", "damp"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", OURS)
+def test_bad_argument_of_ours(kind):
+    arguments, error, words = OURS[kind]
+    ours = refusal(ox.least_squares, **{"fun": line, "x0": X0, **arguments})
+    assert type(ours) is error
+    says(ours, words)
+
+
+def test_adjoint_options():
+    with pytest.raises(ValueError, match=r"`unconverged`.*'nan'.*'ignore'.*'raise'"):
+        ox.ImplicitAdjoint(unconverged="raise")
+
+
+def test_lm_and_what_it_cannot_do():
+    with pytest.raises(ValueError, match=r"'lm'.*bounds.*'trf' or 'dogbox'"):
+        ox.least_squares(line, X0, bounds=(0.0, 5.0), method="lm")
+    with pytest.raises(ValueError, match=r"'lm'.*\(1 < 2\).*'trf'"):
+        ox.least_squares(lambda x: x[0] + x[1], X0, method="lm")
+    with pytest.raises(ValueError, match=r"tolerances.*'lm'.*xtol=None"):
+        ox.least_squares(line, X0, xtol=None, method="lm")
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("bad", [np.nan, INF], ids=["NaN", "inf"])
+def test_residuals_that_are_not_finite_at_the_start(method, bad):
+    ours = refusal(ox.least_squares, fun=lambda x, c: c * x, x0=X0, args=(bad,), method=method)
+    theirs = refusal(so.least_squares, fun=lambda x: bad * x, x0=X0, method=method)
+    assert (type(ours), str(ours)) == (type(theirs), str(theirs))
+
+
+# ---------------------------------------------------------------------------------------
+# The user's functions
+
+
+UNTRACEABLE = {
+    "NumPy function": (lambda x: np.exp(x) - 1, "jax.numpy"),
+    "NumPy array": (lambda x: np.array([x[0], x[1]]), "jnp"),
+    "math": (lambda x: [math.exp(x[0]), x[1]], "jax.numpy|jnp"),
+    "float()": (lambda x: [float(x[0]), x[1]], "float"),
+    "if": (lambda x: x if x[0] > 0 else -x, "jnp.where"),
+}
+
+
+@pytest.mark.parametrize("kind", UNTRACEABLE)
+def test_a_function_that_cannot_be_traced(kind):
+    fun, remedy = UNTRACEABLE[kind]
+    ours = refusal(ox.least_squares, fun=fun, x0=X0)
+    assert type(ours) is TypeError
+    says(ours, ["`fun` could not be traced", remedy, __file__])
+
+
+def test_a_jac_or_loss_that_cannot_be_traced():
+    with pytest.raises(TypeError, match=r"`jac` could not be traced.*(.|\n)*jax.numpy"):
+        ox.least_squares(line, X0, lambda x: np.diag(np.exp(x)))
+    with pytest.raises(TypeError, match=r"`loss` could not be traced.*(.|\n)*jax.numpy"):
+        ox.least_squares(line, X0, loss=lambda z: np.log1p(z))
+
+
+class OwnError(Exception):
+    pass
+
+
+@pytest.mark.parametrize(
+    "error",
+    [OwnError("mine"), ValueError("mine"), TypeError("mine"), StopIteration("mine")],
+    ids=lambda error: type(error).__name__,
+)
+@pytest.mark.parametrize("where", ["fun", "jac", "loss"])
+def test_the_users_own_exceptions_pass_unchanged(error, where):
+    def fail(*_):
+        raise error
+
+    with pytest.raises(type(error)) as caught:
+        ox.least_squares(**{"fun": line, "x0": X0, where: fail})
+    assert caught.value is error
+
+
+def test_calls_with_wrong_arguments_are_pythons_own_errors():
+    with pytest.raises(TypeError, match="positional"):
+        ox.least_squares(line, X0, args=(1, 2))
+    with pytest.raises(TypeError, match="kaboom"):
+        ox.least_squares(line, X0, kwargs={"kaboom": 1})
+
+
+def test_the_call_after_an_error_is_sound():
+    broken = [True]
+
+    def fun(x):
+        if broken[0]:
+            raise OwnError
+        return line(x)
+
+    with pytest.raises(OwnError):
+        ox.least_squares(fun, X0)
+    broken[0] = False
+    assert_allclose(ox.least_squares(fun, X0).x, 1.0, rtol=1e-9)
+
+
+# ---------------------------------------------------------------------------------------
+# Inside a trace: shapes are errors still, values are a status
+
+
+def test_shapes_are_checked_inside_jit():
+    with pytest.raises(ValueError, match="`x0`"):
+        jax.jit(lambda x: ox.least_squares(line, x).x)(np.ones((2, 2)))
+    with pytest.raises(ValueError, match="`jac`"):
+        jax.jit(lambda x: ox.least_squares(line, x, lambda x: jnp.ones((3, 2))).x)(np.ones(2))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_values_are_a_status_inside_jit(method):
+    @jax.jit
+    def solve(x0, lower, upper, c):
+        return ox.least_squares(
+            lambda x: c * line(x), x0, bounds=(lower, upper), method=method
+        )
+
+    free, x0 = np.full(2, INF), np.array(X0)
+    fine = solve(x0, -free, free, 1.0)
+    assert bool(fine.success)
+    assert_allclose(fine.x, 1.0, rtol=1e-9)
+    refused = {
+        "outside": solve(x0, np.full(2, 1.5), free, 1.0),
+        "reversed": solve(x0, np.full(2, 3.0), np.zeros(2), 1.0),
+    }
+    for why, res in refused.items():
+        assert int(res.status) == -1, why
+        assert not bool(res.success)
+        assert "Improper input" in res.message
+        assert_array_equal(res.x, x0)
+    if method == "lm":  # a bounded variable
+        assert int(solve(x0, np.zeros(2), free, 1.0).status) == -1
+    for bad in (np.nan, INF, -INF):
+        res = solve(x0, -free, free, bad)
+        assert int(res.status) < -2
+        assert "not finite" in res.message
+        assert not bool(res.success)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_nan_with_zero_gradient_is_no_solution(method):
+    fun = lambda x, c: jnp.full(2, c) + 0.0 * jax.lax.stop_gradient(x)
+    res = jax.jit(lambda c: ox.least_squares(fun, X0, method=method, args=(c,)))(np.nan)
+    assert int(res.status) < 0
+    assert not bool(res.success)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_jacobian_that_is_not_finite_is_no_solution(method):
+    fun = lambda x: jnp.stack([jnp.sqrt(x[0]), x[1] - 1.0])  # at 0 only its slope is infinite
+    try:
+        res = ox.least_squares(fun, [0.0, 0.0], method=method)
+    except ValueError:
+        return
+    assert not res.success
+
+
+def test_message_inside_a_trace_says_where_to_ask():
+    with pytest.raises(RuntimeError, match="status"):
+        jax.jit(lambda x0: ox.least_squares(line, x0).message)(np.array(X0))
