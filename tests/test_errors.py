@@ -37,7 +37,6 @@ BAD = {
     "complex scalar x0": ({"x0": 1.0 + 0j}, ["`x0`", "real"]),
     "2-d x0": ({"x0": np.ones((2, 2))}, ["`x0`", r"\(2, 2\)", "1 dimension"]),
     "nested list x0": ({"x0": [[1.0, 2.0], [3.0, 4.0]]}, ["`x0`", r"\(2, 2\)"]),
-    "empty x0": ({"x0": []}, ["`x0`"]),
     "2-d fun": ({"fun": square}, ["`fun`", r"\(2, 2\)", "1-d"]),
     "jac too tall": ({"jac": lambda x: np.ones((3, 2))}, ["`jac`", r"\(2, 2\)", r"\(3, 2\)"]),
     "jac too long": ({"jac": lambda x: np.ones((2, 5))}, ["`jac`", r"\(2, 2\)", r"\(2, 5\)"]),
@@ -45,16 +44,11 @@ BAD = {
     "jac unknown": ({"jac": "oops"}, ["`jac`", "'oops'", "'jacfwd'", "'2-point'", "callable"]),
     "method unknown": ({"method": "newton"}, ["`method`", "'newton'", "'trf'", "'dogbox'", "'lm'"]),
     "loss unknown": ({"loss": "hinge"}, ["`loss`", "'hinge'", "soft_l1", "callable"]),
-    "loss of wrong shape": (
-        {"loss": lambda z: np.ones((2, np.size(z)))},
-        ["`loss`", r"\(3, 2\)", r"\(2, 2\)"],
-    ),
     "x_scale unknown": ({"x_scale": "auto"}, ["`x_scale`", "'auto'", "'jac'", "positive"]),
     "x_scale negative": ({"x_scale": -1.0}, ["`x_scale`", "-1.0", "positive"]),
     "x_scale with a zero": ({"x_scale": [1.0, 0.0]}, ["`x_scale`", "0.0", "positive"]),
     "x_scale NaN": ({"x_scale": np.nan}, ["`x_scale`", "nan", "positive"]),
     "x_scale infinite": ({"x_scale": [1.0, INF]}, ["`x_scale`", "inf", "positive"]),
-    "x_scale complex": ({"x_scale": 1j}, ["`x_scale`", "1j", "positive"]),
     "x_scale too long": ({"x_scale": np.ones(3)}, ["`x_scale`", "`x0`", r"\(3,\)", r"\(2,\)"]),
     "tr_solver unknown": ({"tr_solver": "best"}, ["`tr_solver`", "'best'", "'exact'", "'lsmr'"]),
     "all tolerances None": (
@@ -121,12 +115,18 @@ OURS = {
         ["`bounds`", "lower", "prefix"],
     ),
     "x0 of text": ({"x0": "start"}, ValueError, ["`x0`", "'start'"]),
+    "empty x0": ({"x0": []}, ValueError, ["`x0`"]),
     "empty pytree": ({"x0": {}}, ValueError, ["`x0`"]),
     "half precision": ({"x0": np.ones(2, np.float16)}, ValueError, ["`x0`", "float16", "float32"]),
     "fun not callable": ({"fun": 3.0}, TypeError, ["`fun`", "callable", "3.0"]),
-    "complex fun": ({"fun": lambda x: x + 1j}, ValueError, ["`fun`", "real"]),
+    "complex fun": ({"fun": lambda x: jax.lax.complex(x, x)}, ValueError, ["`fun`", "real"]),
     "empty fun": ({"fun": lambda x: x[:0]}, ValueError, ["`fun`", "residual"]),
-    "complex jac": ({"jac": lambda x: 1j * jnp.eye(2)}, ValueError, ["`jac`", "real"]),
+    "complex jac": ({"jac": lambda x: jnp.eye(2, dtype=complex)}, ValueError, ["`jac`", "real"]),
+    "loss of wrong shape": (
+        {"loss": lambda z: np.ones((2, np.size(z)))}, ValueError,
+        ["`loss`", r"\(3, 2\)", r"\(2, 2\)"],
+    ),
+    "x_scale complex": ({"x_scale": 1j}, ValueError, ["`x_scale`", "1j", "positive"]),
     "f_scale zero": ({"loss": "huber", "f_scale": 0.0}, ValueError, ["`f_scale`", "0.0", "positive"]),
     "f_scale array": ({"f_scale": np.ones(2)}, ValueError, ["`f_scale`", "number", r"\(2,\)"]),
     "ftol text": ({"ftol": "small"}, ValueError, ["`ftol`", "'small'", "number"]),
@@ -169,7 +169,7 @@ def test_lm_and_what_it_cannot_do():
 @pytest.mark.parametrize("bad", [np.nan, INF], ids=["NaN", "inf"])
 def test_residuals_that_are_not_finite_at_the_start(method, bad):
     ours = refusal(ox.least_squares, fun=lambda x, c: c * x, x0=X0, args=(bad,), method=method)
-    theirs = refusal(so.least_squares, fun=lambda x: bad * x, x0=X0, method=method)
+    theirs = refusal(so.least_squares, fun=lambda x: np.nan * x, x0=X0, method=method)
     assert (type(ours), str(ours)) == (type(theirs), str(theirs))
 
 

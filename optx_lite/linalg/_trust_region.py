@@ -33,7 +33,7 @@ from jax import lax
 from jaxtyping import Array
 
 from ._norms import norm
-from ._triangular import SMALL, solve_transposed, solve_upper, triangularize
+from ._triangular import solve_transposed, solve_upper, triangularize
 
 RTOL = 1e-4
 MAX_ITERATIONS = 12
@@ -144,22 +144,13 @@ def _damped_step_and_slope(
 
 
 def _damped_root(upper: Array, qtf: Array, damping: Array) -> tuple[Array, Array]:
-    """S and S^-T R^T q of (3)."""
-    n = qtf.shape[0]
-    if n <= SMALL:
-        # QR of [R; damping^1/2]: no squaring of R, whose small pivots matter here.
-        rows = jnp.concatenate([upper.T, jnp.sqrt(damping) * jnp.eye(n, dtype=qtf.dtype)], axis=1)
-        return triangularize(rows, jnp.concatenate([qtf, jnp.zeros_like(qtf)]))
-    matrix = upper.T @ upper + jnp.diag(damping)
-    unseen = jnp.sum(jnp.abs(matrix), axis=0) == 0
-    lower = jnp.linalg.cholesky(matrix + jnp.diag(unseen.astype(matrix.dtype)))
-    return lower.T, solve_transposed(lower.T, qtf @ upper)
+    """S and S^-T R^T q of (3), by QR of [R; damping^1/2]: R is not squared."""
+    eye = jnp.eye(qtf.shape[0], dtype=qtf.dtype)
+    rows = jnp.concatenate([upper.T, jnp.sqrt(damping) * eye], axis=1)
+    return triangularize(rows, jnp.concatenate([qtf, jnp.zeros_like(qtf)]))
 
 
 def _floor(upper: Array, singular: Array) -> Array:
     """Zero for a full-rank system, else the damping that rounding in R asks for."""
-    n = upper.shape[0]
-    rounding = n * jnp.finfo(upper.dtype).eps
-    # The Cholesky way squares R and can be held up only by the root of that.
-    lost = rounding**2 if n <= SMALL else rounding
-    return jnp.where(singular, lost * jnp.sum(upper * upper), 0)
+    rounding = upper.shape[0] * jnp.finfo(upper.dtype).eps
+    return jnp.where(singular, rounding**2 * jnp.sum(upper * upper), 0)

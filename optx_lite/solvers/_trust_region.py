@@ -111,6 +111,7 @@ class Outlook(eqx.Module):
     left: Array  # () the same for all the steps that are still to come, by their rate so far
     offset: Array  # () the relative offset (1), bounds included
     steepest: Array  # () largest cosine between f and a free column of J
+    scatter: Array  # () |J| |x|: f is known to eps of this
 
 
 class State(eqx.Module):
@@ -188,7 +189,13 @@ class TrustRegionSolver(AbstractSolver[LeastSquaresProblem, State]):
                 singular=jnp.zeros((), bool),
             ),
             outlook=Outlook(
-                step=zeros, x=x0, size=infinite, left=infinite, offset=infinite, steepest=infinite
+                step=zeros,
+                x=x0,
+                size=infinite,
+                left=infinite,
+                offset=infinite,
+                steepest=infinite,
+                scatter=zero,
             ),
             lengths=zeros,
             scale=zeros + 1 if self.x_scale is None else zeros + self.x_scale,
@@ -408,6 +415,7 @@ class TrustRegionSolver(AbstractSolver[LeastSquaresProblem, State]):
             left=jnp.where(rate < 1, size / (1 - jnp.minimum(rate, 0.99)), jnp.inf),
             offset=safe_divide(safe_sqrt(qtf @ qtf + blocked), model.fnorm),
             steepest=jnp.max(safe_divide(slope, safe_sqrt(columns) * model.fnorm)),
+            scatter=norm(safe_sqrt(columns) * x),
         )
 
     def _judge(
@@ -431,7 +439,9 @@ class TrustRegionSolver(AbstractSolver[LeastSquaresProblem, State]):
         )
         size = norm(state.x / state.scale)
         xtol = good & (trial.length <= self.xtol * size)
-        gtol = (outlook.offset <= jnp.maximum(self.gtol, eps)) | (state.cost == 0)
+        fnorm = state.model.fnorm
+        nothing = fnorm <= eps * outlook.scatter  # f is rounding, or 0
+        gtol = (outlook.offset <= jnp.maximum(self.gtol, eps)) | nothing
         # What is left to gain is below the rounding of the cost, or of x.
         exhausted = (outlook.offset**2 <= eps) | (outlook.size <= eps)
         met = jnp.where(
@@ -450,14 +460,15 @@ class TrustRegionSolver(AbstractSolver[LeastSquaresProblem, State]):
             (outlook.left <= MARGIN * tolerance)
             | (polishing & ~accepted)
             | (polishing & (outlook.size > SHRINK * before.outlook.size))
-            | (state.cost == 0)
+            | nothing
             | (state.nfev >= self.budget(state))
         )
-        stuck = ~accepted & ~first & (trial.length <= jnp.maximum(self.xtol, eps) * size)
-        # No descent, and none to be had: f is orthogonal to J, or is what rounding left of
-        # numbers of the size J x.
-        scatter = eps ** (2 / 3) * norm(state.lengths * state.x)
-        done = (outlook.steepest <= eps ** (1 / 3)) | (state.model.fnorm <= scatter)
+        # Written so that a step which is not finite counts as stuck, too.
+        too_short = ~(trial.length > jnp.maximum(self.xtol, eps) * size)
+        stuck = ~accepted & ~first & too_short
+        # No descent, and none to be had: f is orthogonal to J, or nearly rounding.
+        small = fnorm <= eps ** (2 / 3) * outlook.scatter
+        done = (outlook.steepest <= eps ** (1 / 3)) | small
         stalled = jnp.where(done, codes.XTOL, codes.STALLED)
         status = jnp.where(
             (pending > 0) & over,

@@ -1,0 +1,514 @@
+"""The derivative of a solution, against central differences of the whole solve and closed forms.
+
+The solve that is differenced is not ours: `solution` takes SciPy's answer to the last digit by
+Newton's method on the cost as it is written down here.
+"""
+
+import functools
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.optimize as so
+from numpy.testing import assert_allclose, assert_array_equal
+
+import optx_lite as ox
+
+INF = np.inf
+TIGHT = {"ftol": 1e-12, "xtol": 1e-12, "gtol": 1e-12}
+
+# A decay with noise and two outliers: the residual at the solution is far from zero.
+M = 12
+T = np.linspace(0.0, 3.0, M)
+Y = 2.0 * np.exp(-1.3 * T) + 0.5 + 0.15 * np.sin(7.0 * np.arange(M) + 0.4)
+Y[[3, 8]] += [0.9, -0.6]
+P0 = np.array([1.5, 1.0, 0.9])
+LOW, HIGH = np.full(3, -INF), np.full(3, INF)
+LOW_ACTIVE, HIGH_ACTIVE = np.array([-INF, -INF, 0.75]), np.array([1.7, INF, INF])
+
+RHO = {  # as defined, for the oracle alone
+    "linear": lambda z: z,
+    "soft_l1": lambda z: 2 * (jnp.sqrt(1 + z) - 1),
+    "huber": lambda z: jnp.where(z <= 1, z, 2 * jnp.sqrt(jnp.maximum(z, 1)) - 1),
+    "cauchy": jnp.log1p,
+    "arctan": jnp.arctan,
+}
+
+
+def decay(p, y):
+    return p[0] * jnp.exp(-p[1] * T) + p[2] - y
+
+
+@functools.cache
+def newton_system(loss):
+    def cost(p, y, f_scale):
+        return 0.5 * f_scale**2 * jnp.sum(RHO[loss]((decay(p, y) / f_scale) ** 2))
+
+    return jax.jit(lambda *args: (jax.grad(cost)(*args), jax.hessian(cost)(*args)))
+
+
+def solution(y, loss="linear", f_scale=1.0, lower=LOW, upper=HIGH):
+    """The minimum to the last digit: from SciPy's, by Newton's method in the free variables."""
+    near = so.least_squares(
+        lambda p: p[0] * np.exp(-p[1] * T) + p[2] - y,
+        np.clip(P0, lower, upper), "3-point", (lower, upper), "dogbox",
+        loss=loss, f_scale=f_scale, max_nfev=500,
+    )  # fmt: skip
+    p, free = near.x, near.active_mask == 0
+    for _ in range(6):
+        grad, hessian = map(np.asarray, newton_system(loss)(p, y, f_scale))
+        p[free] -= np.linalg.solve(hessian[np.ix_(free, free)], grad[free])
+    assert np.abs(grad[free]).max(initial=0) < 1e-12, "the oracle itself has to converge"
+    return p
+
+
+def differences(function, theta, h=1e-5):
+    """Central differences over each entry of the vector ``theta``, on the last axis."""
+    steps = h * np.eye(len(theta))
+    columns = [(function(theta + e) - function(theta - e)) / (2 * h) for e in steps]
+    return np.stack(columns, axis=-1)
+
+
+def assert_derivative(got, expected, rtol=1e-6):
+    assert_allclose(got, expected, rtol=rtol, atol=rtol * np.abs(expected).max())
+
+
+# ---------------------------------------------------------------------------------------
+# Data and scale, free; data, scale and bounds where two of three variables are active
+
+
+@pytest.mark.parametrize("loss", RHO)
+def test_free(loss):
+    @jax.jit
+    def derivatives(theta):
+        def solve(theta):
+            y, f_scale = theta[:-1], theta[-1]
+            settings = {"loss": loss, "f_scale": f_scale, "args": (y,), **TIGHT}
+            return ox.least_squares(decay, P0, method="lm", **settings).x
+
+        along = jnp.linspace(-1.0, 1.0, M + 1)
+        return jax.jacrev(solve)(theta), jax.jvp(solve, (theta,), (along,))[1]
+
+    theta = np.append(Y, 0.3)
+    expected = differences(lambda t: solution(t[:-1], loss, t[-1]), theta)
+    if loss != "linear":
+        assert np.abs(expected[:, -1]).max() > 1e-2, "the scale matters"
+    jacobian, tangent = derivatives(theta)
+    assert_derivative(jacobian, expected)
+    assert_derivative(tangent, expected @ np.linspace(-1.0, 1.0, M + 1))
+
+
+def test_gauss_newton_alone_would_not_do():
+    # Without the second derivatives in the Hessian dx = J^+ dy. test_free knows the difference.
+    p = solution(Y)
+    jacobian = np.asarray(jax.jacfwd(decay)(p, Y))
+    expected = differences(solution, Y)
+    error = np.linalg.norm(np.linalg.pinv(jacobian) - expected) / np.linalg.norm(expected)
+    assert error > 0.05
+
+
+@pytest.mark.parametrize(
+    "method, loss", [("trf", "linear"), ("dogbox", "soft_l1"), ("trf", "cauchy")]
+)
+def test_at_bounds(method, loss):
+    @jax.jit
+    def derivatives(theta):
+        def solve(theta):
+            lower = jnp.asarray(LOW_ACTIVE).at[2].set(theta[-1])
+            upper = jnp.asarray(HIGH_ACTIVE).at[0].set(theta[-2])
+            return ox.least_squares(
+                decay, P0, bounds=(lower, upper), method=method,
+                loss=loss, f_scale=theta[-3], args=(theta[:M],), **TIGHT,
+            ).x  # fmt: skip
+
+        return jax.jacrev(solve)(theta)
+
+    def expected_x(theta):
+        lower, upper = LOW_ACTIVE.copy(), HIGH_ACTIVE.copy()
+        f_scale, upper[0], lower[2] = theta[M:]
+        return solution(theta[:M], loss, f_scale, lower, upper)
+
+    theta = np.concatenate([Y, [0.3, 1.7, 0.75]])
+    got, expected = np.asarray(derivatives(theta)), differences(expected_x, theta)
+    assert_derivative(got, expected)
+    active = [0, 2]
+    assert_allclose(got[active, :-2], 0, atol=1e-12)  # held: the data do not move them
+    assert_allclose(got[active, -2:], np.eye(2), atol=1e-12)  # dx / d bound = 1, and no other
+    assert np.abs(got[1]).max() > 1e-2
+
+
+# ---------------------------------------------------------------------------------------
+# Closed forms: linear least squares
+
+
+RNG = np.random.default_rng(5)
+A, B = RNG.standard_normal((6, 3)), RNG.standard_normal(6)
+DEFICIENT = np.column_stack([A[:, 0], A[:, 1], A[:, 0] - 2 * A[:, 1]])
+
+
+def linear(x, a, b):
+    return a @ x - b
+
+
+def linear_solution(a, b, method):
+    return ox.least_squares(linear, np.zeros(a.shape[1]), method=method, args=(a, b)).x
+
+
+@pytest.mark.parametrize("method", ["trf", "dogbox", "lm"])
+def test_linear_in_the_data(method):
+    derivative = jax.jit(jax.jacrev(lambda b, a: linear_solution(a, b, method)))
+    assert_derivative(derivative(B, A), np.linalg.pinv(A), rtol=1e-10)
+    # Dependent columns: the solution is not unique, its derivative is that of minimum norm.
+    assert_derivative(derivative(B, DEFICIENT), np.linalg.pinv(DEFICIENT), rtol=1e-10)
+
+
+def test_linear_in_the_matrix():
+    # d (A^+ b) = (A^T A)^-1 (dA^T r - A^T dA x), r = b - A x: not zero here.
+    d_a = RNG.standard_normal(A.shape)
+    x = np.linalg.lstsq(A, B)[0]
+    r = B - A @ x
+    expected = np.linalg.solve(A.T @ A, d_a.T @ r - A.T @ d_a @ x)
+    solve = lambda a: linear_solution(a, B, "trf")
+    assert_derivative(jax.jvp(solve, (A,), (d_a,))[1], expected, rtol=1e-10)
+    # And backwards: the same number from the other side.
+    weight = np.array([1.0, -2.0, 0.5])
+    pulled = jax.vjp(solve, A)[1](weight)[0]
+    assert_derivative(np.sum(pulled * d_a), weight @ expected, rtol=1e-10)
+
+
+def test_fewer_residuals_than_variables():
+    got = jax.jacrev(lambda b: linear_solution(A[:2], b, "trf"))(B[:2])
+    assert_derivative(got, np.linalg.pinv(A[:2]), rtol=1e-10)
+
+
+def test_only_a_product_is_determined():
+    t = np.linspace(1.0, 2.0, 5)
+
+    def product(y):
+        x = ox.least_squares(lambda x: x[0] * x[1] * t - y, [1.0, 2.0], method="lm", **TIGHT).x
+        return x[0] * x[1]
+
+    assert_derivative(jax.grad(product)(3.0 * t), t / (t @ t))
+
+
+@pytest.mark.parametrize("method", ["trf", "dogbox"])
+def test_linear_with_bounds(method):
+    @jax.jit
+    def derivatives(b, lower, upper):
+        def solve(b, lower, upper):
+            x0 = jnp.clip(jnp.zeros(3), lower, upper)
+            settings = {"bounds": (lower, upper), "method": method, "args": (A, b)}
+            res = ox.least_squares(linear, x0, **settings)
+            return res.x, res.active_mask
+
+        return jax.jacrev(solve, argnums=(0, 1, 2), has_aux=True)(b, lower, upper)
+
+    free_x = np.linalg.lstsq(A, B)[0]
+    rest = A[:, 1:]
+    held_b = np.vstack([np.zeros(6), np.linalg.pinv(rest)])
+    held_bound = np.zeros((3, 3))
+    held_bound[:, 0] = np.concatenate([[1.0], -np.linalg.pinv(rest) @ A[:, 0]])
+    zero = np.zeros((3, 3))
+
+    def check(lower, upper, mask, d_b, d_lower, d_upper):
+        (got_b, got_lower, got_upper), got_mask = derivatives(B, lower, upper)
+        assert_array_equal(got_mask, mask)
+        for got, expected in ((got_b, d_b), (got_lower, d_lower), (got_upper, d_upper)):
+            assert_allclose(got, expected, atol=1e-8)
+
+    at = lambda value: np.array([value, -INF, -INF])
+    # No bound in the way, finite or infinite: the bounds do not matter.
+    check(LOW, HIGH, [0, 0, 0], np.linalg.pinv(A), zero, zero)
+    check(free_x - 1, free_x + 2, [0, 0, 0], np.linalg.pinv(A), zero, zero)
+    # Pushed to its lower, and to its upper bound.
+    check(at(free_x[0] + 0.5), HIGH, [-1, 0, 0], held_b, held_bound, zero)
+    check(LOW, -at(0.5 - free_x[0]), [1, 0, 0], held_b, zero, held_bound)
+    # lb == ub: it moves with the two together.
+    fixed = at(free_x[0] + 0.5), -at(-0.5 - free_x[0])
+    (got_b, got_lower, got_upper), _ = derivatives(B, *fixed)
+    assert_allclose(got_b, held_b, atol=1e-8)
+    assert_allclose(got_lower + got_upper, held_bound, atol=1e-8)
+
+
+@pytest.mark.parametrize("method", ["trf", "dogbox"])
+def test_a_bound_touched_without_force(method):
+    # The free minimum lies on the bound: there is no two-sided derivative, but nothing blows up.
+    def solve(t):
+        fun = lambda x: jnp.stack([x[0] - t, x[1] - 2.0 + x[0]])
+        bounds = ([0.0, -INF], [INF, INF])
+        return ox.least_squares(fun, [1.0, 1.0], bounds=bounds, method=method).x
+
+    got = np.asarray(jax.jacrev(solve)(0.0))
+    assert np.isfinite(got).all()
+    assert -1e-6 <= got[0] <= 1 + 1e-6
+    assert_allclose(got[0] + got[1], 0.0, atol=1e-6)  # x1 = 2 - x0 on either side
+
+
+# ---------------------------------------------------------------------------------------
+# Losses of the user's own
+
+
+@pytest.mark.parametrize("kind", ["stacked", "scalar"])
+def test_callable_losses(kind):
+    # cauchy with its scale inside, so that the loss has a parameter of its own.
+    def solve(theta):
+        c = theta[-1] ** 2
+        scalar = lambda z: c * jnp.log1p(z / c)
+        stacked = lambda z: jnp.stack(
+            [c * jnp.log1p(z / c), 1 / (1 + z / c), -1 / (c * (1 + z / c) ** 2)]
+        )
+        loss = scalar if kind == "scalar" else stacked
+        return ox.least_squares(decay, P0, loss=loss, args=(theta[:-1],), **TIGHT).x
+
+    theta = np.append(Y, 0.3)
+    expected = differences(lambda t: solution(t[:-1], "cauchy", t[-1]), theta)
+    assert_derivative(jax.jit(jax.jacrev(solve))(theta), expected)
+
+
+# ---------------------------------------------------------------------------------------
+# Ways in, trees, batches, dtypes
+
+
+class Decay(eqx.Module):
+    y: jax.Array
+
+    def __call__(self, p):
+        return decay(p, self.y)
+
+    def residuals(self, p):
+        return decay(p, self.y)
+
+
+WAYS = {
+    "kwargs": lambda y: ox.least_squares(decay, P0, kwargs={"y": y}, **TIGHT),
+    "closure": lambda y: ox.least_squares(lambda p: decay(p, y), P0, **TIGHT),
+    "module": lambda y: ox.least_squares(Decay(y), P0, **TIGHT),
+    "bound method": lambda y: ox.least_squares(Decay(y).residuals, P0, **TIGHT),
+    "beside integers": lambda y: ox.least_squares(
+        lambda p, i, y: decay(p, y)[i], P0, args=(np.arange(M), y), **TIGHT
+    ),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_every_way_in(way):
+    got = jax.jit(jax.jacrev(lambda y: WAYS[way](y).x))(Y)
+    assert_derivative(got, differences(solution, Y))
+
+
+def test_trees():
+    def fun(p, data):
+        model = p["a"] * jnp.exp(-p["rest"][0] * T) + p["rest"][1]
+        return {"first": model[:5] - data["y"][0], "then": model[5:] - data["y"][1]}
+
+    def solve(data):
+        x0 = {"a": 1.5, "rest": np.array([1.0, 0.9])}
+        return ox.least_squares(fun, x0, args=(data,), **TIGHT).x
+
+    got = jax.jit(jax.jacrev(solve))({"y": [jnp.asarray(Y[:5]), jnp.asarray(Y[5:])]})
+    expected = differences(solution, Y)
+    for rows, tree in ((expected[0], got["a"]), (expected[1:], got["rest"])):
+        assert_derivative(np.concatenate(tree["y"], axis=-1), rows)
+
+
+def test_vmapped():
+    ys = np.stack([Y, Y + 0.2, 0.7 * Y])
+    solve = lambda y: ox.least_squares(decay, P0, args=(y,), **TIGHT).x
+    got = jax.jit(jax.vmap(jax.jacrev(solve)))(ys)
+    for jacobian, y in zip(got, ys, strict=True):
+        assert_derivative(jacobian, differences(solution, y))
+
+
+def test_float32():
+    def fun(p, y):
+        return p[0] * jnp.exp(-p[1] * T.astype(np.float32)) + p[2] - y
+
+    y = jnp.asarray(Y, jnp.float32)
+    got = jax.jacrev(lambda y: ox.least_squares(fun, P0.astype(np.float32), args=(y,)).x)(y)
+    assert got.dtype == np.float32
+    assert_derivative(got, differences(solution, Y), rtol=5e-3)
+
+
+@pytest.mark.parametrize("jac", ["2-point", "callable"])
+def test_the_scheme_does_not_matter(jac):
+    # The derivative is that of the solution, whichever Jacobian has led there; a Jacobian
+    # through which nothing flows must not stop it.
+    def jacobian(p, y):
+        return jax.lax.stop_gradient(jax.jacfwd(decay)(p, y))
+
+    scheme = jacobian if jac == "callable" else jac
+    solve = lambda y: ox.least_squares(decay, P0, scheme, args=(y,)).x
+    assert_derivative(jax.jacrev(solve)(jnp.asarray(Y)), differences(solution, Y), rtol=1e-4)
+
+
+def test_the_start_has_none():
+    got = jax.jacrev(lambda x0: ox.least_squares(decay, x0, args=(Y,)).x)(P0)
+    assert_array_equal(got, np.zeros((3, 3)))
+
+
+# ---------------------------------------------------------------------------------------
+# The other fields
+
+
+def fields_at(p, y, lower):
+    f = np.asarray(decay(p, y))
+    jacobian = np.asarray(jax.jacfwd(decay)(p, y))
+    return np.concatenate([[0.5 * f @ f], f, jacobian.T @ f, jacobian.ravel()])
+
+
+def test_cost_fun_grad_and_jac():
+    def fields(theta):
+        res = ox.least_squares(
+            decay, P0, bounds=(jnp.asarray(LOW_ACTIVE).at[2].set(theta[-1]), HIGH),
+            args=(theta[:-1],), **TIGHT,
+        )  # fmt: skip
+        return jnp.concatenate([res.cost[None], res.fun, res.grad, res.jac.ravel()])
+
+    def expected(theta):
+        lower = LOW_ACTIVE.copy()
+        lower[2] = theta[-1]
+        return fields_at(solution(theta[:-1], lower=lower), theta[:-1], lower)
+
+    theta = np.append(Y, 0.75)
+    got, expected = jax.jit(jax.jacfwd(fields))(theta), differences(expected, theta)
+    assert_derivative(got, expected)
+    multiplier = np.asarray(got)[1 + M + 2]
+    assert np.abs(multiplier).max() > 1e-2, "the gradient at the active bound moves"
+
+
+def test_the_envelope():
+    # At a free minimum d cost / d y = -f, whatever x does.
+    solve = lambda y: ox.least_squares(decay, P0, args=(y,), **TIGHT)
+    res = solve(Y)
+    assert_derivative(jax.grad(lambda y: solve(y).cost)(Y), -np.asarray(res.fun))
+
+
+def test_the_whole_result_has_a_tangent():
+    solve = lambda y: ox.least_squares(decay, P0, args=(y,), **TIGHT)
+    res, tangent = jax.jvp(solve, (jnp.asarray(Y),), (jnp.ones(M),))
+    assert_derivative(tangent.x, differences(solution, Y).sum(axis=1))
+    assert tangent.nfev.dtype == tangent.status.dtype == jax.dtypes.float0
+    assert res.jac.shape == tangent.jac.shape
+
+
+# ---------------------------------------------------------------------------------------
+# Second order
+
+
+@pytest.mark.parametrize("bounded", [False, True], ids=["free", "boxed"])
+def test_second_order(bounded):
+    # Of a stretch of the data, a shift of it, and the bound.
+    def data(theta, xp):
+        return theta[0] * xp.asarray(Y) + theta[1] * xp.asarray(T)
+
+    def scalar(x):
+        return x[0] * x[1] + x[2] ** 2
+
+    def ours(theta):
+        bounds = (jnp.asarray(LOW_ACTIVE).at[2].set(theta[2]), HIGH) if bounded else None
+        settings = {"bounds": bounds, "args": (data(theta, jnp),), **TIGHT}
+        return scalar(ox.least_squares(decay, P0, **settings).x)
+
+    def gradient(theta):
+        lower = np.array([-INF, -INF, theta[2]]) if bounded else LOW
+        return differences(lambda t: scalar(theirs(t)), theta, h=1e-4)
+
+    def theirs(theta):
+        lower = np.array([-INF, -INF, theta[2]]) if bounded else LOW
+        return solution(data(theta, np), lower=lower)
+
+    theta = np.array([1.0, 0.05, 0.75])
+    expected = differences(gradient, theta, h=1e-3)
+    for second in (jax.hessian, lambda f: jax.jacrev(jax.jacrev(f))):
+        assert_derivative(jax.jit(second(ours))(theta), expected, rtol=1e-4)
+
+
+# ---------------------------------------------------------------------------------------
+# Not converged
+
+
+def test_not_converged_is_nan():
+    @jax.jit
+    def derivative(y, max_nfev):
+        solve = lambda y: ox.least_squares(decay, P0, args=(y,), max_nfev=max_nfev)
+        return jax.value_and_grad(lambda y: solve(y).x.sum())(y)
+
+    assert np.isfinite(derivative(Y, 200)[1]).all()
+    x, grad = derivative(Y, 2)
+    assert np.isfinite(x)
+    assert np.isnan(grad).all()
+
+
+def test_not_converged_and_asked_for_all_the_same():
+    # The formula at the point that was reached: -H^-1 d(gradient).
+    def solve(y):
+        adjoint = ox.ImplicitAdjoint(unconverged="ignore")
+        return ox.least_squares(decay, P0, args=(y,), max_nfev=3, adjoint=adjoint)
+
+    res = solve(Y)
+    assert res.status == 0
+    _, hessian = newton_system("linear")(res.x, Y, 1.0)
+    jacobian = np.asarray(jax.jacfwd(decay)(res.x, Y))
+    expected = np.linalg.solve(hessian, jacobian.T)
+    assert_derivative(jax.jacrev(lambda y: solve(y).x)(jnp.asarray(Y)), expected)
+
+
+def test_a_start_that_is_not_finite_is_nan():
+    grad = jax.grad(lambda c: ox.least_squares(lambda x: x - c, [1.0]).x.sum())(np.nan)
+    assert np.isnan(grad)
+
+
+# ---------------------------------------------------------------------------------------
+# Through the iterations
+
+NEAR = solution(Y) * 1.05
+
+
+@pytest.mark.parametrize(
+    "method, bounds",
+    [("lm", None), ("trf", (LOW_ACTIVE, HIGH_ACTIVE)), ("dogbox", (LOW_ACTIVE, HIGH_ACTIVE))],
+)
+def test_unrolled_for_a_fixed_number_of_steps(method, bounds):
+    # Stopped on purpose: x is a function of x0 as well, and the program itself is differenced.
+    start = NEAR if bounds is None else np.array([1.6, 1.3, 0.8])
+
+    @jax.jit
+    def solve(theta):
+        adjoint = ox.UnrolledAdjoint(steps=3)
+        settings = {"bounds": bounds, "args": (theta[3:],), "adjoint": adjoint}
+        res = ox.least_squares(decay, theta[:3], method=method, **settings)
+        return jnp.append(res.x, res.cost)
+
+    theta = np.concatenate([start, Y])
+    expected = differences(lambda t: np.asarray(solve(t)), theta, h=1e-6)
+    assert np.abs(expected[:, :3]).max() > 1e-4, "the start is felt"
+    for transform in (jax.jacfwd, jax.jacrev):
+        assert_derivative(transform(solve)(theta), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "method, lower, upper", [("lm", LOW, HIGH), ("trf", LOW_ACTIVE, HIGH_ACTIVE)]
+)
+def test_unrolled_to_convergence_is_the_implicit_one(method, lower, upper):
+    def solve(y):
+        settings = {"bounds": (lower, upper), "args": (y,), "max_nfev": 60}
+        return ox.least_squares(
+            decay, P0, method=method, adjoint=ox.UnrolledAdjoint(), **settings, **TIGHT
+        ).x
+
+    expected = differences(lambda y: solution(y, lower=lower, upper=upper), Y)
+    assert_derivative(jax.jit(jax.jacrev(solve))(Y), expected, rtol=1e-4)
+
+
+def test_a_start_is_learned():
+    # Meta-learning: descent in x0 of what one step from there attains.
+    adjoint = ox.UnrolledAdjoint(steps=2)
+    loss = jax.jit(
+        jax.value_and_grad(lambda x0: ox.least_squares(decay, x0, args=(Y,), adjoint=adjoint).cost)
+    )
+    x0 = np.array([0.5, 0.4, 0.0])
+    before, grad = loss(x0)
+    after, _ = loss(x0 - 1e-3 * np.asarray(grad) / np.linalg.norm(grad))
+    assert after < before
