@@ -157,7 +157,12 @@ def nlls_gram(work: Workload, tol: float) -> Solve:
 
     t = jnp.asarray(work.t)
     solver = LevenbergMarquardt(lambda x, _, y: work.residuals(x, t, y))
-    return lambda x0, y: solver.solve(x0, None, p=y, max_steps=MOST_STEPS, xtol=tol).x
+
+    def solve(x0, y):
+        # Near the solution no step is accepted any more, and then xtol alone never ends it.
+        return solver.solve(x0, None, p=y, max_steps=MOST_STEPS, xtol=tol, gtol=tol).x
+
+    return solve
 
 
 # -- the limit -----------------------------------------------------------------------------

@@ -27,7 +27,7 @@ from .peers import Contender, Solve
 from .table import Column, Table, heading, put, seconds, style, waiting
 from .workloads import Workload
 
-TOLERANCES = (1e-4, 1e-6, 1e-8, 1e-10, 1e-12)
+TOLERANCES = {"float64": (1e-4, 1e-6, 1e-8, 1e-10, 1e-12), "float32": (1e-2, 1e-3, 1e-4, 1e-5)}
 LEAST_SAMPLE = 5e-3  # seconds: shorter calls are repeated within a sample
 MOST_TIME = 10.0  # seconds a contender may take for all of its samples
 FEW_LANES = 200  # on which SciPy's loop finds its tolerance
@@ -167,7 +167,7 @@ def prepare(contender: Contender, work: Workload, task: Task, agreement: Callabl
     entry = Entry(contender)
     loop = not contender.in_jax and work.batched
     trial = work.lanes(FEW_LANES) if loop else work
-    for tol in TOLERANCES if work.x0.dtype == np.float64 else TOLERANCES[:2]:
+    for tol in TOLERANCES[work.x0.dtype.name]:
         waiting(f"{contender.name}, tolerance {tol:.0e}")
         try:
             call = task(contender, trial, tol)

@@ -153,7 +153,7 @@ def _lift_jacobian(
     shapes = [leaf.shape for leaf in jax.tree.leaves(lifted.out_shape)]
     n = sum(restore.sizes)
     if restore.is_flat:
-        shape = np.broadcast_shapes((1,) * (2 - len(shapes[0])), shapes[0])
+        shape = (1,) * (2 - len(shapes[0])) + shapes[0]  # as np.atleast_2d
         if len(shapes) != 1 or shape != (m, n):
             raise ValueError(
                 f"The return value of `jac` has wrong shape: expected {(m, n)}, actual {shape}."

@@ -338,22 +338,17 @@ def _check_x_scale(x_scale: Any, problem: LeastSquaresProblem, x: Array) -> Any:
     if isinstance(x_scale, str):
         if x_scale == "jac":
             return None
-        raise ValueError(
-            f"`x_scale` must be 'jac' or array_like with positive numbers, got {x_scale!r}."
-        )
+        raise ValueError(f"`x_scale` must be 'jac' or array_like, got {x_scale!r}.")
+    wrong = f"`x_scale` must be 'jac' or array_like with positive numbers, got {x_scale!r}."
+    if any(jnp.iscomplexobj(leaf) for leaf in jax.tree.leaves(x_scale)):
+        raise ValueError(wrong)
     try:
         tree = jax.tree.unflatten(problem.restore_x.treedef, _blank(problem.restore_x))
         flat = spread_bound(x_scale, 1.0, tree, x, "`x_scale`'s")
     except ValueError as error:
         raise ValueError("Inconsistent shapes between `x_scale` and `x0`.") from error
-    complex_given = any(jnp.iscomplexobj(leaf) for leaf in jax.tree.leaves(x_scale))
-    bad = complex_given or (
-        is_concrete(flat) and not np.all(np.isfinite(flat) & (np.asarray(flat) > 0))
-    )
-    if bad:
-        raise ValueError(
-            f"`x_scale` must be 'jac' or array_like with positive numbers, got {x_scale!r}."
-        )
+    if is_concrete(flat) and not np.all(np.isfinite(flat) & (np.asarray(flat) > 0)):
+        raise ValueError(wrong)
     return flat
 
 

@@ -51,6 +51,7 @@ the cost did not fall by a tenth.
 from __future__ import annotations
 
 import abc
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import equinox as eqx
@@ -245,15 +246,15 @@ class TrustRegionSolver(AbstractSolver[LeastSquaresProblem, State]):
         noise = problem.precision ** (2 / 3) * state.cost
         better = jnp.where(polishing, reduction >= -noise, self.acceptable(reduction, ratio))
         better = finite & (first | better)
-        stay = self._stay(state, unit)
-        moved, sound = lax.cond(
-            better,
-            lambda: self._move(problem, state, f, cost, jacobian(), unit),
-            lambda: (stay, jnp.zeros((), bool)),
-        )
-        moved = jax.tree.map(lambda new, old: jnp.where(sound | ~better, new, old), moved, stay)
-        accepted = better & sound
-        ratio = jnp.where(better & ~sound, -1, ratio)
+
+        def stay() -> tuple[State, Array]:
+            return self._stay(state, unit), jnp.zeros((), bool)
+
+        def move() -> tuple[State, Array]:
+            return self._move(problem, state, f, cost, jacobian(), unit, stay)
+
+        moved, accepted = lax.cond(better, move, stay)
+        ratio = jnp.where(better & ~accepted, -1, ratio)
         radius = self._radius(problem, state, moved, cost, ratio, finite, accepted)
         moved = eqx.tree_at(lambda s: s.radius, moved, radius)
         status, pending = self._judge(problem, state, moved, accepted, ratio)
@@ -325,13 +326,13 @@ class TrustRegionSolver(AbstractSolver[LeastSquaresProblem, State]):
         cost: Array,
         rows: Array,
         unit: Array,
+        stay: Callable[[], tuple[State, Array]],
     ) -> tuple[State, Array]:
-        """The state at a better point, and whether it is one to stay at.
+        """The state at a better point and True, or what ``stay`` gives if it is not sound.
 
-        It is not where the Jacobian is not finite, nor where a parameter which had an effect
+        It is not sound where the Jacobian is not finite, nor where a parameter which had an effect
         on f has suddenly none: such a step went too far, onto a plateau.
         """
-        first = state.nfev == 0
         weighted, rows = problem.weighted(f, rows)
         weighted, rows = weighted / unit, rows / unit
         upper, qtf = triangularize(rows, weighted)
@@ -344,6 +345,23 @@ class TrustRegionSolver(AbstractSolver[LeastSquaresProblem, State]):
             fnorm=norm(weighted),
             singular=jnp.any((diagonal(upper) == 0) & (columns > 0)),
         )
+        before = jnp.sum(state.model.upper * state.model.upper, axis=0)
+        lost = columns < problem.precision * before
+        on_plateau = jnp.any(lost) & ~jnp.all(lost | (before == 0))
+        sound = jnp.isfinite(jnp.sum(columns) + jnp.sum(qtf)) & ~on_plateau
+
+        def settle() -> tuple[State, Array]:
+            moved = self._settle(state, f, cost, unit, model, columns)
+            outlook = self._outlook(problem, moved, columns)
+            return eqx.tree_at(lambda s: s.outlook, moved, outlook), sound
+
+        return lax.cond(sound, settle, stay)
+
+    def _settle(
+        self, state: State, f: Array, cost: Array, unit: Array, model: Model, columns: Array
+    ) -> State:
+        """The state at the trial; its outlook is still the old one."""
+        first = state.nfev == 0
         lengths = jnp.maximum(jnp.sqrt(columns), state.lengths)
         lengths = jnp.where(first & (columns == 0), 1, lengths)
         out_of_the_way = ~state.trial.limited | (cost < 0.9 * state.cost)
@@ -355,7 +373,7 @@ class TrustRegionSolver(AbstractSolver[LeastSquaresProblem, State]):
             switched = switched ^ (slow >= self.PATIENCE)
             slow = jnp.where(switched == state.switched, slow, 0)
             scale = jnp.where(switched == self.JACOBIAN_FIRST, 1, 1 / lengths)
-        moved = State(
+        return State(
             x=state.trial.x,
             f=f,
             cost=cost,
@@ -376,12 +394,6 @@ class TrustRegionSolver(AbstractSolver[LeastSquaresProblem, State]):
             nit=state.nit + 1 - first.astype(jnp.int32),
             status=state.status,
         )
-        outlook = self._outlook(problem, moved, columns)
-        before = jnp.sum(state.model.upper * state.model.upper, axis=0)
-        lost = columns < problem.precision * before
-        on_plateau = jnp.any(lost) & ~jnp.all(lost | (before == 0))
-        sound = jnp.isfinite(jnp.sum(columns)) & jnp.isfinite(jnp.sum(qtf)) & ~on_plateau
-        return eqx.tree_at(lambda s: s.outlook, moved, outlook), sound
 
     def _outlook(self, problem: LeastSquaresProblem, state: State, columns: Array) -> Outlook:
         """Undamped Gauss-Newton on the free variables, the active ones put on their bounds.

@@ -1,0 +1,159 @@
+"""What must not matter: the units of residuals and variables, their order, batching, compiling.
+
+Factors, orders and starts are arguments, so that each solver compiles once for all examples. The
+oracle is symmetry itself: two solves of one problem, written differently, must agree.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.testing import assert_allclose, assert_array_equal
+
+import optx_lite as ox
+
+METHODS = ("trf", "dogbox", "lm")
+INF = np.inf
+M, N = 12, 3
+T = np.linspace(0.0, 3.0, M)
+Y = 2.0 * np.exp(-1.3 * T) + 0.5 + 0.15 * np.sin(7.0 * np.arange(M) + 0.4)
+P0 = np.array([1.0, 1.0, 0.3])
+FIRST = np.arange(N), np.arange(M)
+
+
+def decay(p, t, y):
+    return p[0] * jnp.exp(-p[1] * t) + p[2] - y
+
+
+def disguised(q, c, d, columns, rows, t, y):
+    """The decay in units d of its variables and c of its residuals, all of them reordered."""
+    p = jnp.zeros_like(q).at[columns].set(q) * d
+    return c * decay(p, t, y)[rows]
+
+
+def solve(method, x_scale=None, c=1.0, d=np.ones(N), order=FIRST, boxed=False, p0=P0, y=Y):
+    """Solve the disguised problem, and take the disguise off x."""
+    columns, rows = order
+    low, high = np.array([-INF, -INF, 0.7]), np.array([1.6, INF, INF])
+    bounds = (low / d)[columns], (high / d)[columns]
+    start = np.clip(p0, low, high) if boxed else p0
+    res = ox.least_squares(
+        disguised, (start / d)[columns], method=method, x_scale=x_scale,
+        bounds=bounds if boxed else None, args=(c, d, columns, rows, T, y),
+    )  # fmt: skip
+    x = np.empty(N)
+    x[columns] = res.x
+    return res, x * d
+
+
+@functools.cache
+def plain(method, x_scale, boxed=False):
+    return solve(method, x_scale, boxed=boxed)
+
+
+# trf also in a box, where distances to bounds enter, and with either scaling.
+SOLVES = [("trf", None, True), ("trf", "jac", False), ("dogbox", None, False), ("lm", None, False)]
+SCALED = [("trf", "jac", False), ("dogbox", "jac", False), ("lm", "jac", False)]
+orders = st.tuples(st.permutations(range(N)), st.permutations(range(M)))
+
+
+@pytest.mark.parametrize("method, x_scale, boxed", SOLVES)
+@given(power=st.integers(-60, 60))
+def test_units_of_the_residuals_exactly(method, x_scale, boxed, power):
+    # A power of two scales without rounding: the path is the same, bit for bit.
+    res, x = solve(method, x_scale, c=2.0**power, boxed=boxed)
+    expected, expected_x = plain(method, x_scale, boxed)
+    assert_array_equal(x, expected_x)
+    assert (res.nfev, res.njev, res.nit) == (expected.nfev, expected.njev, expected.nit)
+    assert res.success
+    assert_array_equal(res.fun, 2.0**power * np.asarray(expected.fun))
+
+
+@pytest.mark.parametrize("method, x_scale, boxed", SOLVES)
+@given(exponent=st.floats(-8, 8))
+def test_units_of_the_residuals(method, x_scale, boxed, exponent):
+    res, x = solve(method, x_scale, c=10.0**exponent, boxed=boxed)
+    assert res.success
+    assert_allclose(x, plain(method, x_scale, boxed)[1], rtol=1e-7)
+
+
+@pytest.mark.parametrize("method, x_scale, boxed", SCALED)
+@given(powers=st.tuples(*[st.integers(-30, 30)] * N))
+def test_units_of_the_variables_exactly(method, x_scale, boxed, powers):
+    res, x = solve(method, x_scale, d=2.0 ** np.array(powers), boxed=boxed)
+    expected, expected_x = plain(method, x_scale, boxed)
+    assert (res.nfev, res.nit, res.status) == (expected.nfev, expected.nit, expected.status)
+    assert_array_equal(x, expected_x)
+
+
+@pytest.mark.parametrize("method, x_scale, boxed", SCALED)
+@given(exponents=st.tuples(*[st.floats(-8, 8)] * N))
+def test_units_of_the_variables(method, x_scale, boxed, exponents):
+    res, x = solve(method, x_scale, d=10.0 ** np.array(exponents), boxed=boxed)
+    assert res.success
+    assert_allclose(x, plain(method, x_scale, boxed)[1], rtol=1e-7)
+
+
+@pytest.mark.parametrize("method, x_scale, boxed", SOLVES)
+@given(order=orders)
+def test_order_of_variables_and_residuals(method, x_scale, boxed, order):
+    res, x = solve(method, x_scale, order=tuple(map(np.array, order)), boxed=boxed)
+    assert res.success
+    assert_allclose(x, plain(method, x_scale, boxed)[1], rtol=1e-7)
+
+
+# ---------------------------------------------------------------------------------------
+# How it is called
+
+starts = st.lists(
+    st.tuples(st.floats(0.5, 3.0), st.floats(0.3, 3.0), st.floats(-0.5, 1.0)),
+    min_size=4, max_size=4,
+)  # fmt: skip
+
+
+def whole(p0, y, method):
+    return ox.least_squares(decay, p0, method=method, args=(T, y))
+
+
+@functools.cache
+def compiled(method):
+    one = functools.partial(whole, method=method)
+    return jax.jit(one), jax.jit(jax.vmap(one))
+
+
+@pytest.mark.parametrize("method", METHODS)
+@given(p0s=starts)
+def test_batched_compiled_and_eager_agree(method, p0s):
+    p0s = np.array(p0s)
+    ys = Y + 0.1 * np.arange(4)[:, None]
+    jitted, batched = compiled(method)
+    lanes = batched(p0s, ys)
+    for i in range(4):
+        eager, traced = whole(p0s[i], ys[i], method), jitted(p0s[i], ys[i])
+        lane = jax.tree.map(lambda leaf: leaf[i], lanes)  # noqa: B023  (used at once)
+        assert eager.status == int(traced.status)
+        assert (eager.nfev, eager.nit) == (int(traced.nfev), int(traced.nit))
+        assert bool(eager.success) == bool(lane.success)
+        for name in ("x", "cost", "fun", "jac"):
+            assert_allclose(traced[name], eager[name], rtol=1e-10, atol=1e-12, err_msg=name)
+            assert_allclose(lane[name], eager[name], rtol=1e-6, atol=1e-7, err_msg=name)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_float32_is_the_same_with_x64_on(method):
+    def run():
+        args = (T.astype(np.float32), Y.astype(np.float32))
+        return ox.least_squares(decay, P0.astype(np.float32), method=method, args=args)
+
+    on = run()
+    with jax.enable_x64(False):
+        off = run()
+    assert on.x.dtype == off.x.dtype == np.float32
+    assert_array_equal(on.x, off.x)
+    assert (on.nfev, on.nit, on.status) == (off.nfev, off.nit, off.status)
+    assert on.success
+    assert_allclose(on.x, plain(method, None)[1], rtol=1e-4)
