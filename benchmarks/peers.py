@@ -189,7 +189,7 @@ def limit(work: Workload, steps: np.ndarray) -> Callable[[Any, Any], Any]:
     if not work.batched:
         return jax.jit(lambda x0, y: run(x0, y, jnp.asarray(steps)))
     order = np.argsort(steps, kind="stable")
-    chunks = order.reshape(-1, min(CHUNK, len(order)))  # lanes are a multiple of the chunk
+    chunks = order.reshape(-1, np.gcd(CHUNK, len(order)))
     most = jnp.asarray(np.asarray(steps)[chunks].max(axis=1))
     together = jax.vmap(run, in_axes=(0, 0, None))
     return jax.jit(lambda x0, y: jax.lax.map(lambda a: together(*a), (x0[chunks], y[chunks], most)))

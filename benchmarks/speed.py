@@ -27,7 +27,7 @@ from .peers import Contender, Solve
 from .table import Column, Table, heading, put, seconds, style, waiting
 from .workloads import Workload
 
-TOLERANCES = {"float64": (1e-4, 1e-6, 1e-8, 1e-10, 1e-12), "float32": (1e-2, 1e-3, 1e-4, 1e-5)}
+TOLERANCES = {"float64": (1e-4, 1e-6, 1e-8, 1e-10, 1e-12), "float32": (1e-2, 3e-3, 1e-3, 1e-4)}
 LEAST_SAMPLE = 5e-3  # seconds: shorter calls are repeated within a sample
 MOST_TIME = 10.0  # seconds a contender may take for all of its samples
 FEW_LANES = 200  # on which SciPy's loop finds its tolerance
@@ -289,8 +289,6 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15, help="samples of each time")
     parser.add_argument("--write", metavar="FILE", help="put the summary into this Markdown file")
     chosen = parser.parse_args()
-    if chosen.lanes % (10 * peers.CHUNK):
-        parser.error(f"--lanes must be a multiple of {10 * peers.CHUNK}")
     names = chosen.only or [*ROWS, "cold"]
     device = jax.devices()[0].device_kind
     print(

@@ -149,7 +149,7 @@ def middle() -> Workload:
 
 
 def many(lanes: int, kind: str = "easy", dtype: Any = np.float64) -> Workload:
-    """n = 4, m = 50; 'easy', 'hard' (1 % of the lanes start far away) or 'bounded'."""
+    """n = 4, m = 50; 'easy', 'bounded', or 1 % of the lanes 'hard', in a row or 'scattered'."""
     random = np.random.default_rng(0)
     t = np.linspace(0, 3, 50)
     spread = 1 + 0.1 * random.standard_normal((lanes, 4))
@@ -157,9 +157,10 @@ def many(lanes: int, kind: str = "easy", dtype: Any = np.float64) -> Workload:
     noise = 0.02 * random.standard_normal((lanes, 50))
     y = DecayWithDrift.residuals(truth.T[:, :, None], t, noise, np)
     x0 = np.array([1.5, 1.0, 0.3, 0.1]) * np.ones((lanes, 1))
-    if kind == "hard":
-        # A start so steep in x0 and so flat in x1 that the way back is a long bent valley.
-        x0[::100] = [1e3, 1e-4, 0.0, 0.0]
+    if kind in ("hard", "scattered"):
+        # Far away along a bent valley: every method takes ten times the steps and more.
+        where = random.permutation(lanes) if kind == "scattered" else np.arange(lanes)
+        x0[where[: lanes // 100]] = [1e3, 1e-4, 0.0, 0.0]
     asked = 3 if dtype == np.float32 else 6
     arrays = (a.astype(dtype) for a in (t, y, x0, truth))
     return Workload(DecayWithDrift, *arrays, 0.0 if kind == "bounded" else None, asked)

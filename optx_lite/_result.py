@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+PLATEAU = -5
 STALLED = -4
 NONFINITE = -3
 CALLBACK_STOP = -2
@@ -26,6 +27,8 @@ XTOL = 3
 FTOL_AND_XTOL = 4
 
 MESSAGES = {
+    PLATEAU: "A parameter which had an effect on the residuals has lost it: the solve ended on a "
+    "plateau. Bound that parameter, or start elsewhere.",
     STALLED: "No step reduces the cost although the gradient is not zero: the derivative may be "
     "wrong (see `check_derivative`), or `fun` is noisy or not smooth here.",
     NONFINITE: "Residuals are not finite in the initial point.",
@@ -69,7 +72,7 @@ class Result(eqx.Module):
         ``method='lm'`` with a finite-difference Jacobian, as in SciPy.
     status : int
         Why it ended: 1 gtol, 2 ftol, 3 xtol, 4 both, 0 out of evaluations, -1 bad input,
-        -2 callback, -3 non-finite start, -4 stalled away from a stationary point.
+        -2 callback, -3 non-finite start, -4 stalled away from a stationary point, -5 plateau.
     """
 
     x: Any

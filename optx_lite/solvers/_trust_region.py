@@ -18,10 +18,12 @@ free variables, and p = -R^{-1} q is the Gauss-Newton step.
 
 (1) is the relative offset of Bates & Watts ("A relative offset orthogonality convergence
 criterion for nonlinear least squares", Technometrics 23, 1981): the cosine of the angle
-between f and the tangent plane. SciPy compares ||g||_inf with gtol, which is met anywhere if f
-is small enough; here that sets only the status code of a solve that has ended. (2) and (3) do
-not count when the trust region cut the step short: a step is not small because it was kept
-small.
+between f and the tangent plane. Where J is nearly singular that plane holds directions which
+lead nowhere, and MINPACK's measure counts instead: the largest cosine between f and a single
+column. SciPy compares ||g||_inf with gtol, which is met anywhere if f is small enough; here
+that sets only the status code of a solve that has ended. (2) and (3) do not count when the
+trust region cut the step short, since a step is not small because it was kept small; (2) does
+if the square of the largest cosine, what one variable alone could still gain, is below ftol.
 
 The polish. dF < 1e-8 F leaves an error of 1e-4 in x, and a Gauss-Newton iteration that is
 within its domain of convergence pays ten further digits with a handful of evaluations. So a
@@ -345,8 +347,9 @@ class TrustRegionSolver(AbstractSolver[LeastSquaresProblem, State]):
             fnorm=norm(weighted),
             singular=jnp.any((diagonal(upper) == 0) & (columns > 0)),
         )
+        # Effects are compared with f, which may fall by as much.
         before = jnp.sum(state.model.upper * state.model.upper, axis=0)
-        lost = columns < problem.precision * before
+        lost = columns * state.cost < problem.precision * before * cost
         on_plateau = jnp.any(lost) & ~jnp.all(lost | (before == 0))
         sound = jnp.isfinite(jnp.sum(columns) + jnp.sum(qtf)) & ~on_plateau
 
@@ -363,16 +366,15 @@ class TrustRegionSolver(AbstractSolver[LeastSquaresProblem, State]):
         """The state at the trial; its outlook is still the old one."""
         first = state.nfev == 0
         lengths = jnp.maximum(jnp.sqrt(columns), state.lengths)
-        lengths = jnp.where(first & (columns == 0), 1, lengths)
         out_of_the_way = ~state.trial.limited | (cost < 0.9 * state.cost)
         slow = jnp.where(out_of_the_way, 0, state.slow + 1)
         switched, scale = state.switched, state.scale
         if self.from_jacobian:
-            scale = 1 / lengths
+            scale = _inverse(lengths)
         elif self.x_scale is None:
             switched = switched ^ (slow >= self.PATIENCE)
             slow = jnp.where(switched == state.switched, slow, 0)
-            scale = jnp.where(switched == self.JACOBIAN_FIRST, 1, 1 / lengths)
+            scale = jnp.where(switched == self.JACOBIAN_FIRST, 1, _inverse(lengths))
         return State(
             x=state.trial.x,
             f=f,
@@ -416,7 +418,7 @@ class TrustRegionSolver(AbstractSolver[LeastSquaresProblem, State]):
             slope = jnp.where(active, 0, slope)
         else:
             step = -solve_upper(upper, qtf)
-            goal, blocked = x + step, 0.0
+            goal, blocked = x + step, jnp.zeros_like(model.fnorm)
         size = jnp.max(safe_divide(jnp.abs(goal - x), jnp.maximum(jnp.abs(x), jnp.abs(goal))))
         free = (state.pending > 0) | ~state.trial.limited
         rate = jnp.where(free, safe_divide(size, state.outlook.size), 0)
@@ -426,7 +428,10 @@ class TrustRegionSolver(AbstractSolver[LeastSquaresProblem, State]):
             size=size,
             left=jnp.where(rate < 1, size / (1 - jnp.minimum(rate, 0.99)), jnp.inf),
             offset=safe_divide(safe_sqrt(qtf @ qtf + blocked), model.fnorm),
-            steepest=jnp.max(safe_divide(slope, safe_sqrt(columns) * model.fnorm)),
+            steepest=jnp.maximum(
+                jnp.max(safe_divide(slope, safe_sqrt(columns) * model.fnorm)),
+                safe_divide(safe_sqrt(blocked), model.fnorm),
+            ),
             scatter=norm(safe_sqrt(columns) * x),
         )
 
@@ -442,20 +447,22 @@ class TrustRegionSolver(AbstractSolver[LeastSquaresProblem, State]):
         eps, outlook = problem.precision, state.outlook
         trial = before.trial
         first = before.nfev == 0
-        good = accepted & ~first & ~trial.limited
+        good = accepted & ~first
         ftol = (
             good
+            & (~trial.limited | (outlook.steepest**2 <= self.ftol))
             & (state.reduction <= self.ftol * before.cost)
             & (trial.predicted <= self.ftol * before.cost)
             & (ratio > 0.25)
         )
         size = norm(state.x / state.scale)
-        xtol = good & (trial.length <= self.xtol * size)
+        xtol = good & ~trial.limited & (trial.length <= self.xtol * size)
         fnorm = state.model.fnorm
         nothing = fnorm <= eps * outlook.scatter  # f is rounding, or 0
-        gtol = (outlook.offset <= jnp.maximum(self.gtol, eps)) | nothing
+        flat = jnp.minimum(outlook.offset, outlook.steepest)
+        gtol = (flat <= jnp.maximum(self.gtol, eps)) | nothing
         # What is left to gain is below the rounding of the cost, or of x.
-        exhausted = (outlook.offset**2 <= eps) | (outlook.size <= eps)
+        exhausted = (flat**2 <= eps) | (outlook.size <= eps)
         met = jnp.where(
             gtol,
             codes.GTOL,
@@ -490,8 +497,18 @@ class TrustRegionSolver(AbstractSolver[LeastSquaresProblem, State]):
         return status, pending.astype(jnp.int32)
 
     def _name(self, problem: LeastSquaresProblem, state: State, status: Array) -> Array:
-        """SciPy's code: 1 wherever its absolute test on the gradient holds as well."""
-        return jnp.where(self._optimality(problem, state) < self.gtol, codes.GTOL, status)
+        """SciPy's code: 1 wherever its absolute test on the gradient holds as well.
+
+        And no success where a parameter which had an effect on f has none any more: the point
+        is stationary because it is far out on a plateau.
+        """
+        columns = jnp.sum(state.model.upper * state.model.upper, axis=0)
+        dead = jnp.sqrt(columns) <= problem.precision * state.lengths
+        if problem.bounded:
+            dead = dead & (state.x > problem.lower) & (state.x < problem.upper)
+        plateau = jnp.any(dead & (state.lengths > 0)) & ~jnp.all(dead)
+        status = jnp.where(self._optimality(problem, state) < self.gtol, codes.GTOL, status)
+        return jnp.where(plateau, codes.PLATEAU, status)
 
     def _optimality(self, problem: LeastSquaresProblem, state: State) -> Array:
         """max |v g|, v the Coleman-Li distance (1 without a bound)."""
@@ -575,6 +592,11 @@ def scipy_radius(before: State, ratio: Array, finite: Array) -> Array:
     shrunk = 0.25 * before.trial.length
     grown = jnp.where((ratio > 0.75) & before.trial.limited, 2 * before.radius, before.radius)
     return jnp.where(finite & (ratio >= 0.25), grown, shrunk)
+
+
+def _inverse(lengths: Array) -> Array:
+    """1 / lengths, and 1 for a column that has always been 0."""
+    return jnp.where(lengths > 0, 1 / jnp.where(lengths > 0, lengths, 1), 1)
 
 
 def _power_of_two(f: Array) -> Array:
