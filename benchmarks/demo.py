@@ -1,7 +1,7 @@
 """The main job, to look at: certified fits, a robust one in a box, and a derivative through it.
 
-``make demo``, or ``python -m benchmarks.demo --methods trf lm dogbox``. Needs no more than
-optx_lite itself does.
+``make demo``, or ``make demo ARGS="--methods trf lm dogbox"`` for the other methods as well.
+Needs no more than optx_lite itself does.
 """
 
 import argparse
@@ -153,7 +153,7 @@ def robust_fits() -> None:
     )  # fmt: skip
     table.header()
     fits = {}
-    for loss in ("linear", "soft_l1", "cauchy"):
+    for loss in ("linear", "cauchy"):
         waiting(f"compiling {loss}")
         result = fits[loss] = robust_fit(y, t, loss=loss)
         held = [name for name, side in zip("akc", result.active_mask, strict=True) if side]
@@ -200,19 +200,25 @@ def derivative_of_the_fit() -> float:
     t, y = measurements()
     step = 1e-5
 
-    def fit(y, lower=LOWER):
+    def fit(y, lower):
         return robust_fit(y, t, lower, tol=1e-14).x
+
+    @jax.jit
+    def exact(y):
+        return jax.jacrev(fit, argnums=(0, 1))(y, LOWER)
 
     @jax.jit
     def differences(y):
         moves = step * jnp.eye(y.size)
-        return ((jax.vmap(fit)(y + moves) - jax.vmap(fit)(y - moves)) / (2 * step)).T
+        up, down = jax.vmap(jax.vmap(lambda y: fit(y, LOWER)))(jnp.stack([y + moves, y - moves]))
+        return ((up - down) / (2 * step)).T
 
     waiting("compiling the derivative")
-    exact = jax.jit(jax.jacrev(fit))
-    (_, _), (derivative, time_exact) = timed(lambda: exact(y)), timed(lambda: exact(y))
+    exact(y)
+    (derivative, in_bound), time_exact = timed(lambda: exact(y))
     waiting("compiling the fits beside it")
-    (_, _), (central, time_central) = timed(lambda: differences(y)), timed(lambda: differences(y))
+    differences(y)
+    central, time_central = timed(lambda: differences(y))
 
     table = Table(
         Column("t", 5), Column("measured", 8), Column("", 5, "<"), Column("derivative", 17),
@@ -227,13 +233,12 @@ def derivative_of_the_fit() -> float:
         )
     error = float(jnp.max(jnp.abs(derivative - central)) / jnp.max(jnp.abs(central)))
     digits = -np.log10(max(error, 1e-16))
-    by_bound = jax.jacfwd(lambda low: fit(y, LOWER.at[2].set(low))[2])(0.0)
     print(
         f"\nAll {derivative.size} derivatives: {1e3 * time_exact:.1f} ms, and "
         f"{1e3 * time_central:.1f} ms for the {2 * y.size} fits of the central differences; "
         f"they agree to {digits:.1f} digits.\n"
         f"c rests on its bound: d(c)/d(measurement) is {float(jnp.max(jnp.abs(derivative[2]))):.0f}, "
-        f"d(c)/d(bound) is {float(by_bound):.0f}."
+        f"d(c)/d(bound) is {float(in_bound[2, 2]):.0f}."
     )
     return digits
 
@@ -241,7 +246,7 @@ def derivative_of_the_fit() -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
-        "--methods", nargs="+", default=["trf", "lm"], choices=["trf", "dogbox", "lm"]
+        "--methods", nargs="+", default=["trf"], choices=["trf", "dogbox", "lm"]
     )
     methods = parser.parse_args().methods
     jax.config.update("jax_enable_x64", True)  # certified to 11 digits, and float32 has 7

@@ -250,8 +250,10 @@ def _check_bounds(bounds: Any, tree: Any, x: Array) -> tuple[Array, Array, bool]
             f"lb={low[i]} > ub={high[i]} at entry {i}."
         )
     if is_concrete(x):
+        if not np.all(np.isfinite(np.asarray(x))):
+            raise ValueError(f"`x0` must be finite, got {np.asarray(x)}.")
         outside = ~((np.asarray(x) >= low) & (np.asarray(x) <= high))
-        if outside.any() and not np.isnan(np.asarray(x)[outside]).any():
+        if outside.any():
             i = int(np.argmax(outside))
             raise ValueError(
                 "Initial guess is outside of provided bounds: "

@@ -335,18 +335,17 @@ def _check_x_scale(x_scale: Any, problem: LeastSquaresProblem, x: Array) -> Any:
     """An array (n,), or None for the method's own and for 'jac'."""
     if x_scale is None:
         return None
-    if isinstance(x_scale, str):
-        if x_scale == "jac":
-            return None
-        raise ValueError(f"`x_scale` must be 'jac' or array_like, got {x_scale!r}.")
+    if isinstance(x_scale, str) and x_scale == "jac":
+        return None
     wrong = f"`x_scale` must be 'jac' or array_like with positive numbers, got {x_scale!r}."
-    if any(jnp.iscomplexobj(leaf) for leaf in jax.tree.leaves(x_scale)):
+    leaves = jax.tree.leaves(x_scale)
+    if any(isinstance(leaf, str) or jnp.iscomplexobj(leaf) for leaf in leaves):
         raise ValueError(wrong)
     try:
         tree = jax.tree.unflatten(problem.restore_x.treedef, _blank(problem.restore_x))
         flat = spread_bound(x_scale, 1.0, tree, x, "`x_scale`'s")
     except ValueError as error:
-        raise ValueError("Inconsistent shapes between `x_scale` and `x0`.") from error
+        raise ValueError(f"Inconsistent shapes between `x_scale` and `x0`: {error}") from error
     if is_concrete(flat) and not np.all(np.isfinite(flat) & (np.asarray(flat) > 0)):
         raise ValueError(wrong)
     return flat

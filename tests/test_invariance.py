@@ -57,7 +57,6 @@ def plain(method, x_scale, boxed=False):
 
 # trf also in a box, where distances to bounds enter, and with either scaling.
 SOLVES = [("trf", None, True), ("trf", "jac", False), ("dogbox", None, False), ("lm", None, False)]
-SCALED = [("trf", "jac", False), ("dogbox", "jac", False), ("lm", "jac", False)]
 orders = st.tuples(st.permutations(range(N)), st.permutations(range(M)))
 
 
@@ -81,21 +80,22 @@ def test_units_of_the_residuals(method, x_scale, boxed, exponent):
     assert_allclose(x, plain(method, x_scale, boxed)[1], rtol=1e-7)
 
 
-@pytest.mark.parametrize("method, x_scale, boxed", SCALED)
+@pytest.mark.parametrize("method", ["trf", "lm"])
 @given(powers=st.tuples(*[st.integers(-30, 30)] * N))
-def test_units_of_the_variables_exactly(method, x_scale, boxed, powers):
-    res, x = solve(method, x_scale, d=2.0 ** np.array(powers), boxed=boxed)
-    expected, expected_x = plain(method, x_scale, boxed)
-    assert (res.nfev, res.nit, res.status) == (expected.nfev, expected.nit, expected.status)
+def test_units_of_the_variables_exactly(method, powers):
+    # Not dogbox: its Cauchy step goes down the gradient, whose direction depends on the units.
+    res, x = solve(method, "jac", d=2.0 ** np.array(powers))
+    expected, expected_x = plain(method, "jac")
+    assert (res.nfev, res.njev, res.nit) == (expected.nfev, expected.njev, expected.nit)
     assert_array_equal(x, expected_x)
 
 
-@pytest.mark.parametrize("method, x_scale, boxed", SCALED)
+@pytest.mark.parametrize("method", METHODS)
 @given(exponents=st.tuples(*[st.floats(-8, 8)] * N))
-def test_units_of_the_variables(method, x_scale, boxed, exponents):
-    res, x = solve(method, x_scale, d=10.0 ** np.array(exponents), boxed=boxed)
+def test_units_of_the_variables(method, exponents):
+    res, x = solve(method, "jac", d=10.0 ** np.array(exponents))
     assert res.success
-    assert_allclose(x, plain(method, x_scale, boxed)[1], rtol=1e-7)
+    assert_allclose(x, plain(method, "jac")[1], rtol=1e-7)
 
 
 @pytest.mark.parametrize("method, x_scale, boxed", SOLVES)

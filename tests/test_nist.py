@@ -5,6 +5,7 @@ answer is judged by the digits that agree with it (LRE), the least over the para
 """
 
 import functools
+import itertools
 
 import numpy as np
 import pytest
@@ -37,13 +38,14 @@ def fit(name, method, start):
     )
 
 
-def cases():
-    for name in nist.names():
-        for method in METHODS:
-            for start in (1, 2):
-                why = MISSES.get((name, method, start))
-                marks = [pytest.mark.xfail(reason=why)] if why else []
-                yield pytest.param(name, method, start, marks=marks, id=f"{name}-{method}-{start}")
+def case(name, method, start):
+    why = MISSES.get((name, method, start))
+    return pytest.param(
+        name, method, start, marks=[pytest.mark.xfail(reason=why)] if why else []
+    )
+
+
+CASES = list(itertools.product(nist.names(), METHODS, (1, 2)))
 
 
 def standard_deviations(jac, rss, dof):
@@ -62,7 +64,7 @@ def test_the_problem_itself(name):
     assert_allclose(np.sqrt(problem.rss / problem.dof), problem.residual_sd, rtol=1e-8)
 
 
-@pytest.mark.parametrize("name, method, start", cases())
+@pytest.mark.parametrize("name, method, start", [case(*each) for each in CASES])
 def test_certified_parameters(name, method, start):
     res, problem = fit(name, method, start), load(name)
     assert res.success
@@ -70,7 +72,7 @@ def test_certified_parameters(name, method, start):
     assert_allclose(2 * res.cost, problem.rss, rtol=1e-9, atol=1e-22)
 
 
-@pytest.mark.parametrize("name, method, start", cases())
+@pytest.mark.parametrize("name, method, start", CASES)
 def test_no_false_success(name, method, start):
     res, problem = fit(name, method, start), load(name)
     assert not res.success or nist.lre(res.x, problem.certified) >= 4

@@ -351,7 +351,7 @@ class TrustRegionSolver(AbstractSolver[LeastSquaresProblem, State]):
         before = jnp.sum(state.model.upper * state.model.upper, axis=0)
         lost = columns * state.cost < problem.precision * before * cost
         on_plateau = jnp.any(lost) & ~jnp.all(lost | (before == 0))
-        sound = jnp.isfinite(jnp.sum(columns) + jnp.sum(qtf)) & ~on_plateau
+        sound = jnp.isfinite(jnp.sum(columns) + jnp.sum(qtf) + jnp.sum(model.grad)) & ~on_plateau
 
         def settle() -> tuple[State, Array]:
             moved = self._settle(state, f, cost, unit, model, columns)
