@@ -252,5 +252,6 @@ def for_batches(
     return tuple(contender for pair in pairs for contender in pair)
 
 
-FREE_BATCH = for_batches(FREE, ("optx_lite lm", "jaxopt LM cholesky"))
-BOUNDED_BATCH = for_batches(BOUNDED, ("optx_lite trf",))
+# optx_lite cuts its lanes into chunks by itself.
+FREE_BATCH = for_batches(FREE, ("jaxopt LM cholesky", "nlls-gram LM"))
+BOUNDED_BATCH = for_batches(BOUNDED, ("jaxopt LBFGSB",))

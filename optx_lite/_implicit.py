@@ -161,7 +161,8 @@ def _tangents(
     )
     d_x = d_bound + root * y
     if unconverged == "nan":
-        d_x = jnp.where(status > 0, d_x, jnp.nan)
+        # A factor, since a NaN that is only chosen would be lost when this is transposed.
+        d_x = d_x * jnp.where(status > 0, 1, jnp.nan).astype(x.dtype)
 
     def describe(x: Array, values: list[Array]) -> tuple[Array, ...]:
         problem = problem_of(values)

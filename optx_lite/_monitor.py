@@ -16,7 +16,6 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import io_callback
 from jaxtyping import Array
 
 from ._result import CALLBACK_STOP, MESSAGES, Result
@@ -77,7 +76,7 @@ class Listener:
         if self.callback is None or not moved:
             return False
         try:
-            return bool(self.callback(self._argument(report)))
+            return bool(self._call(report))
         except StopIteration:
             return True
         except BaseException as error:
@@ -96,11 +95,11 @@ class Listener:
             )
         self.initial_cost = None
 
-    def _argument(self, report: Report) -> Any:
-        x = self.restore(jnp.asarray(report.x))
+    def _call(self, report: Report) -> Any:
+        x = self.restore(np.asarray(report.x))
         if not self.by_result:
-            return x
-        return Result(
+            return self.callback(x)
+        intermediate_result = Result(
             x=x,
             cost=report.cost,
             fun=report.fun,
@@ -113,6 +112,7 @@ class Listener:
             nit=int(report.nit),
             status=0,
         )
+        return self.callback(intermediate_result=intermediate_result)
 
 
 def _wants_result(callback: Callable) -> bool:
@@ -164,8 +164,16 @@ class Watch(eqx.Module):
 
     def step(self, report: Report, active: Array, moved: Array, status: Array) -> Array:
         """The status, perhaps changed to "stopped by callback"."""
-        stop = io_callback(
-            _deliver, jax.ShapeDtypeStruct((), bool), self.ticket, active, moved, report
+        # Not io_callback, which `vmap` refuses in a while loop. The answer is used, so the call
+        # is not dropped, and the loop keeps the order.
+        stop = jax.pure_callback(
+            _deliver,
+            jax.ShapeDtypeStruct((), bool),
+            self.ticket,
+            active,
+            moved,
+            report,
+            vmap_method="sequential",
         )
         return jnp.where(stop, CALLBACK_STOP, status).astype(status.dtype)
 

@@ -40,7 +40,7 @@ def solve_symmetric(matrix: Array, b: Array) -> Array:
         return jnp.where(todo, vectors @ parts, x), jnp.zeros_like(todo)
 
     x, _ = lax.while_loop(lambda state: state[1], by_eigenvalues, (x, ~definite))
-    return x
+    return jnp.where(jnp.isfinite(jnp.sum(matrix)), x, jnp.nan)
 
 
 def _solve_definite(lower: Array, b: Array) -> Array:

@@ -152,5 +152,6 @@ def _damped_root(upper: Array, qtf: Array, damping: Array) -> tuple[Array, Array
 
 def _floor(upper: Array, singular: Array) -> Array:
     """Zero for a full-rank system, else the damping that rounding in R asks for."""
-    rounding = upper.shape[0] * jnp.finfo(upper.dtype).eps
+    # Above what `triangularize` takes for the rounding of a dependent column.
+    rounding = 16 * upper.shape[0] * jnp.finfo(upper.dtype).eps
     return jnp.where(singular, rounding**2 * jnp.sum(upper * upper), 0)

@@ -89,7 +89,7 @@ class Model(eqx.Module):
     upper: Array  # (n, n) its triangular factor
     qtf: Array  # (n,)
     grad: Array  # (n,) J^T f
-    fnorm: Array  # () norm of the weighted f
+    fnorm: Array  # () root of twice the cost; the norm of f when the loss is linear
     singular: Array  # () bool: columns of J depend on each other
 
 
@@ -344,7 +344,7 @@ class TrustRegionSolver(AbstractSolver[LeastSquaresProblem, State]):
             upper=upper,
             qtf=qtf,
             grad=rows @ weighted,
-            fnorm=norm(weighted),
+            fnorm=safe_sqrt(2 * cost),
             singular=jnp.any((diagonal(upper) == 0) & (columns > 0)),
         )
         # Effects are compared with f, which may fall by as much.
@@ -507,10 +507,10 @@ class TrustRegionSolver(AbstractSolver[LeastSquaresProblem, State]):
         if problem.bounded:
             dead = dead & (state.x > problem.lower) & (state.x < problem.upper)
         plateau = jnp.any(dead & (state.lengths > 0)) & ~jnp.all(dead)
-        status = jnp.where(self._optimality(problem, state) < self.gtol, codes.GTOL, status)
+        status = jnp.where(self.optimality(problem, state) < self.gtol, codes.GTOL, status)
         return jnp.where(plateau, codes.PLATEAU, status)
 
-    def _optimality(self, problem: LeastSquaresProblem, state: State) -> Array:
+    def optimality(self, problem: LeastSquaresProblem, state: State) -> Array:
         """max |v g|, v the Coleman-Li distance (1 without a bound)."""
         grad = state.model.grad * state.unit**2
         if problem.bounded:
@@ -527,7 +527,7 @@ class TrustRegionSolver(AbstractSolver[LeastSquaresProblem, State]):
             fun=state.f,
             jac=model.rows.T * state.unit,
             grad=model.grad * state.unit**2,
-            optimality=self._optimality(problem, state),
+            optimality=self.optimality(problem, state),
             active_mask=(
                 active_mask(state.x, problem.lower, problem.upper)
                 if problem.bounded
@@ -549,7 +549,7 @@ class TrustRegionSolver(AbstractSolver[LeastSquaresProblem, State]):
             cost=problem.loss.cost(after.f),
             reduction=after.reduction * after.unit**2,
             step_norm=after.step_norm,
-            optimality=self._optimality(problem, after),
+            optimality=self.optimality(problem, after),
             nit=after.nit,
             nfev=after.nfev,
         )

@@ -46,6 +46,13 @@ class Dogbox(TrustRegionSolver):
         """SciPy's rule."""
         return scipy_radius(before, ratio, finite)
 
+    def optimality(self, problem: LeastSquaresProblem, state: State) -> Array:
+        """The largest gradient entry among the variables that are not held."""
+        grad = state.model.grad * state.unit**2
+        if problem.bounded:
+            grad = jnp.where(_held(problem, state), 0, grad)
+        return jnp.max(jnp.abs(grad))
+
     def propose(self, problem: LeastSquaresProblem, state: State, damping: Array) -> Trial:
         """Along the path (1), (2) as far as it stays in the intersection of the boxes."""
         x, grad, upper, qtf = state.x, state.model.grad, state.model.upper, state.model.qtf
