@@ -245,9 +245,7 @@ def derivative_of_the_fit() -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--methods", nargs="+", default=["trf"], choices=["trf", "dogbox", "lm"]
-    )
+    parser.add_argument("--methods", nargs="+", default=["trf"], choices=["trf", "dogbox", "lm"])
     methods = parser.parse_args().methods
     jax.config.update("jax_enable_x64", True)  # certified to 11 digits, and float32 has 7
     began = time.perf_counter()

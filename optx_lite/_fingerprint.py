@@ -382,7 +382,7 @@ def _visit_numpy_array(walk: _Walk, obj: np.ndarray) -> None:
 
 def _checksum(array: np.ndarray) -> int:
     # Through a view of bytes: not every dtype shows its memory (bfloat16, dates).
-    return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8)) if array.size else 0
+    return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8)) if array.size else 0  # pyright: ignore[reportArgumentType]
 
 
 @_visits(np.ufunc, types.MethodDescriptorType, types.ClassMethodDescriptorType)

@@ -35,15 +35,16 @@ def disguised(q, c, d, columns, rows, t, y):
     return c * decay(p, t, y)[rows]
 
 
-def solve(method, x_scale=None, c=1.0, d=np.ones(N), order=FIRST, boxed=False, p0=P0, y=Y):
+def solve(method, x_scale=None, boxed=False, c=1.0, d=(1.0,) * N, order=FIRST):
     """Solve the disguised problem, and take the disguise off x."""
+    d = np.array(d)
     columns, rows = order
     low, high = np.array([-INF, -INF, 0.7]), np.array([1.6, INF, INF])
     bounds = (low / d)[columns], (high / d)[columns]
-    start = np.clip(p0, low, high) if boxed else p0
+    start = np.clip(P0, low, high) if boxed else P0
     res = ox.least_squares(
         disguised, (start / d)[columns], method=method, x_scale=x_scale,
-        bounds=bounds if boxed else None, args=(c, d, columns, rows, T, y),
+        bounds=bounds if boxed else None, args=(c, d, columns, rows, T, Y),
     )  # fmt: skip
     x = np.empty(N)
     x[columns] = res.x
@@ -52,7 +53,7 @@ def solve(method, x_scale=None, c=1.0, d=np.ones(N), order=FIRST, boxed=False, p
 
 @functools.cache
 def plain(method, x_scale, boxed=False):
-    return solve(method, x_scale, boxed=boxed)
+    return solve(method, x_scale, boxed)
 
 
 # trf also in a box, where distances to bounds enter, and with either scaling.
@@ -64,7 +65,7 @@ orders = st.tuples(st.permutations(range(N)), st.permutations(range(M)))
 @given(power=st.integers(-60, 60))
 def test_units_of_the_residuals_exactly(method, x_scale, boxed, power):
     # A power of two scales without rounding: the path is the same, bit for bit.
-    res, x = solve(method, x_scale, c=2.0**power, boxed=boxed)
+    res, x = solve(method, x_scale, boxed, c=2.0**power)
     expected, expected_x = plain(method, x_scale, boxed)
     assert_array_equal(x, expected_x)
     assert (res.nfev, res.njev, res.nit) == (expected.nfev, expected.njev, expected.nit)
@@ -75,7 +76,7 @@ def test_units_of_the_residuals_exactly(method, x_scale, boxed, power):
 @pytest.mark.parametrize("method, x_scale, boxed", SOLVES)
 @given(exponent=st.floats(-8, 8))
 def test_units_of_the_residuals(method, x_scale, boxed, exponent):
-    res, x = solve(method, x_scale, c=10.0**exponent, boxed=boxed)
+    res, x = solve(method, x_scale, boxed, c=10.0**exponent)
     assert res.success
     assert_allclose(x, plain(method, x_scale, boxed)[1], rtol=1e-7)
 
@@ -101,7 +102,7 @@ def test_units_of_the_variables(method, exponents):
 @pytest.mark.parametrize("method, x_scale, boxed", SOLVES)
 @given(order=orders)
 def test_order_of_variables_and_residuals(method, x_scale, boxed, order):
-    res, x = solve(method, x_scale, order=tuple(map(np.array, order)), boxed=boxed)
+    res, x = solve(method, x_scale, boxed, order=tuple(map(np.array, order)))
     assert res.success
     assert_allclose(x, plain(method, x_scale, boxed)[1], rtol=1e-7)
 

@@ -40,9 +40,7 @@ def fit(name, method, start):
 
 def case(name, method, start):
     why = MISSES.get((name, method, start))
-    return pytest.param(
-        name, method, start, marks=[pytest.mark.xfail(reason=why)] if why else []
-    )
+    return pytest.param(name, method, start, marks=[pytest.mark.xfail(reason=why)] if why else [])
 
 
 CASES = list(itertools.product(nist.names(), METHODS, (1, 2)))

@@ -1,6 +1,7 @@
-"""How a solve is built: one evaluation in the loop, arrays only, nothing traced or compiled twice."""
+"""How a solve is built: one evaluation in its loop, arrays only, no work done twice."""
 
 import collections
+import itertools
 import re
 
 import equinox as eqx
@@ -171,7 +172,7 @@ def test_every_step_is_one_evaluation(by_hand, method):
     assert_allclose(states[-1].x, scipy_solution(Y), rtol=1e-7)
     costs = [float(problem.cost(state.x)) for state in states]
     tolerance = 1e-10 * costs[0]  # the last phase may let the cost rise by its rounding
-    assert all(after <= before + tolerance for before, after in zip(costs, costs[1:], strict=False))
+    assert all(after <= before + tolerance for before, after in itertools.pairwise(costs))
     assert solver.finish(problem, states[-1]).status == states[-1].status > 0
 
 

@@ -57,7 +57,9 @@ def test_vmap_over_starts_and_data(method):
     close(got.x, [expected(y) for y in YS])
     # The whole Result has a batch axis.
     shapes = {name: np.shape(got[name]) for name in got}
-    counters = dict.fromkeys(("cost", "optimality", "nfev", "njev", "nit", "status", "success"), (4,))
+    counters = dict.fromkeys(
+        ("cost", "optimality", "nfev", "njev", "nit", "status", "success"), (4,)
+    )
     vectors = {"x": (4, 3), "grad": (4, 3), "active_mask": (4, 3), "fun": (4, M)}
     assert shapes == {**counters, **vectors, "jac": (4, M, 3), "message": (4,)}
     assert np.asarray(got.success).all()
@@ -281,8 +283,7 @@ def test_trees_in_trees_out(method):
 
 LOW, HIGH = np.array([-INF, -INF, 0.7]), np.array([1.6, INF, INF])
 BOUNDS = {  # lb, ub, and the upper bound of `a` that they mean
-    "full": ({"a": -INF, "rest": [-INF, 0.7]}, {"a": 1.6, "rest": [INF, INF]}, 1.6),
-    "arrays": ({"a": -INF, "rest": LOW[1:]}, {"a": np.array(1.6), "rest": HIGH[1:]}, 1.6),
+    "full": ({"a": -INF, "rest": LOW[1:]}, {"a": np.array(1.6), "rest": HIGH[1:]}, 1.6),
     "None leaf": ({"a": None, "rest": LOW[1:]}, {"a": 1.6, "rest": None}, 1.6),
     "prefix": ({"a": -INF, "rest": LOW[1:]}, {"a": 1.6, "rest": INF}, 1.6),
     "one number": ({"a": -INF, "rest": LOW[1:]}, INF, INF),

@@ -93,7 +93,7 @@ def solve_trust_region(
     step, alpha, *_ = lax.while_loop(lambda state: state[4], search, state)
     # On the boundary exactly, so that a radius which says "to here" is taken at its word.
     size = norm(step)
-    limited = ~fits & ~(singular & (size <= radius))
+    limited = ~fits & (alpha > _floor(upper, singular))
     fitted = step * (radius / jnp.where(size > 0, size, 1))
     return jnp.where(limited, fitted, step), jnp.where(limited, alpha, 0), limited
 
