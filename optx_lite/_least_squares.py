@@ -137,8 +137,8 @@ def least_squares(
     >>> def residuals(x, t, y):
     ...     return x[0] * jnp.exp(-x[1] * t) - y
     >>> res = ox.least_squares(residuals, [1.0, 1.0], args=(t, y))
-    >>> print(res.x.round(3), res.success)
-    [2.  1.5] True
+    >>> print([f"{value:.2f}" for value in res.x], res.success)
+    ['2.00', '1.50'] True
     >>> slope = jax.grad(lambda y: ox.least_squares(residuals, [1.0, 1.0], args=(t, y)).x[0])(y)
     >>> slope.shape
     (20,)
