@@ -16,6 +16,18 @@ def within(x: Float[Array, " n"], lower: Float[Array, " n"], upper: Float[Array,
     return jnp.all((x >= lower) & (x <= upper))
 
 
+def onto_bounds(
+    moved: Float[Array, " n"],
+    x: Float[Array, " n"],
+    lower: Float[Array, " n"],
+    upper: Float[Array, " n"],
+) -> Float[Array, " n"]:
+    """``moved`` in the box, and on a bound where it is so but for the rounding of a step from x."""
+    rounding = 4 * jnp.finfo(x.dtype).eps * jnp.maximum(jnp.abs(x), jnp.abs(moved))
+    moved = jnp.where(moved - lower <= rounding, lower, moved)
+    return jnp.where(upper - moved <= rounding, upper, moved)
+
+
 def step_to_bound(
     x: Float[Array, " n"],
     step: Float[Array, " n"],
@@ -23,11 +35,12 @@ def step_to_bound(
     upper: Float[Array, " n"],
 ) -> tuple[Float[Array, ""], Bool[Array, " n"]]:
     """The largest t with x + t * step in the box (inf for none), and which entries stop it."""
-    moving = step != 0
     room = jnp.where(step > 0, upper, lower) - x
-    t = jnp.where(moving, room / jnp.where(moving, step, 1), jnp.inf)
+    # Twice `where`: the derivative of the branch not taken must be finite, too.
+    ahead = (step != 0) & jnp.isfinite(room)
+    t = jnp.where(ahead, jnp.where(ahead, room, 1) / jnp.where(ahead, step, 1), jnp.inf)
     smallest = jnp.min(t)
-    return smallest, moving & (t == smallest)
+    return smallest, ahead & (t == smallest)
 
 
 def coleman_li(
@@ -49,7 +62,13 @@ def coleman_li(
 
 
 def active_mask(
-    x: Float[Array, " n"], lower: Float[Array, " n"], upper: Float[Array, " n"]
+    x: Float[Array, " n"],
+    lower: Float[Array, " n"],
+    upper: Float[Array, " n"],
+    tolerance: Float[Array, " n"],
 ) -> Array:
-    """-1 on the lower bound, 1 on the upper, 0 elsewhere; int32."""
-    return jnp.where(x <= lower, -1, jnp.where(x >= upper, 1, 0)).astype(jnp.int32)
+    """-1 within ``tolerance`` of the lower bound, 1 of the upper, 0 elsewhere; int32."""
+    to_lower, to_upper = x - lower, upper - x
+    at_lower = (to_lower <= tolerance) & (to_lower <= to_upper)
+    at_upper = (to_upper <= tolerance) & (to_upper < to_lower)
+    return at_upper.astype(jnp.int32) - at_lower.astype(jnp.int32)

@@ -18,7 +18,7 @@ from jaxtyping import Array
 from ._lift import Lifted, inputs, lift
 from ._losses import LOSSES, Loss, ScalarLoss, ScipyLoss
 from ._problem import LeastSquaresProblem
-from ._tree import Unravel, as_array_or_tree, is_concrete, ravel
+from ._tree import Unravel, as_array_or_tree, is_concrete, is_numbers, ravel, widest
 from .derivatives import AbstractJacobian, ComplexStep, resolve
 
 
@@ -49,8 +49,8 @@ class _Jacobian(eqx.Module):
         blocks = [
             jnp.asarray(leaf) for leaf in jax.tree.leaves(self.jac(self.restore(x), *self.args))
         ]
-        if len(blocks) == 1 and self.restore.is_flat:
-            return blocks[0]
+        if self.restore.is_flat:
+            return jnp.stack(blocks).reshape(-1, x.shape[0])  # one array, or nested lists
         # Like jax.jacfwd: one block (m, *shape) for each leaf of x.
         sizes = self.restore.sizes
         return jnp.concatenate(
@@ -96,7 +96,7 @@ def least_squares_problem(
     ((2,), (2,))
     """
     tree = _check_x0(x0)
-    dtype = jnp.result_type(*[leaf.dtype for leaf in jax.tree.leaves(tree)])
+    dtype = widest(leaf.dtype for leaf in jax.tree.leaves(tree))
     restore = Unravel.like(tree)
     x = ravel(tree, dtype)
     lower, upper, bounded = _check_bounds(bounds, tree, x)
@@ -135,12 +135,7 @@ def _lift_residuals(
     bound = _with_kwargs(fun, kwargs)
     on_complex = None
     if isinstance(scheme, ComplexStep):
-        z = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(
-                leaf.shape, jnp.result_type(leaf.dtype, jnp.complex64)
-            ),
-            x,
-        )
+        z = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, _complex(leaf.dtype)), x)
         # Complex x meets the real data of `fun`: that is what the scheme is about, and no slip.
         with jax.numpy_dtype_promotion("standard"):
             on_complex = lift(bound, z, *args, label="`fun`")
@@ -148,19 +143,30 @@ def _lift_residuals(
     return _Residuals(lifted, on_complex, inputs(args), restore)
 
 
+def _complex(dtype: Any) -> Any:
+    return np.result_type(dtype, np.complex64)
+
+
 def _lift_jacobian(
     jac: Callable, x: Any, args: tuple, kwargs: Any, restore: Unravel, m: int
 ) -> _Jacobian:
     lifted = lift(_with_kwargs(jac, kwargs), x, *args, label="`jac`")
-    shapes = [leaf.shape for leaf in jax.tree.leaves(lifted.out_shape)]
     n = sum(restore.sizes)
     if restore.is_flat:
-        shape = (1,) * (2 - len(shapes[0])) + shapes[0]  # as np.atleast_2d
-        if len(shapes) != 1 or shape != (m, n):
+        shape = _shape_of(lifted.out_shape)
+        shape = (1,) * (2 - len(shape)) + shape  # as np.atleast_2d
+        if shape != (m, n):
             raise ValueError(
                 f"The return value of `jac` has wrong shape: expected {(m, n)}, actual {shape}."
             )
     return _Jacobian(lifted, inputs(args), restore)
+
+
+def _shape_of(out: Any) -> tuple[int, ...]:
+    """Shape of the array that nested lists of arrays make."""
+    if isinstance(out, (list, tuple)) and out:
+        return (len(out), *_shape_of(out[0]))
+    return tuple(getattr(out, "shape", ()))
 
 
 def _with_kwargs(fun: Callable, kwargs: dict[str, Any] | None) -> Callable:
@@ -274,7 +280,7 @@ def spread_bound(bound: Any, missing: float, tree: Any, x: Array, name: str) -> 
     def onto(value: Any, leaf: Any) -> Any:
         value = missing if value is None else value
         xp = jnp if isinstance(value, jax.Array) else np
-        value = xp.asarray(value)
+        value = xp.asarray(as_array_or_tree(value))
         if value.ndim and value.shape != leaf.shape:
             raise ValueError(
                 f"Inconsistent shapes between bounds and `x0`: the {name} bound has shape "
@@ -282,14 +288,19 @@ def spread_bound(bound: Any, missing: float, tree: Any, x: Array, name: str) -> 
             )
         return xp.broadcast_to(value.astype(x.dtype), leaf.shape)
 
-    bound = as_array_or_tree(bound)
-    try:
-        full = jax.tree.map(
+    def spread(is_leaf: Callable[[Any], bool]) -> Any:
+        return jax.tree.map(
             lambda value, part: jax.tree.map(lambda leaf: onto(value, leaf), part),
-            bound,
+            as_array_or_tree(bound),
             tree,
-            is_leaf=lambda value: value is None,
+            is_leaf=lambda value: value is None or is_leaf(value),
         )
+
+    try:
+        try:
+            full = spread(lambda value: False)
+        except ValueError:  # a list of numbers where `x0` has an array
+            full = spread(is_numbers)
     except ValueError as error:
         if "Inconsistent shapes" in str(error):
             raise
@@ -325,14 +336,28 @@ def _check_loss(loss: Any, f_scale: Any, m: int, dtype: Any) -> Loss:
         return Loss(None if rho is None else jax.tree_util.Partial(rho), f_scale)
     if not callable(loss):
         raise ValueError(f"`loss` must be one of {LOSSES.keys()} or a callable, got {loss!r}.")
-    whole = lift(loss, jax.ShapeDtypeStruct((m,), dtype), label="`loss`")
-    shapes = [leaf.shape for leaf in jax.tree.leaves(whole.out_shape)]
-    if shapes == [(3, m)]:
+    single = _try_scalar_loss(loss, dtype)
+    try:
+        whole = lift(loss, jax.ShapeDtypeStruct((m,), dtype), label="`loss`")
+    except Exception:
+        if single is None:
+            raise
+        return Loss(ScalarLoss(single), f_scale)
+    shape = _shape_of(whole.out_shape)
+    if shape == (3, m):
         return Loss(ScipyLoss(whole), f_scale)
-    single = lift(loss, jax.ShapeDtypeStruct((), dtype), label="`loss`")
-    if shapes == [(m,)] and single.out_shape.shape == ():
+    if shape == (m,) and single is not None:
         return Loss(ScalarLoss(single), f_scale)
     raise ValueError(
         "The return value of `loss` callable has wrong shape: expected (3, m) = "
-        f"{(3, m)}, or a scalar for a scalar, got {shapes[0] if len(shapes) == 1 else shapes}."
+        f"{(3, m)}, or a scalar for a scalar, got {shape}."
     )
+
+
+def _try_scalar_loss(loss: Callable, dtype: Any) -> Lifted | None:
+    """The loss on a scalar z, or None if it is not made for one."""
+    try:
+        lifted = lift(loss, jax.ShapeDtypeStruct((), dtype), label="`loss`")
+    except Exception:  # the user's code, made for vectors, may raise anything here
+        return None
+    return lifted if _shape_of(lifted.out_shape) == () else None

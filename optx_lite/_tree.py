@@ -6,6 +6,7 @@ whose leaves keep their shapes and dtypes.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -16,19 +17,19 @@ from jax.core import Tracer
 
 def as_array_or_tree(value: Any) -> Any:
     """Read numbers, nested lists of numbers and arrays as one array; leave pytrees alone."""
-    if _is_numbers(value):
+    if is_numbers(value):
         return (
             jnp.stack([jnp.asarray(v) for v in value]) if _has_array(value) else np.asarray(value)
         )
     return value
 
 
-def _is_numbers(value: Any) -> bool:
+def is_numbers(value: Any) -> bool:
     """Whether this is a list or tuple (not a named one) with nothing but numbers in it."""
     if type(value) not in (list, tuple) or not value:
         return False
     return all(
-        _is_numbers(v) if type(v) in (list, tuple) else jnp.ndim(v) == 0 for v in value if _known(v)
+        is_numbers(v) if type(v) in (list, tuple) else jnp.ndim(v) == 0 for v in value if _known(v)
     ) and all(_known(v) for v in value)
 
 
@@ -38,6 +39,11 @@ def _known(value: Any) -> bool:
 
 def _has_array(value: Any) -> bool:
     return any(isinstance(v, jax.Array) for v in value)
+
+
+def widest(dtypes: Iterable[Any]) -> Any:
+    """The floating dtype with the most bits, under any of JAX's rules of promotion."""
+    return max(dtypes, key=lambda dtype: jnp.finfo(dtype).bits)
 
 
 def ravel(tree: Any, dtype: Any) -> Any:

@@ -10,10 +10,9 @@ import scipy.linalg as sl
 from numpy.testing import assert_allclose, assert_array_equal
 
 from optx_lite.linalg import (
-    damped_step,
+    Detour,
     diagonal,
     norm,
-    normal_step,
     safe_divide,
     safe_sqrt,
     solve_symmetric,
@@ -174,14 +173,24 @@ def test_float32_stays_float32(n):
 # The step in a trust region
 
 
-def region(upper, qtf, diag, radius, guess=0.0):
-    """The step, its alpha, and whether the boundary stopped it."""
-    n = qtf.shape[0]
-    damping = jnp.zeros(n) if diag is None else jnp.asarray(diag)
-    newton = damped_step(upper, qtf, damping)
+def detour(qtf, alpha=0.0, longest=np.inf, wanted=True):
+    return Detour(jnp.asarray(wanted), jnp.asarray(qtf), jnp.asarray(alpha), jnp.asarray(longest))
+
+
+def region(upper, qtf, diag, radius, guess=0.0, first=None):
     singular = jnp.any(diagonal(upper) == 0)
+    newton = None
+    if diag is None and not singular:
+        newton = -np.linalg.solve(upper, qtf)
     return jit_trust_region(
-        upper, qtf, diag, newton, singular, jnp.asarray(radius), jnp.asarray(guess)
+        upper,
+        qtf,
+        diag,
+        newton,
+        singular,
+        jnp.asarray(radius),
+        jnp.asarray(guess),
+        first or detour(qtf, wanted=False),
     )
 
 
@@ -218,7 +227,9 @@ def test_trust_region_step(n, with_diag):
         diag = rng.uniform(0, 1, n) * (np.arange(n) % 2) if with_diag else None
         full = np.linalg.norm(brute_force(upper, qtf, diag, np.inf))
         for radius in full * np.array([1e-6, 1e-2, 0.5, 0.999, 1.001, 1e3]):
-            step, alpha, limited = region(upper, qtf, diag, radius)
+            answer = region(upper, qtf, diag, radius)
+            step, alpha, limited = answer.step, answer.alpha, answer.limited
+            assert not answer.detoured
             expected = brute_force(upper, qtf, diag, radius)
             assert bool(limited) == (radius < full)
             assert (float(alpha) > 0) == bool(limited)
@@ -239,29 +250,40 @@ def test_trust_region_step_of_a_singular_matrix_is_the_shortest(n, kind):
     shortest = np.linalg.pinv(a) @ -f
     size = np.linalg.norm(shortest)
     for radius in size * np.array([0.1, 0.5, 2.0]):
-        step, _, limited = region(upper, qtf, None, radius)
-        assert bool(limited) == (radius < size)
+        answer = region(upper, qtf, None, radius)
+        assert bool(answer.limited) == (radius < size)
         expected = brute_force(upper, qtf, None, radius)
-        assert_allclose(step, expected, atol=1e-2 * radius)
+        assert_allclose(answer.step, expected, atol=1e-2 * radius)
 
 
 def test_trust_region_step_does_not_depend_on_the_first_guess():
     a, f = problem(4, 30, condition=1e3)
     upper, qtf = jit_triangularize(a.T, f)
-    steps = [region(upper, qtf, None, 0.3, guess)[0] for guess in (0.0, 1e-8, 1e-2, 1.0, 1e6)]
+    guesses = (0.0, 1e-8, 1e-2, 1.0, 1e6)
+    steps = [region(upper, qtf, None, 0.3, guess).step for guess in guesses]
     for step in steps[1:]:
         assert_allclose(step, steps[0], rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("n", [4, 12])
-def test_damped_and_normal_steps(n):
-    upper = upper_factor(n)
+@pytest.mark.parametrize("with_diag", [False, True], ids=["plain", "coleman-li"])
+def test_a_detour_is_taken_if_it_is_short(n, with_diag):
     rng = np.random.default_rng(n)
-    qtf, damping = rng.standard_normal(n), rng.uniform(0, 2, n)
-    matrix = upper.T @ upper + np.diag(damping)
-    expected = -np.linalg.solve(matrix, upper.T @ qtf)
-    assert_allclose(damped_step(upper, qtf, damping), expected, rtol=1e-10)
-    assert_allclose(normal_step(upper, upper.T @ qtf, damping), expected, rtol=1e-10)
+    upper = upper_factor(n)
+    qtf, other = rng.standard_normal((2, n))
+    diag = rng.uniform(0, 1, n) if with_diag else None
+    alpha = 0.3
+    matrix = upper.T @ upper + alpha * np.eye(n) + (np.diag(diag) if with_diag else 0)
+    expected = -np.linalg.solve(matrix, upper.T @ other)
+    length = np.linalg.norm(expected)
+    for radius in (1e-2, 1e3):
+        taken = region(upper, qtf, diag, radius, first=detour(other, alpha, 1.01 * length))
+        assert taken.detoured and not taken.limited
+        assert_allclose(taken.step, expected, rtol=1e-10)
+        refused = region(upper, qtf, diag, radius, first=detour(other, alpha, 0.99 * length))
+        plain = region(upper, qtf, diag, radius)
+        assert not refused.detoured and refused.limited == plain.limited
+        assert_allclose(refused.step, plain.step, rtol=1e-3, atol=1e-3 * radius)
 
 
 # ---------------------------------------------------------------------------------------
@@ -368,9 +390,8 @@ def test_derivative_of_the_trust_region_step(n, fraction):
     radius = fraction * np.linalg.norm(brute_force(upper, qtf, diag, np.inf))
 
     def step(r, q, d, radius):
-        newton = damped_step(jnp.triu(r), q, d)
         no, zero = jnp.zeros((), bool), jnp.zeros(())
-        return solve_trust_region(jnp.triu(r), q, d, newton, no, radius, zero)[0]
+        return solve_trust_region(jnp.triu(r), q, d, None, no, radius, zero, detour(q, wanted=False)).step
 
     # alpha is converged to 1e-4 only, and that is the accuracy of the rule too.
     rtol = 2e-3 if fraction < 1 else 1e-5
@@ -386,12 +407,16 @@ def test_derivative_of_the_trust_region_step(n, fraction):
 
 
 @pytest.mark.parametrize("n", [4, 12])
-def test_derivative_of_the_damped_step(n):
+def test_derivative_of_a_detour(n):
     upper, rng = upper_factor(n), np.random.default_rng(n)
-    assert_rule(
-        lambda r, q, d: damped_step(jnp.triu(r), q, d),
-        upper, rng.standard_normal(n), np.linspace(0.5, 2, n),
-    )  # fmt: skip
+    no, zero, one = jnp.zeros((), bool), jnp.zeros(()), jnp.ones(())
+
+    def step(r, q, d):
+        return solve_trust_region(
+            jnp.triu(r), jnp.zeros(n), d, None, no, one, zero, detour(q)
+        ).step  # fmt: skip
+
+    assert_rule(step, upper, rng.standard_normal(n), np.linspace(0.5, 2, n))
 
 
 def test_norms_and_quotients_at_zero():

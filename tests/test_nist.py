@@ -7,6 +7,8 @@ answer is judged by the digits that agree with it (LRE), the least over the para
 import functools
 import itertools
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose
@@ -18,7 +20,9 @@ METHODS = ("trf", "dogbox", "lm")
 DIGITS = 6
 
 # (problem, method, start) that do not get there, and why.
-MISSES: dict[tuple[str, str, int], str] = {}
+MISSES: dict[tuple[str, str, int], str] = {
+    ("Rat43", "dogbox", 1): "the first long step leads to a plateau; it says so, with status -4",
+}
 # The certified residuals of Lanczos1 are what eleven printed digits left of an exact sum of
 # exponentials: 1e-13 of the data. In double precision they are rounding, and the residual
 # standard deviation made of them means nothing.
@@ -55,10 +59,16 @@ def standard_deviations(jac, rss, dof):
 
 @pytest.mark.parametrize("name", nist.names())
 def test_the_problem_itself(name):
-    # The residuals at the certified parameters have the certified sum of squares.
+    # The residuals at the certified parameters have the certified sum of squares, but for what
+    # it means that those are printed with eleven digits.
     problem = load(name)
-    f = np.asarray(problem.residuals(problem.certified, problem.x, problem.y))
-    assert_allclose(f @ f, problem.rss, rtol=1e-6, atol=1e-22)
+    x = jnp.asarray(problem.certified)
+    f, jacobian = (
+        np.asarray(derive(x, problem.x, problem.y))
+        for derive in (problem.residuals, jax.jacfwd(problem.residuals))
+    )
+    printed = 5e-11 * np.linalg.norm(np.abs(jacobian) @ np.abs(x))
+    assert_allclose(f @ f, problem.rss, rtol=1e-6, atol=printed**2)
     assert_allclose(np.sqrt(problem.rss / problem.dof), problem.residual_sd, rtol=1e-8)
 
 

@@ -8,6 +8,5 @@ from ._triangular import diagonal as diagonal
 from ._triangular import solve_transposed as solve_transposed
 from ._triangular import solve_upper as solve_upper
 from ._triangular import triangularize as triangularize
-from ._trust_region import damped_step as damped_step
-from ._trust_region import normal_step as normal_step
+from ._trust_region import Detour as Detour
 from ._trust_region import solve_trust_region as solve_trust_region

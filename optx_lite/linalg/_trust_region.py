@@ -26,6 +26,7 @@ gives the step of nearly minimum norm.
 
 from __future__ import annotations
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -39,17 +40,38 @@ RTOL = 1e-4
 MAX_ITERATIONS = 12
 
 
+class Detour(eqx.Module):
+    """A step asked for first, with its own q and alpha: the answer if it is short enough."""
+
+    wanted: Array  # () bool
+    qtf: Array  # (n,)
+    alpha: Array  # ()
+    longest: Array  # ()
+
+
+class Answer(eqx.Module):
+    """What came out."""
+
+    step: Array  # (n,) p
+    alpha: Array  # () its Levenberg-Marquardt parameter
+    limited: Array  # () bool: the ball's boundary stopped it
+    detoured: Array  # () bool: it is the step of the detour
+
+
 @jax.custom_jvp
 def solve_trust_region(
     upper: Array,
     qtf: Array,
     diag: Array | None,
-    newton: Array,
+    newton: Array | None,
     singular: Array,
     radius: Array,
     alpha: Array,
-) -> tuple[Array, Array, Array]:
-    """The step p, shape (n,), its alpha, and whether the ball's boundary stopped it.
+    detour: Detour,
+) -> Answer:
+    """The minimiser in the ball, or the step of the detour.
+
+    Both come out of one loop: the factorisation in it is what takes time to compile.
 
     Parameters
     ----------
@@ -57,54 +79,86 @@ def solve_trust_region(
         R and q.
     diag : array, shape (n,), or None
         The diagonal of C; None for none.
-    newton : array, shape (n,)
-        p(0), see `damped_step`.
+    newton : array, shape (n,), or None
+        p(0); None if it is not known.
     singular : array of bool, shape ()
         Whether R has dependent columns, so that p(0) does not count.
     radius : array, shape ()
         Delta > 0.
     alpha : array, shape ()
         First guess, e.g. from the step before; 0 for none.
+    detour : Detour
+        What is tried first.
     """
-    fits = (norm(newton) <= radius) & ~singular
     zero = jnp.zeros_like(radius)
-    start = jnp.where(singular, 0, alpha)
-    state = (newton, start, zero, zero + jnp.inf, ~fits, jnp.zeros((), jnp.int32))
+    floor = _floor(upper, singular)
+    highest = jnp.maximum(norm(qtf @ upper) / radius, floor)  # (4)
+    guess = _between(alpha, zero, highest)
+    if newton is None:
+        newton, fits, begin = jnp.zeros_like(qtf), jnp.zeros((), bool), floor
+    else:
+        fits = (norm(newton) <= radius) & ~singular
+        begin = jnp.where(singular, floor, guess)
 
-    def search(state: tuple[Array, ...]) -> tuple[Array, ...]:
-        _, alpha, low, high, _, count = state
-        floor = _floor(upper, singular)
-        high = jnp.minimum(high, jnp.maximum(norm(qtf @ upper) / radius, floor))  # (4)
-        middle = jnp.maximum(1e-3 * high, jnp.sqrt(low) * jnp.sqrt(high))
-        usable = (alpha > low) & (alpha <= high)
-        alpha = jnp.where(usable, alpha, jnp.where((count == 0) & singular, floor, middle))
-        step, slope = _damped_step_and_slope(upper, qtf, diag, alpha)
+    def turn(state: tuple[Array, ...]) -> tuple[Array, ...]:
+        _, alpha, low, high, _, detouring, count = state
+        step, slope = _damped_step_and_slope(
+            upper, jnp.where(detouring, detour.qtf, qtf), diag, alpha
+        )
         size = norm(step)
-        phi = size - radius
-        newton = phi / jnp.where(slope > 0, slope, 1)  # slope is -phi'
-        high = jnp.where(phi < 0, alpha, high)
-        low = jnp.where(phi > 0, jnp.maximum(low, alpha + newton), low)
-        inside = (phi <= 0) & (alpha <= floor)
-        found = inside | (jnp.abs(phi) <= RTOL * radius) | ~(slope > 0)
-        more = ~found & (count + 1 < MAX_ITERATIONS)
-        better = alpha + newton * (size / radius)  # (2)
-        return step, jnp.where(more, better, alpha), low, high, more, count + 1
 
-    step, alpha, *_ = lax.while_loop(lambda state: state[4], search, state)
+        short = size <= detour.longest
+        back = (jnp.where(short, step, newton), begin, low, high, ~short & ~fits, short)
+
+        phi = size - radius
+        forward = phi / jnp.where(slope > 0, slope, 1)  # slope is -phi'
+        found = (
+            ((phi <= 0) & (alpha <= floor)) | (jnp.abs(phi) <= RTOL * radius) | ~(slope > 0)
+        )
+        more = ~found & (count < MAX_ITERATIONS)
+        low = jnp.where(phi > 0, jnp.maximum(low, alpha + forward), low)
+        high = jnp.where(phi < 0, alpha, high)
+        better = jnp.where(alpha <= floor, guess, alpha + forward * (size / radius))  # (2)
+        better = jnp.where(more, _between(better, low, high), alpha)
+        on = (step, better, low, high, more, jnp.zeros_like(short))
+
+        chosen = (jnp.where(detouring, *pair) for pair in zip(back, on, strict=True))
+        return *chosen, count + 1
+
+    start = (
+        newton,
+        jnp.where(detour.wanted, detour.alpha, begin),
+        zero,
+        highest,
+        detour.wanted | ~fits,
+        detour.wanted,
+        jnp.zeros((), jnp.int32),
+    )
+    step, alpha, _, _, _, detoured, _ = lax.while_loop(lambda state: state[4], turn, start)
     # On the boundary exactly, so that a radius which says "to here" is taken at its word.
     size = norm(step)
-    limited = ~fits & (alpha > _floor(upper, singular))
+    limited = ~fits & ~detoured & (alpha > floor)
     fitted = step * (radius / jnp.where(size > 0, size, 1))
-    return jnp.where(limited, fitted, step), jnp.where(limited, alpha, 0), limited
+    step = jnp.where(limited, fitted, step)
+    return Answer(step, jnp.where(limited | detoured, alpha, 0), limited, detoured)
+
+
+def _between(alpha: Array, low: Array, high: Array) -> Array:
+    """alpha if it lies in (low, high], else a point in between."""
+    middle = jnp.maximum(1e-3 * high, jnp.sqrt(low) * jnp.sqrt(high))
+    return jnp.where((alpha > low) & (alpha <= high), alpha, middle)
 
 
 @solve_trust_region.defjvp  # pyright: ignore[reportArgumentType]
 def _solve_trust_region_jvp(primals, tangents):  # type: ignore[no-untyped-def]
     """Implicit function theorem on (1) and, at the boundary, ||p|| = Delta."""
-    upper, qtf, diag, _, singular, radius, _ = primals
-    d_upper, d_qtf, d_diag, _, _, d_radius, _ = tangents
-    step, alpha, limited = solve_trust_region(*primals)
-    damping = alpha + _floor(upper, singular)
+    upper, qtf, diag, _, singular, radius, _, detour = primals
+    d_upper, d_qtf, d_diag, _, _, d_radius, _, d_detour = tangents
+    answer = solve_trust_region(*primals)
+    step, limited = answer.step, answer.limited
+    qtf = jnp.where(answer.detoured, detour.qtf, qtf)
+    d_qtf = jnp.where(answer.detoured, d_detour.qtf, d_qtf)
+    damping = answer.alpha + _floor(upper, singular)
     moved = d_upper.T @ (upper @ step + qtf) + upper.T @ (d_upper @ step + d_qtf)
     if diag is not None:
         damping = damping + diag
@@ -116,19 +170,7 @@ def _solve_trust_region_jvp(primals, tangents):  # type: ignore[no-untyped-def]
     d_alpha = (radius * d_radius - step @ free) / jnp.where(grip != 0, grip, 1)
     d_step = free + jnp.where(limited, d_alpha, 0) * along
     no_tangent = np.zeros(limited.shape, dtype=jax.dtypes.float0)
-    return (step, alpha, limited), (d_step, jnp.zeros_like(alpha), no_tangent)
-
-
-def damped_step(upper: Array, qtf: Array, damping: Array) -> Array:
-    """p of (1), ``damping`` = diag(C) + alpha; shapes (n, n), (n,), (n,)."""
-    root, right = _damped_root(upper, qtf, damping)
-    return -solve_upper(root, right)
-
-
-def normal_step(upper: Array, grad: Array, damping: Array) -> Array:
-    """-(R^T R + damping)^-1 grad; shapes (n, n), (n,), (n,)."""
-    root, _ = _damped_root(upper, jnp.zeros_like(grad), damping)
-    return -solve_upper(root, solve_transposed(root, grad))
+    return answer, Answer(d_step, jnp.zeros_like(answer.alpha), no_tangent, no_tangent)  # type: ignore[arg-type]
 
 
 def _damped_step_and_slope(

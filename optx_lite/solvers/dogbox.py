@@ -22,25 +22,23 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from .._bounds import step_to_bound, within
+from .._bounds import onto_bounds, step_to_bound, within
 from .._problem import LeastSquaresProblem
-from ..linalg import safe_divide, solve_upper, triangularize
-from ._trust_region import State, Trial, TrustRegionSolver, evaluate_model, scipy_radius
+from ..linalg import safe_divide, solve_transposed, solve_upper, triangularize
+from ._convergence import Outlook
+from ._state import Correction, State, Trial
+from ._trust_region import TrustRegionSolver, evaluate_model, scipy_radius
 
 
 class Dogbox(TrustRegionSolver):
     """``method='dogbox'``; see the module for the mathematics."""
 
+    PATIENCE = 10
+
     def first_radius(self, problem: LeastSquaresProblem, state: State) -> Array:
         """The largest |x0_j| / s_j, 1 for x0 = 0."""
         size = jnp.max(jnp.abs(state.x / state.scale))
         return jnp.where(size > 0, size, 1)
-
-    def metric(self, problem: LeastSquaresProblem, state: State) -> tuple[Array, None]:
-        """s, and 0 for the held variables."""
-        if not problem.bounded:
-            return state.scale, None
-        return jnp.where(_held(problem, state), 0, state.scale), None
 
     def next_radius(self, before: State, cost: Array, ratio: Array, finite: Array) -> Array:
         """SciPy's rule."""
@@ -53,14 +51,22 @@ class Dogbox(TrustRegionSolver):
             grad = jnp.where(_held(problem, state), 0, grad)
         return jnp.max(jnp.abs(grad))
 
-    def propose(self, problem: LeastSquaresProblem, state: State, damping: Array) -> Trial:
+    def propose(
+        self,
+        problem: LeastSquaresProblem,
+        state: State,
+        outlook: Outlook,
+        damping: Array,
+        correction: Correction,
+    ) -> Trial:
         """Along the path (1), (2) as far as it stays in the intersection of the boxes."""
         x, grad, upper, qtf = state.x, state.model.grad, state.model.upper, state.model.qtf
+        missed = correction.grad
         low = jnp.full_like(x, -1) * state.radius * state.scale
         high = -low
         if problem.bounded:
             held = _held(problem, state)
-            grad = jnp.where(held, 0, grad)
+            grad, missed = jnp.where(held, 0, grad), jnp.where(held, 0, missed)
             upper, qtf = triangularize(jnp.where(held, 0, upper).T, qtf)
             region_low, region_high = low, high
             low = jnp.maximum(problem.lower - x, low)
@@ -76,23 +82,27 @@ class Dogbox(TrustRegionSolver):
         inside = within(newton, low, high)
         step = jnp.where(inside, newton, cauchy + jnp.minimum(part, 1) * (newton - cauchy))
         step = jnp.clip(step, low, high)
-        moved = x + step
         at_edge = hits
         if problem.bounded:
             edge = jnp.where(newton > cauchy, high, low)
             region = jnp.where(newton > cauchy, region_high, region_low)
             at_edge = hits & (edge == region)
-            moved = jnp.where(step == problem.lower - x, problem.lower, moved)
-            moved = jnp.where(step == problem.upper - x, problem.upper, moved)
-            moved = jnp.clip(moved, problem.lower, problem.upper)
+
+        bend = -solve_upper(upper, solve_transposed(upper, missed))
+        short = jnp.max(jnp.abs(bend / state.scale)) <= correction.longest
+        corrected = correction.wanted & short
+        start, step = jnp.where(corrected, correction.start, x), jnp.where(corrected, bend, step)
+        moved = start + step
+        if problem.bounded:
+            moved = onto_bounds(moved, start, problem.lower, problem.upper)
         return Trial(
             x=moved,
             length=jnp.max(jnp.abs(step / state.scale)),
             predicted=evaluate_model(upper, qtf, step),
             limited=~inside & jnp.any(at_edge),
             damping=damping,
-            corrected=jnp.zeros((), bool),
             radius=state.radius,
+            corrected=corrected,
         )
 
 

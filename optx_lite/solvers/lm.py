@@ -29,7 +29,9 @@ from jaxtyping import Array
 from .. import _result as codes
 from .._problem import LeastSquaresProblem
 from ..linalg import norm, solve_trust_region
-from ._trust_region import State, Trial, TrustRegionSolver, evaluate_model
+from ._convergence import Outlook
+from ._state import Correction, State, Trial
+from ._trust_region import TrustRegionSolver, evaluate_model
 
 FACTOR = 1.0
 
@@ -54,13 +56,9 @@ class LevenbergMarquardt(TrustRegionSolver):
     def first_radius(self, problem: LeastSquaresProblem, state: State) -> Array:
         """FACTOR ||D x0||; from x0 = 0 a step that can move f by its own size."""
         size = norm(state.x / state.scale)
-        alone = jnp.ones_like(size) if self.x_scale is not None else state.model.fnorm
+        alone = jnp.ones_like(size) if self.x_scale is not None else state.fnorm
         alone = jnp.where(alone > 0, alone, 1)
         return FACTOR * jnp.where(size > 0, size, alone)
-
-    def metric(self, problem: LeastSquaresProblem, state: State) -> tuple[Array, None]:
-        """D^-1."""
-        return state.scale, None
 
     def next_radius(self, before: State, cost: Array, ratio: Array, finite: Array) -> Array:
         """Equations (2) and (3)."""
@@ -79,24 +77,33 @@ class LevenbergMarquardt(TrustRegionSolver):
         """MINPACK's p0001: some of the promise has to be kept."""
         return (reduction > 0) & (ratio >= 1e-4)
 
-    def propose(self, problem: LeastSquaresProblem, state: State, damping: Array) -> Trial:
+    def propose(
+        self,
+        problem: LeastSquaresProblem,
+        state: State,
+        outlook: Outlook,
+        damping: Array,
+        correction: Correction,
+    ) -> Trial:
         """The solution of (1), in the variables D x."""
         model, scale = state.model, state.scale
-        step, damping, limited = solve_trust_region(
-            model.upper * scale[None, :],
+        answer = solve_trust_region(
+            model.upper * scale,
             model.qtf,
             None,
-            state.outlook.step / scale,
+            outlook.step / scale,
             model.singular,
             state.radius,
             damping,
+            correction.detour(model.upper),
         )
+        step = scale * answer.step
         return Trial(
-            x=state.x + scale * step,
-            length=norm(step),
-            predicted=evaluate_model(model.upper, model.qtf, scale * step),
-            limited=limited,
-            damping=damping,
-            corrected=jnp.zeros((), bool),
+            x=jnp.where(answer.detoured, correction.start, state.x) + step,
+            length=norm(answer.step),
+            predicted=evaluate_model(model.upper, model.qtf, step),
+            limited=answer.limited,
+            damping=answer.alpha,
             radius=state.radius,
+            corrected=answer.detoured,
         )

@@ -33,10 +33,12 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from .._bounds import coleman_li, step_to_bound, within
+from .._bounds import coleman_li, onto_bounds, step_to_bound, within
 from .._problem import LeastSquaresProblem
-from ..linalg import damped_step, norm, safe_divide, safe_sqrt, solve_trust_region
-from ._trust_region import State, Trial, TrustRegionSolver, evaluate_model, scipy_radius
+from ..linalg import norm, safe_divide, safe_sqrt, solve_trust_region
+from ._convergence import Outlook
+from ._state import Correction, State, Trial
+from ._trust_region import TrustRegionSolver, evaluate_model, scipy_radius
 
 THETA = 0.995
 
@@ -53,33 +55,45 @@ class TrustRegionReflective(TrustRegionSolver):
         """SciPy's rule."""
         return scipy_radius(before, ratio, finite)
 
-    def propose(self, problem: LeastSquaresProblem, state: State, damping: Array) -> Trial:
+    def propose(
+        self,
+        problem: LeastSquaresProblem,
+        state: State,
+        outlook: Outlook,
+        damping: Array,
+        correction: Correction,
+    ) -> Trial:
         """The minimiser of (2) in the ball, brought into the box."""
         model = state.model
         metric, diag = self.metric(problem, state)
         upper = model.upper * metric[None, :]
-        if diag is None:
-            newton = state.outlook.step / metric
-        else:
-            newton = damped_step(upper, model.qtf, diag)
-        step, damping, limited = solve_trust_region(
-            upper, model.qtf, diag, newton, model.singular, state.radius, damping
+        answer = solve_trust_region(
+            upper,
+            model.qtf,
+            diag,
+            outlook.step / metric if diag is None else None,
+            model.singular,
+            state.radius,
+            damping,
+            correction.detour(model.upper),
         )
+        start = jnp.where(answer.detoured, correction.start, state.x)
+        step = answer.step
         if diag is not None:
-            step = _into_box(problem, state, step, metric, diag, upper)
-        predicted = _reduction(upper, model.qtf, diag, step)
+            inside = _into_box(problem, state, step, metric, diag, upper)
+            step = jnp.where(answer.detoured, step, inside)
         length = norm(step)
-        x = state.x + metric * step
+        x = start + metric * step
         if problem.bounded:
-            x = jnp.clip(x, problem.lower, problem.upper)
+            x = onto_bounds(x, start, problem.lower, problem.upper)
         return Trial(
             x=x,
             length=length,
-            predicted=predicted,
-            limited=limited | (length > 0.95 * state.radius),
-            damping=damping,
-            corrected=jnp.zeros((), bool),
+            predicted=_reduction(upper, model.qtf, diag, step),
+            limited=answer.limited | (length > 0.95 * state.radius),
+            damping=answer.alpha,
             radius=state.radius,
+            corrected=answer.detoured,
         )
 
     def metric(self, problem: LeastSquaresProblem, state: State) -> tuple[Array, Array | None]:
