@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.custom_batching import custom_vmap
 
-CACHE = 256 * 1024  # bytes of state that may be in work at a time: a core's own cache
+CACHE = 128 * 1024  # bytes of state that may be in work at a time: what stays near a core
 
 
 def in_chunks(fun: Callable, lane_bytes: int) -> Callable:

@@ -90,6 +90,9 @@ def test_triangularize_of_very_small_and_large_numbers(n, scale):
 DEFICIENT = {
     "a zero column": lambda a: np.column_stack([a[:, :1], 0 * a[:, 1:2], a[:, 2:]]),
     "equal columns": lambda a: np.column_stack([a[:, :-1], a[:, 0]]),
+    "equal columns, others after them": lambda a: np.column_stack([a[:, :1], a[:, :-1]]),
+    "zero columns first": lambda a: a * (np.arange(a.shape[1]) >= a.shape[1] // 2),
+    "rank one": lambda a: np.outer(a[:, 0], np.arange(1.0, a.shape[1] + 1)),
     "a sum of columns": lambda a: np.column_stack([a[:, :-1], a[:, 0] + 1e-3 * a[:, 1]]),
     "all zero": lambda a: 0 * a,
     "columns of very different sizes": lambda a: (
@@ -391,7 +394,9 @@ def test_derivative_of_the_trust_region_step(n, fraction):
 
     def step(r, q, d, radius):
         no, zero = jnp.zeros((), bool), jnp.zeros(())
-        return solve_trust_region(jnp.triu(r), q, d, None, no, radius, zero, detour(q, wanted=False)).step
+        return solve_trust_region(
+            jnp.triu(r), q, d, None, no, radius, zero, detour(q, wanted=False)
+        ).step
 
     # alpha is converged to 1e-4 only, and that is the accuracy of the rule too.
     rtol = 2e-3 if fraction < 1 else 1e-5

@@ -10,7 +10,8 @@
   Householder for 2000 x 50. It squares the condition number, so it is taken only while that
   leaves half of the digits of R; the gradient A^T f is formed from A, so the point at which an
   iteration with this R settles is not affected.
-- More, ill conditioned: Householder's QR of [A f] by LAPACK.
+- More, ill conditioned: Householder's QR of [A f] by LAPACK; with dependent columns, modified
+  Gram-Schmidt again, column by column.
 
 A is handed over transposed, shape (n, m): its columns are then contiguous rows.
 """
@@ -96,9 +97,32 @@ def _householder(rows: Array, f: Array) -> tuple[Array, Array]:
         table = jnp.pad(table, ((0, n - m), (0, 0)))
     upper = table[:, :n]
     largest = jnp.max(jnp.abs(upper), axis=0)
-    seen = jnp.abs(diagonal(upper)) > largest * jnp.finfo(rows.dtype).eps * (m + n)
-    table = jnp.where(seen[:, None], table, 0)
+    deficient = jnp.any(jnp.abs(diagonal(upper)) <= largest * jnp.finfo(rows.dtype).eps * (m + n))
+
+    # A dependent column leaves its row to the columns after it, so that the row cannot be cut.
+    def again(state: tuple[Array, Array]) -> tuple[Array, Array]:
+        return _one_by_one(rows, f), jnp.zeros_like(deficient)
+
+    # A loop of at most one turn: a `cond` would be "both" under `vmap`.
+    table, _ = lax.while_loop(lambda state: state[1], again, (table, deficient))
     return table[:, :n], table[:, n]
+
+
+def _one_by_one(rows: Array, f: Array) -> Array:
+    """[R, Q^T f] by modified Gram-Schmidt, as `_gram_schmidt` but with its loop not written out."""
+    n, m = rows.shape
+    rounding = (jnp.finfo(rows.dtype).eps * (m + n)) ** 2
+    before = jnp.sum(rows * rows, axis=1)
+    index = jnp.arange(n + 1)
+
+    def column(work: Array, j: Array) -> tuple[Array, Array]:
+        dots = work @ work[j]
+        seen = dots[j] > rounding * before[j]
+        factor = jnp.where(seen & (index > j), dots / jnp.where(seen, dots[j], 1), 0)
+        row = jnp.where(seen & (index >= j), dots * lax.rsqrt(jnp.where(seen, dots[j], 1)), 0)
+        return work - factor[:, None] * work[j], row
+
+    return lax.scan(column, jnp.concatenate([rows, f[None]]), jnp.arange(n))[1]
 
 
 @jax.custom_jvp

@@ -112,9 +112,7 @@ def solve_trust_region(
 
         phi = size - radius
         forward = phi / jnp.where(slope > 0, slope, 1)  # slope is -phi'
-        found = (
-            ((phi <= 0) & (alpha <= floor)) | (jnp.abs(phi) <= RTOL * radius) | ~(slope > 0)
-        )
+        found = ((phi <= 0) & (alpha <= floor)) | (jnp.abs(phi) <= RTOL * radius) | ~(slope > 0)
         more = ~found & (count < MAX_ITERATIONS)
         low = jnp.where(phi > 0, jnp.maximum(low, alpha + forward), low)
         high = jnp.where(phi < 0, alpha, high)

@@ -35,7 +35,7 @@ class Trial(eqx.Module):
     x: Array  # (n,)
     length: Array  # () of the step, in the metric of the trust region
     predicted: Array  # () reduction of the cost, in units of s^2
-    limited: Array  # () bool: the trust region cut the step short
+    limited: Array  # () bool: the trust region, or in dogbox a bound, cut the step short
     damping: Array  # () Levenberg-Marquardt parameter, a first guess for the next
     radius: Array  # () trust radius in which it was proposed
     corrected: Array  # () bool: it is a `Correction`

@@ -334,8 +334,9 @@ def evaluate_model(upper: Array, qtf: Array, step: Array) -> Array:
 
 def scipy_radius(before: State, ratio: Array, finite: Array) -> Array:
     """SciPy's rule: a quarter of a bad step, twice the radius after a good one at its edge."""
+    at_edge = before.trial.length > 0.95 * before.radius
     shrunk = 0.25 * before.trial.length
-    grown = jnp.where((ratio > 0.75) & before.trial.limited, 2 * before.radius, before.radius)
+    grown = jnp.where((ratio > 0.75) & at_edge, 2 * before.radius, before.radius)
     return jnp.where(finite & (ratio >= 0.25), grown, shrunk)
 
 
