@@ -40,7 +40,7 @@ from jax import lax
 from jaxtyping import Array
 
 from .. import _result as codes
-from .._bounds import active_mask, coleman_li, onto_bounds, within
+from .._bounds import active_mask, coleman_li, within
 from .._monitor import Report
 from .._problem import LeastSquaresProblem
 from .._result import Result
@@ -78,20 +78,22 @@ class TrustRegionSolver(AbstractSolver[LeastSquaresProblem, State]):
         """Nothing evaluated yet; x0 is the first trial."""
         n, dtype = x0.shape[0], x0.dtype
         m = jax.eval_shape(problem.residuals, x0).shape[0]
-        zero, zeros, infinite = np.zeros((), dtype), np.zeros(n, dtype), np.array(np.inf, dtype)
-        no, none = np.zeros((), bool), np.zeros((), np.int32)
+
+        def constant(value: Any, shape: tuple[int, ...] = (), dtype: Any = dtype) -> Any:
+            return np.full(shape, value, dtype)  # NumPy's: nothing to do at run time
+
+        zero, zeros, infinite = constant(0), constant(0, (n,)), constant(np.inf)
+        no, none = constant(False, dtype=bool), constant(0, dtype=np.int32)
         status = none
         if problem.bounded:
             bad = jnp.any(problem.lower > problem.upper) | ~within(x0, problem.lower, problem.upper)
             status = jnp.where(bad, codes.BAD_INPUT, codes.RUNNING).astype(jnp.int32)
         state = State(
             x=x0,
-            f=np.zeros(m, dtype),
+            f=constant(0, (m,)),
             cost=infinite,
-            unit=np.ones((), dtype),
-            model=Model(
-                rows=np.zeros((n, m), dtype), upper=np.zeros((n, n), dtype), qtf=zeros, grad=zeros
-            ),
+            unit=constant(1),
+            model=Model(rows=constant(0, (n, m)), upper=constant(0, (n, n)), qtf=zeros, grad=zeros),
             lengths=zeros,
             scale=zeros + 1 if self.x_scale is None else zeros + self.x_scale,
             radius=infinite,

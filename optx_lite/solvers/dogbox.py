@@ -19,8 +19,9 @@ comes soon, so the step
 
 is taken instead if the model promises more there.
 
-Different from SciPy: the step (3); a rank-deficient Gauss-Newton step leaves the dependent variables where
-they are; lb == ub fixes a variable; ends by the tests of `_trust_region`, with its last phase.
+Different from SciPy: the step (3); a rank-deficient Gauss-Newton step leaves the dependent
+variables where they are; lb == ub fixes a variable; the end (`_convergence`), the correction and
+the fallback (`_trust_region`).
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ ratio = actual / predicted reduction,
 t being the minimiser of the parabola through the two costs and the slope.
 
 Different from SciPy and MINPACK: robust losses; variables with lb == ub are held; the first
-radius is ||D x0|| times `FACTOR`; ends by the tests of `_trust_region`, with its last phase.
+radius is ||D x0|| times `FACTOR`; ends as in `_convergence`.
 """
 
 from __future__ import annotations

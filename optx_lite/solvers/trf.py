@@ -24,8 +24,8 @@ Without bounds V = I and C = 0, and this is Levenberg-Marquardt with SciPy's rad
 
 Different from SciPy: the projected step is a fourth candidate, so that a bound which is active
 at the solution is reached exactly; iterates may lie on bounds (where v_j = 0 the variable
-rests); lb == ub fixes a variable; x0 is not moved away from a bound; ends by the tests of
-`_trust_region`, with its last phase.
+rests); lb == ub fixes a variable; x0 is not moved away from a bound; ends as in
+`_convergence`.
 """
 
 from __future__ import annotations
