@@ -15,8 +15,10 @@ import numpy as np
 import pytest
 import scipy.optimize as so
 from numpy.testing import assert_allclose, assert_array_equal
+from scipy.optimize._lsq.common import find_active_constraints
 
 import optx_lite as ox
+from benchmarks.problems import mgh
 
 METHODS = ("trf", "dogbox", "lm")
 LOSSES = ("linear", "soft_l1", "huber", "cauchy", "arctan")
@@ -309,6 +311,28 @@ def test_the_callable_jacobian_is_the_one_used():
     assert_allclose(res.jac, [[48.0, 20.0], [-2.0, 0.0]])
 
 
+def test_a_jacobian_of_nested_lists():
+    # As `np.atleast_2d` takes it: numbers, rows, or one row for one residual.
+    rows = lambda x: [[-20 * x[0], 10.0], [-1.0, 0.0]]
+    arrays = lambda x: [jnp.stack([-20 * x[0], 10.0 + 0 * x[0]]), jnp.array([-1.0, 0.0])]
+    for jac in (rows, arrays):
+        res = ox.least_squares(rosenbrock, [-1.2, 1.0], jac, max_nfev=1)
+        assert_allclose(res.jac, [[24.0, 10.0], [-1.0, 0.0]])
+    res = ox.least_squares(lambda x: x[0] * x[1] - 1, [2.0, 3.0], lambda x: [x[1], x[0]])
+    assert_allclose(res.x[0] * res.x[1], 1.0)
+
+
+def test_a_loss_of_one_number():
+    # It cannot take a vector: the choice is made by a branch on the one number.
+    def huber(z):
+        return jax.lax.cond(z <= 1, lambda: z, lambda: 2 * jnp.sqrt(z) - 1)
+
+    settings = {"f_scale": 0.2, "args": (Y,)}
+    expected = scipy_minimum(decay_in(np), P0, loss="huber", **settings)
+    res = ox.least_squares(decay, P0, loss=huber, **settings)
+    assert_allclose(res.x, expected.x, atol=1e-6)
+
+
 @pytest.mark.parametrize("jac", ["2-point", "jacrev"])
 def test_lm_counts_jacobians_as_scipy(jac):
     # SciPy's lm cannot count the evaluations of a finite difference and says None.
@@ -372,6 +396,46 @@ def test_a_solution_beside_a_bound_is_not_displaced(method, side):
         assert res.success
         assert abs(float(res.x[0]) - target) <= 2e-13
         assert_allclose(res.x[1], 3.0, rtol=1e-10)
+
+
+@pytest.mark.parametrize("method", ["trf", "dogbox"])
+def test_a_step_onto_a_bound_ends_there(method):
+    # From x0 the bound of p[2] is reached in one step, but for the rounding of that step.
+    t = np.linspace(0.0, 3.0, 100)
+    y = 2.5 * np.exp(-1.3 * t) - 0.1
+    fun = lambda xp: lambda p: p[0] * xp.exp(-p[1] * xp.asarray(t)) + p[2] - xp.asarray(y)
+    bounds = ([0.0, 0.0, 0.0], [10.0, 10.0, 10.0])
+    expected = scipy_minimum(fun(np), [1.0, 1.0, 1.0], bounds=bounds)
+    for start in (0.6, 1.0, 1.4, 3.0):
+        res = ox.least_squares(fun(jnp), [1.0, 1.0, start], bounds=bounds, method=method)
+        assert res.success
+        assert_allclose(res.x, expected.x, atol=1e-6)
+        assert res.x[2] == 0.0
+        assert_array_equal(res.active_mask, [0, 0, -1])
+
+
+@pytest.mark.parametrize("gap", [0.0, 1e-12, 1e-10, 1e-7, 1e-3])
+def test_what_counts_as_active_is_scipys(gap):
+    # SciPy's rule at this x. Its own trf stops farther from the bound, and its mask says 0.
+    res = ox.least_squares(lambda x: x - (1.0 + gap), [2.0], bounds=(1.0, INF))
+    assert_allclose(res.x, 1.0 + gap, atol=1e-9)
+    expected = find_active_constraints(np.asarray(res.x), np.ones(1), np.full(1, INF), rtol=1e-8)
+    assert_array_equal(res.active_mask, expected)
+    assert expected == (-1 if gap < 1e-8 else 0)
+
+
+def test_a_step_that_a_bound_cut_short_is_not_convergence():
+    # Meyer's problem in a box that cuts off its minimum. dogbox comes to rest a hair from a
+    # bound, whence every path is blocked after 1e-8 of the way; SciPy's stops there, with success.
+    meyer = mgh.by_name["meyer"]
+    lower, upper = np.array([-0.1239, -17813.0, -702.2]), np.array([0.1639, 5090.67, 1202.2])
+    res = ox.least_squares(meyer.residuals, meyer.start(), bounds=(lower, upper), method="dogbox")
+    f = lambda x: np.asarray(meyer.residuals(jnp.asarray(x)))
+    jac = lambda x: np.asarray(jax.jacfwd(meyer.residuals)(jnp.asarray(x)))
+    best = so.least_squares(
+        f, meyer.start(), jac, bounds=(lower, upper), x_scale="jac", max_nfev=5000
+    )
+    assert not res.success or res.cost <= best.cost * (1 + 1e-4)
 
 
 # ---------------------------------------------------------------------------------------

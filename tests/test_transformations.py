@@ -286,6 +286,7 @@ BOUNDS = {  # lb, ub, and the upper bound of `a` that they mean
     "full": ({"a": -INF, "rest": LOW[1:]}, {"a": np.array(1.6), "rest": HIGH[1:]}, 1.6),
     "None leaf": ({"a": None, "rest": LOW[1:]}, {"a": 1.6, "rest": None}, 1.6),
     "prefix": ({"a": -INF, "rest": LOW[1:]}, {"a": 1.6, "rest": INF}, 1.6),
+    "lists": ({"a": -INF, "rest": [-INF, 0.7]}, {"a": 1.6, "rest": [INF, INF]}, 1.6),
     "one number": ({"a": -INF, "rest": LOW[1:]}, INF, INF),
     "None": ({"a": None, "rest": LOW[1:]}, None, INF),
 }
