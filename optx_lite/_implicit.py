@@ -39,7 +39,7 @@ from jaxtyping import Array
 
 from ._bounds import coleman_li
 from ._lanes import in_chunks
-from ._loop import Checkpointed, FixedSteps, drive
+from ._loop import Checkpointed, FixedSteps, drive, drive_as_one
 from ._result import Result
 from .linalg import safe_sqrt, solve_symmetric
 
@@ -105,7 +105,9 @@ def _run(static: Any, leaves: list[Array]) -> Result:
     solver, problem, x0, _ = jax.tree.unflatten(treedef, leaves)
     state = jax.eval_shape(solver.init, problem, x0)
     lane_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
-    solve = in_chunks(lambda *leaves: drive(*jax.tree.unflatten(treedef, leaves)), lane_bytes)
+    solve = in_chunks(
+        lambda *leaves: drive_as_one(*jax.tree.unflatten(treedef, leaves)), lane_bytes
+    )
     return solve(*leaves)
 
 

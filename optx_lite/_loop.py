@@ -10,10 +10,13 @@ from typing import Any
 
 import equinox as eqx
 import equinox.internal as eqxi
+import jax
+import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
 from ._monitor import Watch
+from ._result import UNSOLVED
 from .solvers import AbstractSolver
 
 Loop = Callable[[Callable[[Any], Array], Callable[[Any], Any], Any], Any]
@@ -79,3 +82,25 @@ def drive(
     if watch is not None:
         watch.end(result)
     return result
+
+
+_traced_once = jax.jit(drive, inline=True)
+
+
+def drive_as_one(solver: AbstractSolver, problem: Any, x0: Array, watch: Watch | None) -> Any:
+    """`drive` inside a loop which turns once, so that XLA makes one function of all of it.
+
+    On a CPU XLA compiles a loop over small arrays to one function, but what stands before the
+    loop it runs operation by operation, handed to threads: a small solve would spend more time
+    on its first values than on its steps. Nothing is to be differentiated through this loop.
+    """
+    shapes = jax.eval_shape(_traced_once, solver, problem, x0, watch)
+    blank = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    status = jnp.full_like(blank.status, UNSOLVED)
+    blank = eqx.tree_at(lambda result: (result.x, result.status), blank, (x0, status))
+    # x0 and the test go through the record, or XLA would see that the loop may be dissolved.
+    return lax.while_loop(
+        lambda result: result.status == UNSOLVED,
+        lambda result: _traced_once(solver, problem, result.x, watch),
+        blank,
+    )

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+UNSOLVED = -6  # in no answer: the record is still to be filled
 PLATEAU = -5
 STALLED = -4
 NONFINITE = -3
