@@ -15,10 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from ._inputs import as_complex, check_bounds, check_inside, check_x0, shape_of, with_kwargs
 from ._lift import Lifted, inputs, lift
 from ._losses import LOSSES, Loss, ScalarLoss, ScipyLoss
 from ._problem import LeastSquaresProblem
-from ._tree import Unravel, as_array_or_tree, is_concrete, is_numbers, ravel, widest
+from ._tree import Unravel, is_concrete, ravel, widest
 from .derivatives import AbstractJacobian, ComplexStep, resolve
 
 
@@ -95,11 +96,12 @@ def least_squares_problem(
     >>> x0.shape, problem.residuals(x0).shape
     ((2,), (2,))
     """
-    tree = _check_x0(x0)
+    tree = check_x0(x0)
     dtype = widest(leaf.dtype for leaf in jax.tree.leaves(tree))
     restore = Unravel.like(tree)
     x = ravel(tree, dtype)
-    lower, upper, bounded = _check_bounds(bounds, tree, x)
+    lower, upper, bounded = check_bounds(bounds, tree, x)
+    check_inside(x, lower, upper)
     if not isinstance(args, tuple):
         args = (args,)
     scheme = resolve(jac, diff_step)
@@ -132,10 +134,10 @@ def _lift_residuals(
 ) -> _Residuals:
     if not callable(fun):
         raise TypeError(f"`fun` must be callable, got {fun!r}.")
-    bound = _with_kwargs(fun, kwargs)
+    bound = with_kwargs(fun, kwargs)
     on_complex = None
     if isinstance(scheme, ComplexStep):
-        z = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, _complex(leaf.dtype)), x)
+        z = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, as_complex(leaf.dtype)), x)
         # Complex x meets the real data of `fun`: that is what the scheme is about, and no slip.
         with jax.numpy_dtype_promotion("standard"):
             on_complex = lift(bound, z, *args, label="`fun`")
@@ -143,34 +145,19 @@ def _lift_residuals(
     return _Residuals(lifted, on_complex, inputs(args), restore)
 
 
-def _complex(dtype: Any) -> Any:
-    return np.result_type(dtype, np.complex64)
-
-
 def _lift_jacobian(
     jac: Callable, x: Any, args: tuple, kwargs: Any, restore: Unravel, m: int
 ) -> _Jacobian:
-    lifted = lift(_with_kwargs(jac, kwargs), x, *args, label="`jac`")
+    lifted = lift(with_kwargs(jac, kwargs), x, *args, label="`jac`")
     n = sum(restore.sizes)
     if restore.is_flat:
-        shape = _shape_of(lifted.out_shape)
+        shape = shape_of(lifted.out_shape)
         shape = (1,) * (2 - len(shape)) + shape  # as np.atleast_2d
         if shape != (m, n):
             raise ValueError(
                 f"The return value of `jac` has wrong shape: expected {(m, n)}, actual {shape}."
             )
     return _Jacobian(lifted, inputs(args), restore)
-
-
-def _shape_of(out: Any) -> tuple[int, ...]:
-    """Shape of the array that nested lists of arrays make."""
-    if isinstance(out, (list, tuple)) and out:
-        return (len(out), *_shape_of(out[0]))
-    return tuple(getattr(out, "shape", ()))
-
-
-def _with_kwargs(fun: Callable, kwargs: dict[str, Any] | None) -> Callable:
-    return jax.tree_util.Partial(fun, **kwargs) if kwargs else fun
 
 
 def _ravel_native(leaves: list[Any]) -> Array:
@@ -196,119 +183,6 @@ def _is_scalars(out: Any) -> bool:
     return type(out) in (list, tuple) and all(
         jax.tree_util.all_leaves([leaf]) and leaf.shape == () for leaf in out
     )
-
-
-def _check_x0(x0: Any) -> Any:
-    """x0 as a pytree of floating arrays; anything that SciPy takes is one array (n,)."""
-    tree = as_array_or_tree(x0)
-    leaves = jax.tree.leaves(tree)
-    if not leaves:
-        raise ValueError(f"`x0` must hold at least one number, got {x0!r}.")
-    try:
-        dtypes = [jnp.result_type(leaf) for leaf in leaves]
-    except TypeError as error:
-        raise ValueError(f"`x0` must be a real array or a pytree of them, got {x0!r}.") from error
-    if any(jnp.issubdtype(d, jnp.complexfloating) for d in dtypes):
-        raise ValueError("`x0` must be real: optimise real and imaginary parts as two variables.")
-    alone = jax.tree_util.all_leaves([tree])
-    if alone and jnp.ndim(tree) > 1:
-        raise ValueError(
-            f"`x0` must have at most 1 dimension, got shape {jnp.shape(tree)}: "
-            "put a matrix of parameters into a pytree, e.g. a dict."
-        )
-    tree = jax.tree.map(_as_float, tree)
-    if any(jnp.finfo(leaf.dtype).bits < 32 for leaf in jax.tree.leaves(tree)):
-        raise ValueError(f"`x0` must be float32 or float64, got {dtypes}.")
-    if any(leaf.size == 0 for leaf in jax.tree.leaves(tree)) and alone:
-        raise ValueError("`x0` must hold at least one number, got an empty array.")
-    return tree.reshape(-1) if alone and tree.ndim == 0 else tree
-
-
-def _as_float(leaf: Any) -> Any:
-    """The leaf as an array of floating dtype, on the host if it came from there."""
-    dtype = jnp.result_type(leaf)
-    if not jnp.issubdtype(dtype, jnp.floating):
-        dtype = jnp.result_type(float)
-    return leaf.astype(dtype) if isinstance(leaf, jax.Array) else np.asarray(leaf, dtype)
-
-
-def _check_bounds(bounds: Any, tree: Any, x: Array) -> tuple[Array, Array, bool]:
-    """Flat lower and upper bounds, and whether there are any."""
-    if bounds is None:
-        bounds = (-np.inf, np.inf)
-    if hasattr(bounds, "lb") and hasattr(bounds, "ub"):
-        bounds = (bounds.lb, bounds.ub)
-    try:
-        count = len(bounds)
-    except TypeError:
-        count = None
-    if count != 2 or isinstance(bounds, dict):
-        raise ValueError(f"`bounds` must contain 2 elements, (lb, ub), got {bounds!r}.")
-    lower = spread_bound(bounds[0], -np.inf, tree, x, "lower")
-    upper = spread_bound(bounds[1], np.inf, tree, x, "upper")
-    if not is_concrete((lower, upper)):
-        return lower, upper, True
-    low, high = np.asarray(lower), np.asarray(upper)
-    if np.any(np.isnan(low)) or np.any(np.isnan(high)):
-        raise ValueError("`bounds` must not be NaN.")
-    if np.any(low > high):
-        i = int(np.argmax(low > high))
-        raise ValueError(
-            "Each lower bound must not be above its upper bound: `bounds` has "
-            f"lb={low[i]} > ub={high[i]} at entry {i}."
-        )
-    if is_concrete(x):
-        _check_inside(np.asarray(x), low, high)
-    return lower, upper, bool(np.any(np.isfinite(low)) or np.any(np.isfinite(high)))
-
-
-def _check_inside(x: Any, low: Any, high: Any) -> None:
-    if not np.all(np.isfinite(x)):
-        raise ValueError(f"`x0` must be finite, got {x}.")
-    outside = ~((x >= low) & (x <= high))
-    if outside.any():
-        i = int(np.argmax(outside))
-        raise ValueError(
-            "Initial guess is outside of provided bounds: "
-            f"`x0`={x[i]} is not in [{low[i]}, {high[i]}] at entry {i}."
-        )
-
-
-def spread_bound(bound: Any, missing: float, tree: Any, x: Array, name: str) -> Array:
-    """One side of the bounds, a scalar, an array or a pytree prefix, as a flat vector."""
-
-    def onto(value: Any, leaf: Any) -> Any:
-        value = missing if value is None else value
-        xp = jnp if isinstance(value, jax.Array) else np
-        value = xp.asarray(as_array_or_tree(value))
-        if value.ndim and value.shape != leaf.shape:
-            raise ValueError(
-                f"Inconsistent shapes between bounds and `x0`: the {name} bound has shape "
-                f"{value.shape}, `x0` has {leaf.shape}."
-            )
-        return xp.broadcast_to(value.astype(x.dtype), leaf.shape)
-
-    def spread(is_leaf: Callable[[Any], bool]) -> Any:
-        return jax.tree.map(
-            lambda value, part: jax.tree.map(lambda leaf: onto(value, leaf), part),
-            as_array_or_tree(bound),
-            tree,
-            is_leaf=lambda value: value is None or is_leaf(value),
-        )
-
-    try:
-        try:
-            full = spread(lambda value: False)
-        except ValueError:  # a list of numbers where `x0` has an array
-            full = spread(is_numbers)
-    except ValueError as error:
-        if "Inconsistent shapes" in str(error):
-            raise
-        raise ValueError(
-            f"`bounds`: the {name} bound must be a number, an array, or a pytree prefix of `x0`: "
-            f"{error}"
-        ) from error
-    return ravel(full, x.dtype)
 
 
 def _check_residual_shape(out: Any, restore: Unravel) -> None:
@@ -343,7 +217,7 @@ def _check_loss(loss: Any, f_scale: Any, m: int, dtype: Any) -> Loss:
         if single is None:
             raise
         return Loss(ScalarLoss(single), f_scale)
-    shape = _shape_of(whole.out_shape)
+    shape = shape_of(whole.out_shape)
     if shape == (3, m):
         return Loss(ScipyLoss(whole), f_scale)
     if shape == (m,) and single is not None:
@@ -360,4 +234,4 @@ def _try_scalar_loss(loss: Callable, dtype: Any) -> Lifted | None:
         lifted = lift(loss, jax.ShapeDtypeStruct((), dtype), label="`loss`")
     except Exception:  # the user's code, made for vectors, may raise anything here
         return None
-    return lifted if _shape_of(lifted.out_shape) == () else None
+    return lifted if shape_of(lifted.out_shape) == () else None

@@ -40,14 +40,14 @@ from jaxtyping import Array
 from ._bounds import coleman_li
 from ._lanes import in_chunks
 from ._loop import Checkpointed, FixedSteps, drive, drive_as_one
-from ._result import Result
+from ._result import AbstractResult
 from .linalg import safe_sqrt, solve_symmetric
 
 
 class AbstractAdjoint(eqx.Module):
     """How a solve is differentiated."""
 
-    def solve(self, solver: Any, problem: Any, x0: Array, watch: Any = None) -> Result:
+    def solve(self, solver: Any, problem: Any, x0: Array, watch: Any = None) -> AbstractResult:
         """Run to the end, with this derivative."""
         raise NotImplementedError
 
@@ -58,7 +58,7 @@ class ImplicitAdjoint(AbstractAdjoint):
     Parameters
     ----------
     unconverged : 'nan' or 'ignore'
-        What the derivative is where ``status <= 0``: NaN (default), or whatever the formula
+        What the derivative is where ``success`` is False: NaN (default), or whatever the formula
         gives at the point that was reached.
     """
 
@@ -68,7 +68,7 @@ class ImplicitAdjoint(AbstractAdjoint):
         if self.unconverged not in ("nan", "ignore"):
             raise ValueError(f"`unconverged` must be 'nan' or 'ignore', got {self.unconverged!r}.")
 
-    def solve(self, solver: Any, problem: Any, x0: Array, watch: Any = None) -> Result:
+    def solve(self, solver: Any, problem: Any, x0: Array, watch: Any = None) -> AbstractResult:
         """Run to the end; the derivative is that of the minimum."""
         leaves, treedef = jax.tree.flatten((solver, problem, x0, watch))
         if not any(isinstance(leaf, Tracer) for leaf in leaves):
@@ -91,16 +91,16 @@ class UnrolledAdjoint(AbstractAdjoint):
     steps: int | None = eqx.field(static=True, default=None)
     checkpoints: int | None = eqx.field(static=True, default=None)
 
-    def solve(self, solver: Any, problem: Any, x0: Array, watch: Any = None) -> Result:
+    def solve(self, solver: Any, problem: Any, x0: Array, watch: Any = None) -> AbstractResult:
         """Run, and let differentiation see every step."""
         if self.steps is not None:
             return drive(solver, problem, x0, watch, FixedSteps(self.steps))
-        most = 100 * x0.shape[0] if solver.max_nfev is None else int(solver.max_nfev)
+        most = int(solver.most_steps(x0.shape[0]))
         return drive(solver, problem, x0, watch, Checkpointed(most, self.checkpoints))
 
 
 @ft.partial(jax.jit, static_argnums=0)
-def _run(static: Any, leaves: list[Array]) -> Result:
+def _run(static: Any, leaves: list[Array]) -> AbstractResult:
     treedef, _ = static
     solver, problem, x0, _ = jax.tree.unflatten(treedef, leaves)
     state = jax.eval_shape(solver.init, problem, x0)
@@ -112,7 +112,7 @@ def _run(static: Any, leaves: list[Array]) -> Result:
 
 
 @ft.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _solve(static: Any, leaves: list[Array]) -> Result:
+def _solve(static: Any, leaves: list[Array]) -> AbstractResult:
     return _run(static, leaves)
 
 
@@ -120,9 +120,11 @@ def _solve(static: Any, leaves: list[Array]) -> Result:
 def _solve_jvp(static: Any, primals: Any, tangents: Any) -> Any:
     (leaves,), (dots,) = primals, tangents
     result = _solve(static, leaves)
-    x, described = _tangents(static, result.x, result.status, leaves, dots)
+    moved = _tangents(static, result.x, result.success, leaves, dots)
     d_result = jax.tree.map(_no_tangent, result)
-    d_result = eqx.tree_at(lambda r: (r.x, r.cost, r.fun, r.grad, r.jac), d_result, (x, *described))
+    d_result = eqx.tree_at(
+        lambda r: [getattr(r, name) for name in moved], d_result, list(moved.values())
+    )
     return result, d_result
 
 
@@ -134,9 +136,9 @@ def _no_tangent(value: Array) -> Any:
 
 @ft.partial(jax.jit, static_argnums=0)
 def _tangents(
-    static: Any, x: Array, status: Array, leaves: list[Array], dots: list[Any]
-) -> tuple[Array, tuple[Array, ...]]:
-    """d x by (2), and with it d of (cost, fun, grad, jac)."""
+    static: Any, x: Array, success: Array, leaves: list[Array], dots: list[Any]
+) -> dict[str, Array]:
+    """d x by (2), and with it d of the fields which follow from x."""
     treedef, unconverged = static
     moving = [i for i, leaf in enumerate(leaves) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
 
@@ -164,16 +166,13 @@ def _tangents(
     d_x = d_bound + root * y
     if unconverged == "nan":
         # A factor, since a NaN that is only chosen would be lost when this is transposed.
-        d_x = d_x * jnp.where(status > 0, 1, jnp.nan).astype(x.dtype)
+        d_x = d_x * jnp.where(success, 1, jnp.nan).astype(x.dtype)
 
-    def describe(x: Array, values: list[Array]) -> tuple[Array, ...]:
-        problem = problem_of(values)
-        f, jacobian = problem.linearize(x)
-        rows = problem.weighted(f, jacobian())[1]
-        return problem.loss.cost(f), f, problem.gradient(x), rows.T
+    def describe(x: Array, values: list[Array]) -> dict[str, Array]:
+        return problem_of(values).describe(x)
 
     _, described = jax.jvp(describe, (x, values), (d_x, d_values))
-    return d_x, described
+    return {"x": d_x, **described}
 
 
 def _arrays(problem: Any) -> tuple[Array, Array]:

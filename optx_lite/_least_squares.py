@@ -13,18 +13,18 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array
 
-from . import _result as codes
-from ._build import least_squares_problem, spread_bound
+from ._build import least_squares_problem
 from ._implicit import AbstractAdjoint, ImplicitAdjoint
-from ._monitor import Listener, forget, register
+from ._inputs import spread_bound
+from ._monitor import Listener
 from ._problem import LeastSquaresProblem
-from ._result import Result, to_host
-from ._tree import Unravel, as_dtype, is_concrete, ravel
+from ._result import Result
+from ._run import IMPLICIT, solve
+from ._tree import Unravel, as_dtype, is_concrete
 from .solvers import Dogbox, LevenbergMarquardt, TrustRegionReflective
 
 METHODS = {"trf": TrustRegionReflective, "dogbox": Dogbox, "lm": LevenbergMarquardt}
 EPS = float(np.finfo(np.float64).eps)
-IMPLICIT = ImplicitAdjoint()
 LSMR_OPTIONS = {"regularize", "damp", "atol", "btol", "conlim", "maxiter", "show"}
 
 
@@ -168,93 +168,10 @@ def least_squares(
     )
     listener = None
     if verbose or callback is not None:
-        listener = Listener(callback, verbose, problem.restore_x)
-    result = _solve(solver, problem, x, adjoint, listener)
+        listener = Listener(callback, verbose, problem.restore_x, Result)
+    result = solve(solver, problem, x, adjoint, listener)
     if method == "lm" and jac in ("2-point", "3-point", "cs"):
         result = eqx.tree_at(lambda r: r.njev, result, None)
-    return result
-
-
-def run(
-    solver: Any, problem: LeastSquaresProblem, x0: Any, adjoint: AbstractAdjoint = IMPLICIT
-) -> Result:
-    """Run a solver's machine on a problem, from x0 to the result.
-
-    Parameters
-    ----------
-    solver : AbstractSolver
-        E.g. ``ox.LevenbergMarquardt(xtol=1e-10)``.
-    problem : LeastSquaresProblem
-        From `least_squares_problem`.
-    x0 : array (n,) or pytree
-        First point, in the structure that the problem was made with or flat.
-    adjoint : ImplicitAdjoint or UnrolledAdjoint
-        How the result is differentiated.
-
-    Returns
-    -------
-    Result
-
-    Examples
-    --------
-    By hand, one evaluation a step:
-
-    >>> import jax.numpy as jnp, optx_lite as ox
-    >>> problem, x0 = ox.least_squares_problem(lambda x: x**2 - 2.0, jnp.array([1.0]))
-    >>> solver = ox.LevenbergMarquardt()
-    >>> state = solver.init(problem, x0)
-    >>> while state.status == 0:
-    ...     state = solver.step(problem, state)
-    >>> print(state.x.round(4), ox.run(solver, problem, x0).x.round(4))
-    [1.4142] [1.4142]
-    """
-    x = ravel(x0, problem.lower.dtype)
-    return _solve(solver, problem, x, adjoint, None)
-
-
-def _solve(
-    solver: Any,
-    problem: LeastSquaresProblem,
-    x: Array,
-    adjoint: AbstractAdjoint,
-    listener: Listener | None,
-) -> Result:
-    if listener is None:
-        result = adjoint.solve(solver, problem, x)
-    else:
-        result = _solve_heard(solver, problem, x, adjoint, listener)
-    result = to_host(result)
-    if isinstance(result.status, int) and result.status == codes.NONFINITE:
-        raise ValueError(codes.MESSAGES[codes.NONFINITE])
-    return eqx.tree_at(
-        lambda r: (r.x, r.grad, r.active_mask, r.fun),
-        result,
-        (
-            problem.restore_x(result.x),
-            problem.restore_x(result.grad),
-            problem.restore_x(result.active_mask, dtype=jnp.int32),
-            problem.restore_f(result.fun),
-        ),
-    )
-
-
-def _solve_heard(
-    solver: Any,
-    problem: LeastSquaresProblem,
-    x: Array,
-    adjoint: AbstractAdjoint,
-    listener: Listener,
-) -> Result:
-    """Solve with somebody listening, and let go of the listener when the solve is over."""
-    watch = register(listener)
-    result = adjoint.solve(solver, problem, x, watch)
-    if not is_concrete(result):
-        listener.keep_errors = False  # in a compiled program, which has to raise them itself
-        return result
-    jax.effects_barrier()
-    forget(watch)
-    if listener.error is not None:
-        raise listener.error
     return result
 
 

@@ -7,6 +7,7 @@ one function, `_deliver`, and a number, the ticket, under which the host finds t
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import itertools
 from collections.abc import Callable
@@ -18,9 +19,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from ._result import CALLBACK_STOP, MESSAGES, Result
+from ._result import CALLBACK_STOP, AbstractResult
 
-HEADER = ("Iteration", "Total nfev", "Cost", "Cost reduction", "Step norm", "Optimality")
+HEADER = ("Iteration", "Total nfev", "{}", "{} reduction", "Step norm", "Optimality")
 
 
 class Report(eqx.Module):
@@ -28,7 +29,7 @@ class Report(eqx.Module):
 
     x: Array
     fun: Array
-    cost: Array
+    value: Array
     reduction: Array
     step_norm: Array
     optimality: Array
@@ -48,6 +49,8 @@ class Listener:
         0, 1 or 2, as in SciPy.
     restore : callable
         From a flat x to the user's structure.
+    kind : type
+        The class of the result: its messages, and what it calls the value that is minimised.
 
     Attributes
     ----------
@@ -55,22 +58,23 @@ class Listener:
         Whether an exception of the callback waits in ``error`` for the front door to raise it.
     """
 
-    def __init__(self, callback: Any, verbose: int, restore: Callable):
+    def __init__(self, callback: Any, verbose: int, restore: Callable, kind: type[AbstractResult]):
         self.callback = callback
         self.verbose = verbose
         self.restore = restore
+        self.kind = kind
         self.keep_errors = True
         self.by_result = callback is not None and _wants_result(callback)
         self.error: BaseException | None = None
-        self.initial_cost: float | None = None
+        self.initial_value: float | None = None
 
     def step(self, report: Report, moved: bool) -> bool:
         """After a step; True asks for the end."""
-        first = self.initial_cost is None
+        first = self.initial_value is None
         if first:
-            self.initial_cost = float(report.cost)
+            self.initial_value = float(report.value)
             if self.verbose == 2:
-                print("".join(f"{title:^15}" for title in HEADER))
+                print("".join(f"{title.format(self.kind.VALUE):^15}" for title in HEADER))
         if self.verbose == 2 and (moved or first):
             print(_row(report, first))
         if self.callback is None or not moved:
@@ -85,33 +89,32 @@ class Listener:
             self.error = error
             return True
 
-    def end(self, status: Any, nfev: Any, cost: Any, optimality: Any) -> None:
+    def end(self, code: Any, nfev: Any, value: Any, optimality: Any) -> None:
         """After the last step."""
-        if self.verbose and self.initial_cost is not None:
-            print(MESSAGES[int(status)])
+        if self.verbose and self.initial_value is not None:
+            name = self.kind.VALUE.lower()
+            print(self.kind.MESSAGES[int(code)])
             print(
-                f"Function evaluations {int(nfev)}, initial cost {self.initial_cost:.4e}, "
-                f"final cost {float(cost):.4e}, first-order optimality {float(optimality):.2e}."
+                f"Function evaluations {int(nfev)}, initial {name} {self.initial_value:.4e}, "
+                f"final {name} {float(value):.4e}, first-order optimality {float(optimality):.2e}."
             )
-        self.initial_cost = None
+        self.initial_value = None
 
     def _call(self, report: Report) -> Any:
         x = self.restore(np.asarray(report.x))
         if not self.by_result:
             return self.callback(x)
-        intermediate_result = Result(
-            x=x,
-            cost=report.cost,
-            fun=report.fun,
-            jac=None,
-            grad=None,
-            optimality=report.optimality,
-            active_mask=None,
-            nfev=int(report.nfev),
-            njev=None,
-            nit=int(report.nit),
-            status=0,
-        )
+        told = {
+            "x": x,
+            "fun": report.fun,
+            self.kind.VALUE.lower(): report.value,
+            "optimality": report.optimality,
+            "nfev": int(report.nfev),
+            "nit": int(report.nit),
+            "status": 0,
+        }
+        fields = {field.name: told.get(field.name) for field in dataclasses.fields(self.kind)}
+        intermediate_result = self.kind(**fields)
         return self.callback(intermediate_result=intermediate_result)
 
 
@@ -127,7 +130,7 @@ def _row(report: Report, first: bool) -> str:
     reduction = " " * 15 if first else f"{float(report.reduction):^15.2e}"
     step_norm = " " * 15 if first else f"{float(report.step_norm):^15.2e}"
     return (
-        f"{int(report.nit):^15}{int(report.nfev):^15}{float(report.cost):^15.4e}"
+        f"{int(report.nit):^15}{int(report.nfev):^15}{float(report.value):^15.4e}"
         f"{reduction}{step_norm}{float(report.optimality):^15.2e}"
     )
 
@@ -177,8 +180,8 @@ class Watch(eqx.Module):
         )
         return jnp.where(stop, CALLBACK_STOP, status).astype(status.dtype)
 
-    def end(self, result: Result) -> None:
+    def end(self, result: AbstractResult) -> None:
         """After the last step."""
         jax.debug.callback(
-            _deliver_end, self.ticket, result.status, result.nfev, result.cost, result.optimality
+            _deliver_end, self.ticket, result.code, result.nfev, result.value, result.optimality
         )

@@ -1,8 +1,9 @@
-"""What is solved: the user's residuals with their box, loss and derivative scheme, made total.
+"""What is solved: the user's function with its box and its derivative scheme, made total.
 
-minimise  0.5 sum_i C^2 rho((f_i(x) / C)^2)   subject to   lower <= x <= upper
+minimise  0.5 sum_i C^2 rho((f_i(x) / C)^2)     or     f(x)     subject to   lower <= x <= upper
 
-Below the front door x is a flat vector (n,) and f a flat vector (m,), of one floating dtype.
+Below the front door x is a flat vector (n,) and the residuals a flat vector (m,), of one
+floating dtype.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from ._losses import Loss
+from ._minimize_result import MinimizeResult
+from ._result import Result
 from ._tree import Unravel
 from .derivatives import AbstractJacobian
 
@@ -72,3 +75,67 @@ class LeastSquaresProblem(eqx.Module):
         """d cost / d x, by reverse mode; differentiable again."""
         f, pullback = jax.vjp(lambda x: self.residuals(x).astype(x.dtype), x)
         return pullback(self.loss.slope(f))[0]
+
+    def describe(self, x: Array) -> dict[str, Array]:
+        """The fields of the `Result` that follow from x, as differentiable functions of it."""
+        f, jacobian = self.linearize(x)
+        rows = self.weighted(f, jacobian())[1]
+        return {"cost": self.loss.cost(f), "fun": f, "grad": self.gradient(x), "jac": rows.T}
+
+    def restore(self, result: Result) -> Result:
+        """The result in the user's structures."""
+        return eqx.tree_at(
+            lambda r: (r.x, r.grad, r.active_mask, r.fun),
+            result,
+            (
+                self.restore_x(result.x),
+                self.restore_x(result.grad),
+                self.restore_x(result.active_mask, dtype=jnp.int32),
+                self.restore_f(result.fun),
+            ),
+        )
+
+
+class MinimizationProblem(eqx.Module):
+    """A scalar function to be minimised, on flat vectors.
+
+    Attributes
+    ----------
+    objective : callable (n,) -> ()
+        Pure; itself a pytree, so that the arrays it closes over are inputs.
+    derivative : AbstractJacobian
+        How its gradient is had.
+    lower, upper : arrays, shape (n,)
+        The box; infinite where there is no bound.
+    bounded : bool, static
+        Whether there is any bound at all: without one, no code for bounds is compiled.
+    restore_x : callable, static
+        From a flat vector back to the user's structure.
+    """
+
+    objective: Callable[[Array], Array]
+    derivative: AbstractJacobian
+    lower: Array
+    upper: Array
+    bounded: bool = eqx.field(static=True)
+    restore_x: Unravel = eqx.field(static=True)
+
+    def value_and_grad(self, x: Array) -> tuple[Array, Array]:
+        """f(x) and its gradient (n,): the one evaluation of a step."""
+        value, jacobian = self.derivative.linearize(
+            lambda x: self.objective(x)[None], x, self.lower, self.upper
+        )
+        return value[0].astype(x.dtype), jacobian()[:, 0].astype(x.dtype)
+
+    def gradient(self, x: Array) -> Array:
+        """The gradient by reverse mode; differentiable again."""
+        return jax.grad(lambda x: self.objective(x).astype(x.dtype))(x)
+
+    def describe(self, x: Array) -> dict[str, Array]:
+        """The fields of the `MinimizeResult` that follow from x."""
+        return {"fun": self.objective(x).astype(x.dtype), "jac": self.gradient(x)}
+
+    def restore(self, result: MinimizeResult) -> MinimizeResult:
+        """The result in the user's structure."""
+        values = self.restore_x(result.x), self.restore_x(result.jac)
+        return eqx.tree_at(lambda r: (r.x, r.jac), result, values)

@@ -6,8 +6,10 @@ below -2 are ours, because inside ``jit`` nothing can be raised and a status has
 
 from __future__ import annotations
 
+import abc
+import dataclasses
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -44,7 +46,68 @@ MESSAGES = {
 }
 
 
-class Result(eqx.Module):
+class AbstractResult(eqx.Module):
+    """What every result has: text for its codes, SciPy's two ways to a field, a good print."""
+
+    MESSAGES: ClassVar[dict[int, str]]
+    COUNTERS: ClassVar[tuple[str, ...]]  # plain numbers outside of a trace
+    VALUE: ClassVar[str]  # what it calls that which is minimised
+
+    x: eqx.AbstractVar[Any]
+    status: eqx.AbstractVar[Any]
+
+    @property
+    @abc.abstractmethod
+    def success(self) -> Any:
+        """Whether a convergence test was met."""
+
+    @property
+    def code(self) -> Any:
+        """Why the solve ended, as a key of MESSAGES."""
+        return self.status
+
+    @property
+    def value(self) -> Any:
+        """That which is minimised."""
+        return getattr(self, self.VALUE.lower())
+
+    @property
+    def message(self) -> Any:
+        """Why the solve ended, in words; made on the host, so not available inside a trace."""
+        if isinstance(self.status, Tracer):
+            raise RuntimeError(
+                "`message` is text and cannot be made inside jit, vmap or grad: "
+                "look at `status` there, and ask for the message outside."
+            )
+        codes = np.asarray(self.code)
+        if codes.ndim == 0:
+            return self.MESSAGES[int(codes)]
+        return np.vectorize(lambda code: self.MESSAGES[int(code)], otypes=[object])(codes)
+
+    def keys(self) -> list[str]:
+        """Names of the fields, as ``OptimizeResult.keys``."""
+        return [*_names(self), "success", "message"]
+
+    def __getitem__(self, key: str) -> Any:
+        if key not in self.keys():
+            raise KeyError(key)
+        return getattr(self, key)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self.keys()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.keys())
+
+    def __repr__(self) -> str:
+        if isinstance(self.status, Tracer):
+            return eqx.tree_pformat(self)
+        names = ["message", "success", "status"]
+        names += [name for name in _names(self) if name not in names]
+        return "\n".join(_line(name, getattr(self, name)) for name in names)
+
+
+class Result(AbstractResult):
     """The answer of `least_squares`, with the field names of ``scipy.optimize.OptimizeResult``.
 
     A pytree: it can be returned from ``jit``, ``vmap`` and ``scan``. Fields are read as
@@ -76,6 +139,10 @@ class Result(eqx.Module):
         -2 callback, -3 non-finite start, -4 stalled away from a stationary point, -5 plateau.
     """
 
+    MESSAGES = MESSAGES
+    COUNTERS = ("nfev", "njev", "nit", "status")
+    VALUE = "Cost"
+
     x: Any
     cost: Any
     fun: Any
@@ -93,40 +160,9 @@ class Result(eqx.Module):
         """Whether a convergence test was met (``status > 0``)."""
         return self.status > 0
 
-    @property
-    def message(self) -> Any:
-        """Why the solve ended, in words; made on the host, so not available inside a trace."""
-        if isinstance(self.status, Tracer):
-            raise RuntimeError(
-                "`Result.message` is text and cannot be made inside jit, vmap or grad: "
-                "look at `Result.status` there, and ask for the message outside."
-            )
-        codes = np.asarray(self.status)
-        if codes.ndim == 0:
-            return MESSAGES[int(codes)]
-        return np.vectorize(lambda code: MESSAGES[int(code)], otypes=[object])(codes)
 
-    def keys(self) -> list[str]:
-        """Names of the fields, as ``OptimizeResult.keys``."""
-        return [*self.__dataclass_fields__, "success", "message"]
-
-    def __getitem__(self, key: str) -> Any:
-        if key not in self.keys():
-            raise KeyError(key)
-        return getattr(self, key)
-
-    def __contains__(self, key: object) -> bool:
-        return key in self.keys()
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.keys())
-
-    def __repr__(self) -> str:
-        if isinstance(self.status, Tracer):
-            return eqx.tree_pformat(self)
-        names = ["message", "success", "status"]
-        names += [name for name in self.__dataclass_fields__ if name not in names]
-        return "\n".join(_line(name, getattr(self, name)) for name in names)
+def _names(result: AbstractResult) -> list[str]:
+    return [field.name for field in dataclasses.fields(result)]
 
 
 def _line(name: str, value: Any) -> str:
@@ -138,14 +174,14 @@ def _line(name: str, value: Any) -> str:
     return "\n".join([f"{name:>14}: {first}", *(" " * 16 + line for line in rest)])
 
 
-def to_host(result: Result) -> Result:
+def to_host(result: AbstractResult) -> Any:
     """Turn the counters of a concrete, unbatched result into plain Python numbers."""
-    names = ("nfev", "njev", "nit", "status")
+    names = result.COUNTERS
     values = [getattr(result, name) for name in names]
     present = [v for v in values if v is not None]
     if any(isinstance(v, Tracer) or jnp.ndim(v) > 0 for v in present):
         return result
-    # One transfer for the four of them: each `int(array)` would wait for the device.
+    # One transfer for all of them: each `int(array)` would wait for the device.
     fetched = iter(jax.device_get(present))
     plain = tuple(None if v is None else int(next(fetched)) for v in values)
     return eqx.tree_at(

@@ -8,5 +8,6 @@ from .check import DerivativeCheck as DerivativeCheck
 from .check import check_derivative as check_derivative
 from .complex_step import ComplexStep as ComplexStep
 from .finite_difference import FiniteDifference as FiniteDifference
+from .schemes import named as named
 from .schemes import resolve as resolve
 from .user import UserJacobian as UserJacobian

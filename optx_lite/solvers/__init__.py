@@ -2,5 +2,6 @@
 
 from ._base import AbstractSolver as AbstractSolver
 from .dogbox import Dogbox as Dogbox
+from .lbfgsb import LBFGSB as LBFGSB
 from .lm import LevenbergMarquardt as LevenbergMarquardt
 from .trf import TrustRegionReflective as TrustRegionReflective

@@ -35,6 +35,10 @@ class AbstractSolver(eqx.Module, Generic[Problem, State]):
         """Whether the machine wants another step."""
 
     @abc.abstractmethod
+    def most_steps(self, n: int) -> Any:
+        """No run on n variables takes more."""
+
+    @abc.abstractmethod
     def finish(self, problem: Problem, state: State) -> Any:
         """The `Result` that this state stands for."""
 

@@ -118,8 +118,12 @@ class TrustRegionSolver(AbstractSolver[LeastSquaresProblem, State]):
 
     def running(self, problem: LeastSquaresProblem, state: State) -> Array:
         """Whether the machine wants another step."""
-        budget = 100 * state.x.shape[0] if self.max_nfev is None else self.max_nfev
+        budget = self.most_steps(state.x.shape[0])
         return (state.status == codes.RUNNING) & (state.nfev < budget)
+
+    def most_steps(self, n: int) -> Any:
+        """No run takes more."""
+        return 100 * n if self.max_nfev is None else self.max_nfev
 
     def step(self, problem: LeastSquaresProblem, state: State) -> State:
         """Evaluate the trial, judge it, propose the next."""
@@ -270,7 +274,7 @@ class TrustRegionSolver(AbstractSolver[LeastSquaresProblem, State]):
         told = Report(
             x=after.x,
             fun=after.f,
-            cost=problem.loss.cost(after.f),
+            value=problem.loss.cost(after.f),
             reduction=jnp.where(first, 0, (before.cost - after.cost) * after.unit**2),
             step_norm=norm(after.x - before.x),
             optimality=self.optimality(problem, after),

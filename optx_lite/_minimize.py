@@ -1,0 +1,289 @@
+"""The front doors of minimisation, `minimize` and `fmin_l_bfgs_b`, with SciPy's signatures."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+from ._implicit import AbstractAdjoint, ImplicitAdjoint
+from ._inputs import check_x0
+from ._minimize_result import MinimizeResult
+from ._monitor import Listener
+from ._objective import minimization_problem
+from ._run import IMPLICIT, solve
+from ._tree import as_dtype
+from .solvers import LBFGSB
+
+OPTIONS = (
+    "maxcor", "ftol", "gtol", "eps", "maxfun", "maxiter", "maxls", "finite_diff_rel_step", "disp",
+)  # fmt: skip
+
+
+def minimize(
+    fun: Callable[..., Any],
+    x0: Any,
+    args: Any = (),
+    method: str | None = None,
+    jac: Any = None,
+    hess: Any = None,
+    hessp: Any = None,
+    bounds: Any = None,
+    constraints: Any = (),
+    tol: float | None = None,
+    callback: Callable | None = None,
+    options: dict[str, Any] | None = None,
+    *,
+    adjoint: AbstractAdjoint = IMPLICIT,
+) -> MinimizeResult:
+    """Minimise a scalar function of several variables, in a box.
+
+    The signature is that of ``scipy.optimize.minimize``; the call may stand inside ``jit``,
+    ``vmap``, ``grad`` and the like, and the result is differentiable.
+
+    Parameters
+    ----------
+    fun : callable
+        ``fun(x, *args)`` gives a scalar. It is traced by JAX, so it must use ``jax.numpy``.
+    x0 : array_like of shape (n,), scalar, or pytree of real arrays
+        Initial guess, moved into the box if it lies outside. Its floating dtype is the dtype
+        of the solve.
+    args : tuple
+        Further arguments of ``fun`` and ``jac``. Arrays and numbers among them, and arrays
+        that ``fun`` closes over, carry derivatives.
+    method : 'L-BFGS-B', optional
+        The default, and the only one so far.
+    jac : None, True, '2-point', '3-point', 'cs' or callable
+        How the gradient is had. None: by automatic differentiation (SciPy: by finite
+        differences). True: ``fun`` returns (value, gradient).
+    hess, hessp
+        Not used by this method; a warning says so.
+    bounds : sequence of n pairs (min, max), or object with ``lb`` and ``ub``
+        None, or an infinite number, for no bound; ``min == max`` fixes a variable. For a
+        pytree ``x0``: (lower, upper), each a pytree prefix of it.
+    constraints
+        Not supported.
+    tol : float, optional
+        Sets ``ftol`` and ``gtol``.
+    callback : callable, optional
+        ``callback(x)`` or ``callback(intermediate_result)``, after every iteration. Raise
+        StopIteration to end the solve, with status 99.
+    options : dict, optional
+        maxcor : int, 10
+            Pairs in the limited memory.
+        ftol : float, 2.2e-9
+            Relative to f: the end when both the last reduction of f and what the quadratic
+            model promises for the next are below it. (SciPy: the reduction alone, and
+            relative to at least 1.)
+        gtol : float, 1e-5
+            Largest entry of the projected gradient; counts with the same promise.
+        maxfun, maxiter : int, 15000
+            Most evaluations and iterations.
+        maxls : int, 20
+            Most evaluations in one line search.
+        eps, finite_diff_rel_step : float or array (n,)
+            Absolute and relative step of the finite differences.
+        disp : bool or int
+            True prints a report at the end, 2 a line for each iteration.
+    adjoint : ImplicitAdjoint or UnrolledAdjoint
+        How the result is differentiated.
+
+    Returns
+    -------
+    MinimizeResult
+
+    Raises
+    ------
+    ValueError
+        For bad arguments; the message names the argument.
+    TypeError
+        If ``fun`` cannot be traced.
+
+    Examples
+    --------
+    >>> import jax, jax.numpy as jnp, optx_lite as ox
+    >>> rosenbrock = lambda x, a: (a - x[0]) ** 2 + 100 * (x[1] - x[0] ** 2) ** 2
+    >>> res = ox.minimize(rosenbrock, [-1.2, 1.0], args=(1.0,), bounds=[(-2, 0.5), (None, None)])
+    >>> print(res.success, res.x.round(4))
+    True [0.5  0.25]
+    >>> slope = jax.grad(lambda a: ox.minimize(rosenbrock, [-1.2, 1.0], args=(a,)).x[1])(1.0)
+    >>> print(f"{slope:.2f}")
+    2.00
+    """
+    if method is not None and (not isinstance(method, str) or method.upper() != "L-BFGS-B"):
+        raise ValueError(f"`method` must be 'L-BFGS-B', got {method!r}.")
+    if constraints is not None and len(constraints) > 0:
+        raise ValueError("`constraints` are not supported by method 'L-BFGS-B': use `bounds`.")
+    for name, value in (("hess", hess), ("hessp", hessp)):
+        if value is not None:
+            warnings.warn(f"Method L-BFGS-B does not use `{name}`.", RuntimeWarning, stacklevel=2)
+    if not isinstance(adjoint, AbstractAdjoint):
+        raise TypeError(
+            f"`adjoint` must be an ImplicitAdjoint or UnrolledAdjoint, got {adjoint!r}."
+        )
+    chosen = _check_options(options, tol, jac)
+    problem, x = minimization_problem(
+        fun, x0, args=args, jac=jac, bounds=bounds, eps=chosen.pop("eps", None),
+        finite_diff_rel_step=chosen.pop("finite_diff_rel_step", None),
+    )  # fmt: skip
+    verbose = int(chosen.pop("disp", 0) or 0)
+    solver = _solver(chosen, x.dtype, isinstance(adjoint, ImplicitAdjoint))
+    listener = None
+    if verbose or callback is not None:
+        listener = Listener(callback, verbose, problem.restore_x, MinimizeResult)
+    return _trim(solve(solver, problem, x, adjoint, listener))
+
+
+def fmin_l_bfgs_b(
+    func: Callable[..., Any],
+    x0: Any,
+    fprime: Any = None,
+    args: Any = (),
+    approx_grad: Any = 0,
+    bounds: Any = None,
+    m: int = 10,
+    factr: float = 1e7,
+    pgtol: float = 1e-5,
+    epsilon: Any = 1e-8,
+    maxfun: int = 15000,
+    maxiter: int = 15000,
+    callback: Callable | None = None,
+    maxls: int = 20,
+) -> tuple[Any, Any, dict[str, Any]]:
+    """Minimise a function by L-BFGS-B: the older of SciPy's two doors to it.
+
+    Parameters
+    ----------
+    func, x0, args, bounds, callback
+        As ``fun``, ... of `minimize`.
+    fprime : callable, optional
+        The gradient. None: by automatic differentiation. (SciPy: ``func`` returns it, too; here
+        that is seen from what ``func`` returns.)
+    approx_grad : bool
+        By finite differences, of step ``epsilon``.
+    m, maxfun, maxiter, maxls
+        As ``maxcor``, ... of `minimize`.
+    factr, pgtol : float
+        ``factr`` times the machine's epsilon is ``ftol``; ``pgtol`` is ``gtol``.
+
+    Returns
+    -------
+    x : pytree like ``x0``
+        The best point seen.
+    f : array, shape ()
+        ``func`` there.
+    d : dict
+        grad : the gradient, one entry for each parameter: near 0 where it is free; at a bound,
+        of the sign that keeps it there, positive at a lower and negative at an upper one.
+        task : the message. funcalls, nit : counts. warnflag : 0 converged, 1 limit, 2 else.
+
+    Notes
+    -----
+    How sure is each parameter? If ``func`` is a negative log-likelihood, the inverse of its
+    Hessian, without the rows and columns of the parameters at bounds, is their covariance:
+    ``jnp.linalg.inv(jax.hessian(func)(x))``. What L-BFGS-B knows of it, ``hess_inv`` in the result
+    of `minimize`, is a cheap and rough stand-in.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp, optx_lite as ox
+    >>> x, f, d = ox.fmin_l_bfgs_b(lambda x: jnp.sum((x - 1) ** 2), [0.0, 3.0], bounds=[(2, 4)] * 2)
+    >>> print(x, f, d["grad"], d["warnflag"])
+    [2. 2.] 2.0 [2. 2.] 0
+    """
+    jac: Any = fprime
+    if approx_grad:
+        jac = "2-point"
+    elif fprime is None and _returns_pair(func, x0, args):
+        jac = True
+    options = {
+        "maxcor": m, "ftol": factr * float(np.finfo(float).eps), "gtol": pgtol, "maxfun": maxfun,
+        "maxiter": maxiter, "maxls": maxls, **({"eps": epsilon} if approx_grad else {}),
+    }  # fmt: skip
+    res = minimize(func, x0, args, jac=jac, bounds=bounds, callback=callback, options=options)
+    status = res.status
+    told = {
+        "grad": res.jac,
+        "task": None if isinstance(status, Tracer) else res.message,
+        "funcalls": res.nfev,
+        "nit": res.nit,
+        "warnflag": status,
+    }
+    return res.x, res.fun, told
+
+
+def _check_options(options: Any, tol: Any, jac: Any) -> dict[str, Any]:
+    chosen = dict(options or {})
+    unknown = sorted(set(chosen) - set(OPTIONS))
+    if unknown:
+        raise ValueError(f"`options` has unknown entries {unknown}; known are {list(OPTIONS)}.")
+    if tol is not None:
+        chosen = {"ftol": tol, "gtol": tol, **chosen}
+    steps = [name for name in ("eps", "finite_diff_rel_step") if chosen.get(name) is not None]
+    if steps and not isinstance(jac, str):
+        raise ValueError(
+            f"`options` has {steps}, steps of finite differences, but the gradient is had "
+            f"otherwise: `jac` is {jac!r}. Ask for jac='2-point' or '3-point'."
+        )
+    return chosen
+
+
+def _solver(chosen: dict[str, Any], dtype: Any, counts_as_arrays: bool) -> LBFGSB:
+    """The options as the solver's typed fields."""
+    values: dict[str, Any] = {}
+    for name, value in chosen.items():
+        if name in ("ftol", "gtol"):
+            values[name] = _number(name, value, dtype)
+        elif name == "maxcor":
+            values[name] = _count(name, value, least=1)
+        elif counts_as_arrays:
+            values[name] = _number(name, value, np.int32)
+        else:
+            values[name] = _count(name, value)
+    solver = LBFGSB(**values)
+    names = ("ftol", "gtol")
+    return eqx.tree_at(
+        lambda s: tuple(getattr(s, name) for name in names),
+        solver,
+        tuple(as_dtype(getattr(solver, name), dtype) for name in names),
+    )
+
+
+def _number(name: str, value: Any, dtype: Any) -> Any:
+    if isinstance(value, (str, bytes)) or jnp.ndim(value) > 0:
+        raise ValueError(f"`options`: `{name}` must be a number, got {value!r}.")
+    if not isinstance(value, Tracer) and not float(value) >= 0:
+        raise ValueError(f"`options`: `{name}` must not be negative, got {value!r}.")
+    return as_dtype(value, dtype)
+
+
+def _count(name: str, value: Any, least: int = 0) -> int:
+    if int(value) < least:
+        raise ValueError(f"`options`: `{name}` must be at least {least}, got {value!r}.")
+    return int(value)
+
+
+def _returns_pair(func: Callable, x0: Any, args: Any) -> bool:
+    args = args if isinstance(args, tuple) else (args,)
+    try:
+        out = jax.eval_shape(func, check_x0(x0), *args)
+    except Exception:  # what is wrong with it, `minimize` will say
+        return False
+    return isinstance(out, (tuple, list)) and len(out) == 2
+
+
+def _trim(result: MinimizeResult) -> MinimizeResult:
+    """Without the empty slots of the memory, where that is known."""
+    inverse = result.hess_inv
+    if isinstance(inverse.sk, Tracer) or inverse.sk.ndim > 2:
+        return result
+    empty = int(np.sum(~np.any(np.asarray(inverse.sk), axis=1)))
+    return eqx.tree_at(
+        lambda r: (r.hess_inv.sk, r.hess_inv.yk), result, (inverse.sk[empty:], inverse.yk[empty:])
+    )

@@ -1,0 +1,77 @@
+"""The record in which `minimize` hands back its answer, with SciPy's codes and messages."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ._result import CALLBACK_STOP, RUNNING, AbstractResult
+
+# Why a machine ended; `status` tells less.
+GTOL, FTOL, MAXFUN, MAXITER, FAILED, NONFINITE, ALL_FIXED = range(1, 8)
+
+MESSAGES = {
+    GTOL: "CONVERGENCE: NORM OF PROJECTED GRADIENT <= PGTOL",
+    FTOL: "CONVERGENCE: RELATIVE REDUCTION OF F <= FACTR*EPSMCH",
+    ALL_FIXED: "All independent variables were fixed by bounds.",
+    RUNNING: "STOP: TOTAL NO. OF F,G EVALUATIONS EXCEEDS LIMIT",
+    MAXFUN: "STOP: TOTAL NO. OF F,G EVALUATIONS EXCEEDS LIMIT",
+    MAXITER: "STOP: TOTAL NO. OF ITERATIONS REACHED LIMIT",
+    FAILED: "ABNORMAL: the line search found no lower value along a descent direction: the "
+    "gradient may be wrong (see `check_derivative`), or `fun` noisy or not smooth here.",
+    NONFINITE: "ABNORMAL: `fun` or its gradient is not finite at `x0`.",
+    CALLBACK_STOP: "STOP: CALLBACK REQUESTED HALT",
+}
+CONVERGED = (GTOL, FTOL, ALL_FIXED)
+STATUS = {FAILED: 2, NONFINITE: 2, CALLBACK_STOP: 99, **dict.fromkeys(CONVERGED, 0)}
+LIMIT = 1  # the status of all the others
+
+
+class MinimizeResult(AbstractResult):
+    """The answer of `minimize`, with the field names of ``scipy.optimize.OptimizeResult``.
+
+    A pytree, like `Result`.
+
+    Attributes
+    ----------
+    x : pytree like ``x0``
+        The best point seen.
+    fun : array, shape ()
+        The objective there.
+    jac : pytree like ``x0``
+        Its gradient.
+    optimality : array, shape ()
+        The largest entry of P(x - gradient) - x, P the projection onto the box.
+    nfev, njev, nit : int
+        Evaluations of the objective, of its gradient, and iterations.
+    hess_inv : LbfgsInvHessProduct or None
+        The method's approximation of the inverse Hessian.
+    task : int
+        Why it ended, in more detail than ``status``; ``message`` says it in words.
+    status : int
+        0 converged, 1 limit of evaluations or iterations, 2 abnormal, 99 stopped by the callback.
+    """
+
+    MESSAGES = MESSAGES
+    COUNTERS = ("nfev", "njev", "nit", "task", "status")
+    VALUE = "Fun"
+
+    x: Any
+    fun: Any
+    jac: Any
+    optimality: Any
+    nfev: Any
+    njev: Any
+    nit: Any
+    hess_inv: Any
+    task: Any
+    status: Any
+
+    @property
+    def success(self) -> Any:
+        """Whether a convergence test was met (``status == 0``)."""
+        return self.status == 0
+
+    @property
+    def code(self) -> Any:
+        """The task."""
+        return self.task

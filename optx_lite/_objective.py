@@ -1,0 +1,217 @@
+"""From the user's objective, its derivative and bounds to a `MinimizationProblem`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from ._inputs import as_complex, check_bounds, check_x0, with_kwargs
+from ._lift import Lifted, inputs, lift
+from ._problem import MinimizationProblem
+from ._tree import Unravel, ravel, widest
+from .derivatives import AbstractJacobian, FiniteDifference, Reverse, named
+
+SCHEMES = ("2-point", "3-point", "cs")
+
+
+class _Objective(eqx.Module):
+    """The user's function with its arguments, on a flat x."""
+
+    fun: Lifted
+    on_complex: Lifted | None
+    args: Any
+    restore: Unravel = eqx.field(static=True)
+    pair: bool = eqx.field(static=True)  # whether it returns (value, gradient)
+
+    def __call__(self, x: Array) -> Array:
+        fun = self.on_complex if self.on_complex is not None and jnp.iscomplexobj(x) else self.fun
+        out = fun(self.restore(x), *self.args)
+        value = jnp.asarray(out[0] if self.pair else out).reshape(())
+        return value if jnp.issubdtype(value.dtype, jnp.inexact) else value.astype(x.dtype)
+
+    def both(self, x: Array) -> tuple[Array, Array]:
+        """The value and the user's gradient, (n,)."""
+        value, gradient = self.fun(self.restore(x), *self.args)
+        return jnp.asarray(value).reshape(()), ravel(gradient, x.dtype)
+
+
+class _Together(AbstractJacobian):
+    """A gradient that comes with the value: ``jac=True``."""
+
+    objective: _Objective
+
+    def linearize(self, fun: Any, x: Array, lower: Array, upper: Array) -> Any:
+        value, gradient = self.objective.both(x)
+        return value[None].astype(x.dtype), lambda: gradient[:, None]
+
+
+class _Gradient(AbstractJacobian):
+    """A gradient that the user wrote."""
+
+    jac: Lifted
+    args: Any
+    restore: Unravel = eqx.field(static=True)
+
+    def linearize(self, fun: Any, x: Array, lower: Array, upper: Array) -> Any:
+        gradient = ravel(self.jac(self.restore(x), *self.args), x.dtype)
+        return fun(x), lambda: gradient[:, None]
+
+
+def minimization_problem(
+    fun: Callable[..., Any],
+    x0: Any,
+    *,
+    args: Any = (),
+    kwargs: dict[str, Any] | None = None,
+    jac: Any = None,
+    bounds: Any = None,
+    eps: Any = None,
+    finite_diff_rel_step: Any = None,
+) -> tuple[MinimizationProblem, Array]:
+    """Make a problem of the user's objective, to be solved by hand.
+
+    Parameters
+    ----------
+    fun, x0, args, jac, bounds, eps, finite_diff_rel_step
+        As for `minimize`.
+    kwargs : dict, optional
+        Further arguments of ``fun``.
+
+    Returns
+    -------
+    problem : MinimizationProblem
+    x0 : array, shape (n,)
+        The flat first point, moved into the box.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As `minimize`.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp, optx_lite as ox
+    >>> problem, x0 = ox.minimization_problem(lambda x: jnp.sum((x - 1) ** 2), jnp.zeros(2))
+    >>> print(*problem.value_and_grad(x0))
+    2.0 [-2. -2.]
+    """
+    tree = check_x0(x0)
+    dtype = widest(leaf.dtype for leaf in jax.tree.leaves(tree))
+    restore = Unravel.like(tree)
+    x = ravel(tree, dtype)
+    lower, upper, bounded = check_bounds(_as_two(bounds, restore, x), tree, x)
+    if not isinstance(args, tuple):
+        args = (args,)
+    if not callable(fun):
+        raise TypeError(f"`fun` must be callable, got {fun!r}.")
+    examples = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
+    objective = _lift_objective(with_kwargs(fun, kwargs), examples, args, jac, restore)
+    problem = MinimizationProblem(
+        objective=objective,
+        derivative=_derivative(jac, objective, examples, args, restore, eps, finite_diff_rel_step),
+        lower=lower,
+        upper=upper,
+        bounded=bounded,
+        restore_x=restore,
+    )
+    return problem, np.clip(x, lower, upper) if isinstance(x, np.ndarray) else x
+
+
+def _lift_objective(fun: Callable, x: Any, args: tuple, jac: Any, restore: Unravel) -> _Objective:
+    on_complex = None
+    if jac == "cs":
+        z = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, as_complex(leaf.dtype)), x)
+        with jax.numpy_dtype_promotion("standard"):
+            on_complex = lift(fun, z, *args, label="`fun`")
+    lifted = lift(fun, x, *args, label="`fun`")
+    pair = jac is True
+    out = lifted.out_shape
+    if pair and not (isinstance(out, (tuple, list)) and len(out) == 2):
+        raise ValueError(f"With `jac=True`, `fun` must return (value, gradient), got {out}.")
+    _check_value(out[0] if pair else out)
+    if pair:
+        _check_gradient(out[1], x, "the gradient that `fun` returns")
+    return _Objective(lifted, on_complex, inputs(args), restore, pair)
+
+
+def _check_value(out: Any) -> None:
+    leaves = jax.tree.leaves(out)
+    if len(leaves) != 1 or int(np.prod(leaves[0].shape)) != 1:
+        raise ValueError(
+            f"The user-provided objective function `fun` must return a scalar value, got {out}."
+        )
+    if jnp.issubdtype(leaves[0].dtype, jnp.complexfloating):
+        raise ValueError("`fun` must return a real value, got a complex one.")
+
+
+def _check_gradient(out: Any, x: Any, name: str) -> None:
+    got = [tuple(leaf.shape) for leaf in jax.tree.leaves(out)]
+    expected = [tuple(leaf.shape) for leaf in jax.tree.leaves(x)]
+    if sum(map(_size, got)) != sum(map(_size, expected)):
+        raise ValueError(f"Wrong shape of {name}: expected {expected}, got {got}.")
+
+
+def _size(shape: tuple[int, ...]) -> int:
+    return int(np.prod(shape))
+
+
+def _derivative(
+    jac: Any, objective: _Objective, x: Any, args: tuple, restore: Unravel, eps: Any, rel_step: Any
+) -> AbstractJacobian:
+    if isinstance(jac, AbstractJacobian):
+        return jac
+    if isinstance(jac, str) and jac in SCHEMES:
+        if jac == "cs":
+            return named(jac)
+        return FiniteDifference(jac, rel_step=rel_step, abs_step=eps)
+    if jac is None or jac is False:
+        return Reverse()
+    if jac is True:
+        return _Together(objective)
+    if callable(jac):
+        lifted = lift(jac, x, *args, label="`jac`")
+        _check_gradient(lifted.out_shape, x, "what `jac` returns")
+        return _Gradient(lifted, inputs(args), restore)
+    raise ValueError(
+        f"`jac` must be None, True, '2-point', '3-point', 'cs' or a callable, got {jac!r}."
+    )
+
+
+def _as_two(bounds: Any, restore: Unravel, x: Array) -> Any:
+    """SciPy's pairs (min, max), one for each entry of a flat x, as (lower, upper)."""
+    if bounds is None or (hasattr(bounds, "lb") and hasattr(bounds, "ub")):
+        return bounds
+    if not restore.is_flat:
+        return bounds
+    if isinstance(bounds, (jax.Array, np.ndarray)):
+        pairs: Sequence[Any] = bounds  # type: ignore[assignment]
+    else:
+        pairs = list(bounds)
+    n = x.shape[0]
+    if len(pairs) != n:
+        raise ValueError(
+            f"`bounds`: length of x0 != length of bounds: expected {n} pairs (min, max), "
+            f"got {len(pairs)}."
+        )
+    if any(np.shape(pair)[:1] != (2,) and not _is_pair(pair) for pair in pairs):
+        raise ValueError(f"`bounds` must be pairs (min, max), got {bounds!r}.")
+    sides = [
+        [missing if pair[k] is None else pair[k] for pair in pairs]
+        for k, missing in ((0, -np.inf), (1, np.inf))
+    ]
+    return tuple(_stack(side) for side in sides)
+
+
+def _is_pair(pair: Any) -> bool:
+    return isinstance(pair, (tuple, list)) and len(pair) == 2
+
+
+def _stack(side: list[Any]) -> Any:
+    arrays = any(isinstance(value, jax.Array) for value in side)
+    return jnp.stack([jnp.asarray(v, float) for v in side]) if arrays else np.asarray(side, float)

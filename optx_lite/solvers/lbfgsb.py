@@ -1,0 +1,299 @@
+r"""L-BFGS-B: a limited-memory quasi-Newton method in a box.
+
+R. H. Byrd, P. Lu, J. Nocedal, C. Zhu, "A limited memory algorithm for bound constrained
+optimization", SIAM J. Sci. Comput. 16 (1995); J. L. Morales, J. Nocedal, "Remark on Algorithm
+778", ACM TOMS 38 (2011). An iteration, from x with gradient g and the matrix B of `_memory`:
+
+1. The generalized Cauchy point x^c tells which variables are held at bounds (`_cauchy`).
+2. The quadratic is minimised in the others, F, from there:
+
+       x^ = x^c + Z B_F^-1 r,    r = -Z^T (g + B (x^c - x))                         (5.4)-(5.11)
+
+   and the point is projected onto the box; if that is no descent, shortened instead.
+3. A line search along d = x^ - x (`_more_thuente`) gives the next x.
+4. The pair s, y joins the memory if s.y > eps * |g.s|.
+
+Without bounds 1 and 2 are one product with B^-1. Every call of `step` is one evaluation of f and
+its gradient; the trials of the line search are states.
+
+Different from the original code:
+
+- Where the projected point of 2 is worse for the quadratic than the shortened one, that is taken.
+- The first step has length 1 at most, in a box too, so a factor on f does not change the path.
+- The end is told by what the quadratic still promises, q = -g.d / 2, relative to f: `_judge`.
+- Before it gives up, a search that failed is repeated without memory, as there.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import equinox as eqx
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array
+
+from .._bounds import onto_bounds, step_to_bound
+from .._inverse_hessian import LbfgsInvHessProduct
+from .._minimize_result import (
+    ALL_FIXED,
+    FAILED,
+    FTOL,
+    GTOL,
+    LIMIT,
+    MAXFUN,
+    MAXITER,
+    NONFINITE,
+    RUNNING,
+    STATUS,
+    MinimizeResult,
+)  # fmt: skip
+from .._monitor import Report
+from .._problem import MinimizationProblem
+from ..linalg import norm
+from ._base import AbstractSolver
+from ._cauchy import breakpoints, cauchy_point
+from ._memory import Memory
+from ._more_thuente import LineSearch, advance, begin
+
+LONGEST = 1e10  # times d, where no bound limits a step
+
+
+class State(eqx.Module):
+    """The machine between two evaluations."""
+
+    x: Array  # (n,) best point
+    value: Array  # () f there
+    grad: Array  # (n,)
+    base: Array  # (n,) where the line search began
+    base_grad: Array  # (n,)
+    direction: Array  # (n,) d
+    trial: Array  # (n,) to be evaluated
+    search: LineSearch
+    memory: Memory
+    nfev: Array  # () evaluations
+    nit: Array  # () iterations that are done
+    status: Array  # () 0 while it runs
+    value0: Array  # () f at x0
+
+
+class LBFGSB(AbstractSolver[MinimizationProblem, State]):
+    """``method='L-BFGS-B'``; see the module for the mathematics."""
+
+    ftol: Any = 2.2204460492503131e-09
+    gtol: Any = 1e-5
+    maxfun: Any = 15000
+    maxiter: Any = 15000
+    maxls: Any = 20
+    maxcor: int = eqx.field(static=True, default=10)
+
+    def init(self, problem: MinimizationProblem, x0: Array) -> State:
+        """x0, moved into the box, is the first trial."""
+        n, dtype = x0.shape[0], x0.dtype
+        zero, none = jnp.zeros((), dtype), jnp.zeros((), jnp.int32)
+        x0 = jnp.clip(x0, problem.lower, problem.upper) if problem.bounded else x0
+        zeros = jnp.zeros(n, dtype)
+        return State(
+            x=x0, value=zero + jnp.inf, grad=zeros, base=x0, base_grad=zeros, direction=zeros,
+            trial=x0, search=begin(zero, zero, zero, zero),
+            memory=Memory.empty(self.maxcor, n, dtype), nfev=none, nit=none, status=none,
+            value0=zero,
+        )  # fmt: skip
+
+    def running(self, problem: MinimizationProblem, state: State) -> Array:
+        """Whether the machine wants another step."""
+        return (state.status == RUNNING) & (state.nfev < self.maxfun)
+
+    def step(self, problem: MinimizationProblem, state: State) -> State:
+        """Evaluate the trial and judge it; the next trial of the search, or a new direction."""
+        value, grad = problem.value_and_grad(state.trial)
+        first = state.nfev == 0
+        done, search = advance(state.search, value, grad @ state.direction)
+        finite = jnp.isfinite(value) & jnp.all(jnp.isfinite(grad))
+        taken = finite & (first | done | (value < state.value))
+        tired = (search.trials >= self.maxls) | (search.step == search.best.step)
+        accepted = ~first & finite & (done | (tired & (search.best.step > 0)))
+        state = State(
+            x=jnp.where(taken, state.trial, state.x),
+            value=jnp.where(taken, value, state.value),
+            grad=jnp.where(taken, grad, state.grad),
+            base=state.base,
+            base_grad=state.base_grad,
+            direction=state.direction,
+            trial=state.trial,
+            search=search,
+            memory=state.memory,
+            nfev=state.nfev + 1,
+            nit=state.nit + accepted.astype(jnp.int32),
+            status=jnp.where(first & ~finite, NONFINITE, state.status),
+            value0=jnp.where(first, value, state.value0),
+        )
+        return lax.cond(
+            first | accepted | tired,
+            lambda: self._iterate(problem, state, first, accepted),
+            lambda: self._search_on(problem, state),
+        )
+
+    def _search_on(self, problem: MinimizationProblem, state: State) -> State:
+        trial = state.base + state.search.step * state.direction
+        return eqx.tree_at(lambda s: s.trial, state, _feasible(problem, trial, state.base))
+
+    def _iterate(
+        self, problem: MinimizationProblem, state: State, first: Array, accepted: Array
+    ) -> State:
+        """From ``state.x``, at the end of a line search, into the next."""
+        x, grad = state.x, state.grad
+        failed = ~first & ~accepted
+        hopeless = failed & ~jnp.any(state.memory.full)
+        memory = self._remember(problem, state, first, accepted).forget(failed)
+        target, memory = _minimize_model(problem, x, grad, memory)
+        direction = target - x
+        if problem.bounded:
+            longest, _ = step_to_bound(x, direction, problem.lower, problem.upper)
+            longest = jnp.clip(jnp.where(first, 1, longest), 1, LONGEST)
+        else:
+            longest = jnp.full_like(state.value, LONGEST)
+        slope = grad @ direction
+        before = jnp.where(accepted, state.search.start.value, jnp.inf)
+        status = self._judge(state, before, slope, self.optimality(problem, state))
+        status = jnp.where(hopeless & (status == RUNNING), FAILED, status)
+        if problem.bounded:
+            status = jnp.where(jnp.all(problem.lower == problem.upper), ALL_FIXED, status)
+        status = jnp.where(state.status == RUNNING, status, state.status).astype(jnp.int32)
+        return State(
+            x=x,
+            value=state.value,
+            grad=grad,
+            base=x,
+            base_grad=grad,
+            direction=direction,
+            trial=target,
+            search=begin(state.value, slope, jnp.ones_like(state.value), longest),
+            memory=memory,
+            nfev=state.nfev,
+            nit=state.nit,
+            status=status,
+            value0=state.value0,
+        )
+
+    def _remember(
+        self, problem: MinimizationProblem, state: State, first: Array, accepted: Array
+    ) -> Memory:
+        step, change = state.x - state.base, state.grad - state.base_grad
+        along = step @ change
+        eps = jnp.finfo(along.dtype).eps
+        curved = along > eps * jnp.abs(step @ state.base_grad)
+        memory = state.memory.remember(step, change, accepted & curved)
+        # Before any pair is known: a step of length 1 along -g.
+        length = norm(_projected(problem, state.x, state.grad))
+        theta = jnp.where(first, jnp.where(length > 0, length, 1), memory.theta)
+        return eqx.tree_at(lambda m: m.theta, memory, theta)
+
+    def _judge(self, state: State, before: Array, slope: Array, optimality: Array) -> Array:
+        """Whether this is the end. ``before``: f one iteration ago, inf at the first.
+
+        The tests of the original, on the last reduction of f and on the projected gradient, are
+        met far from a minimum where f is flat, or small. Both count only when the quadratic
+        promises no more than ftol |f| either, or than the rounding of all that f has fallen by.
+        """
+        eps = jnp.finfo(slope.dtype).eps
+        least = jnp.maximum(self.ftol * jnp.abs(state.value), eps * (state.value0 - state.value))
+        settled = -0.5 * slope <= least
+        small = before - state.value <= least
+        status = jnp.where(state.nit >= self.maxiter, MAXITER, RUNNING)
+        status = jnp.where(settled & small, FTOL, status)
+        return jnp.where(settled & (optimality <= self.gtol), GTOL, status)
+
+    def optimality(self, problem: MinimizationProblem, state: State) -> Array:
+        """max |P(x - g) - x|."""
+        moved = state.x - state.grad
+        if problem.bounded:
+            moved = jnp.clip(moved, problem.lower, problem.upper)
+        return jnp.max(jnp.abs(moved - state.x))
+
+    def most_steps(self, n: int) -> Any:
+        """No run takes more."""
+        return self.maxfun
+
+    def finish(self, problem: MinimizationProblem, state: State) -> MinimizeResult:
+        """The answer on flat vectors."""
+        task = jnp.where(state.status == RUNNING, MAXFUN, state.status)
+        status = jnp.full_like(task, LIMIT)
+        for code, what in STATUS.items():
+            status = jnp.where(task == code, what, status)
+        return MinimizeResult(
+            x=state.x,
+            fun=state.value,
+            jac=state.grad,
+            optimality=self.optimality(problem, state),
+            nfev=state.nfev,
+            njev=state.nfev,
+            nit=state.nit,
+            hess_inv=LbfgsInvHessProduct(*state.memory.in_order()),
+            task=task,
+            status=status,
+        )
+
+    def report(
+        self, problem: MinimizationProblem, before: State, after: State
+    ) -> tuple[Report, Array]:
+        """What a callback is told after a step, and whether the step ended an iteration."""
+        told = Report(
+            x=after.x,
+            fun=after.value,
+            value=after.value,
+            reduction=jnp.where(before.nfev == 0, 0, before.search.start.value - after.value),
+            step_norm=norm(after.x - before.base),
+            optimality=self.optimality(problem, after),
+            nit=after.nit,
+            nfev=after.nfev,
+        )
+        return told, after.nit > before.nit
+
+
+def _projected(problem: MinimizationProblem, x: Array, grad: Array) -> Array:
+    """-g without the components that lead out of the box."""
+    if not problem.bounded:
+        return -grad
+    return jnp.where(breakpoints(x, grad, problem.lower, problem.upper) > 0, -grad, 0)
+
+
+def _feasible(problem: MinimizationProblem, trial: Array, x: Array) -> Array:
+    """The trial, on a bound where it is so but for rounding."""
+    return onto_bounds(trial, x, problem.lower, problem.upper) if problem.bounded else trial
+
+
+def _minimize_model(
+    problem: MinimizationProblem, x: Array, grad: Array, memory: Memory
+) -> tuple[Array, Memory]:
+    """x^ of (5.4), and the memory, emptied if it gave no descent."""
+    if problem.bounded:
+        target, sound = _subspace_minimum(problem, x, grad, memory)
+    else:
+        step, sound = memory.solve_free(-grad, None)
+        target = x + step
+    sound = sound & (grad @ (target - x) < 0) & jnp.all(jnp.isfinite(target))
+    plain = x + _projected(problem, x, grad) / memory.theta
+    plain = jnp.clip(plain, problem.lower, problem.upper) if problem.bounded else plain
+    return jnp.where(sound, target, plain), memory.forget(~sound & jnp.any(plain != x))
+
+
+def _subspace_minimum(
+    problem: MinimizationProblem, x: Array, grad: Array, memory: Memory
+) -> tuple[Array, Array]:
+    lower, upper = problem.lower, problem.upper
+    middle, sound = memory.middle()
+    cauchy, free = cauchy_point(x, grad, lower, upper, memory, middle)
+    z = cauchy - x
+    curved = memory.theta * z - memory.back(middle @ memory.times(z))
+    r = jnp.where(free, -(grad + curved), 0)
+    step, solved = memory.solve_free(r, free)
+    step = jnp.where(jnp.any(memory.full), step, 0)
+    length, _ = step_to_bound(cauchy, step, lower, upper)
+    ways = jnp.stack([step, jnp.minimum(length, 1) * step])
+    ends = onto_bounds(cauchy + ways, cauchy, lower, upper)
+    moves = ends - x
+    inner = memory.times(moves)
+    curvature = memory.theta * jnp.sum(moves**2, axis=1) - jnp.sum(inner @ middle * inner, axis=1)
+    promised = moves @ grad + 0.5 * curvature
+    return jnp.where(promised[0] <= promised[1], ends[0], ends[1]), sound & solved
