@@ -20,8 +20,9 @@ def solve_positive(matrix: Array, rhs: Array) -> tuple[Array, Array]:
     The second is not positive, or NaN, where the matrix was not positive definite to rounding.
     """
     n = matrix.shape[0]
-    size = jnp.sqrt(jnp.abs(_diagonal(matrix)))
-    inverse = jnp.where(size > 0, 1 / jnp.where(size > 0, size, 1), 1)
+    # Equilibrated by powers of two, which round nothing.
+    _, exponent = jnp.frexp(lax.stop_gradient(_diagonal(matrix)))
+    inverse = jnp.ldexp(jnp.ones(n, matrix.dtype), -(exponent // 2))
     table = jnp.concatenate([matrix * inverse * inverse[:, None], rhs * inverse[:, None]], axis=1)
     rows = jnp.arange(n)
 

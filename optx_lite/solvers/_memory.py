@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
-from ..linalg import solve_positive
+from ..linalg import safe_divide, solve_positive
 
 
 class Memory(eqx.Module):
@@ -72,7 +72,7 @@ class Memory(eqx.Module):
             sy=cross(self.sy, by_changes[0], by_steps[1]),
             yy=cross(self.yy, by_changes[1], by_changes[1]),
             age=jnp.where(wanted & here, jnp.max(self.age) + 1, self.age),
-            theta=jnp.where(wanted, (change @ change) / (step @ change), self.theta),
+            theta=jnp.where(wanted, safe_divide(change @ change, step @ change), self.theta),
         )
 
     def forget(self, wanted: Array) -> Memory:

@@ -12,9 +12,11 @@ psi(t) <= 0 and phi'(t) >= 0 (the first stage) the interval is updated by psi, a
 Different from MINPACK-2's ``dcsrch``:
 
 - Where phi(t) - phi(0) is no more than the rounding of the two values, it says nothing, and a
-  search by values fails just before the minimum, in single precision at 1e-4 of it. There the
-  difference is taken from the slopes, t (phi'(0) + phi'(t)) / 2, right to third order, and (1.1)
-  becomes the approximate Wolfe condition of Hager & Zhang (SIAM J. Optim. 16, 2005).
+  search by values fails just before the minimum, in single precision at 1e-4 of it. If phi'(0)
+  promises no more for the step 1 than a hundred times that, the difference is taken from the
+  slopes, t (phi'(0) + phi'(t)) / 2, right to third order, and (1.1) becomes the approximate
+  Wolfe condition of Hager & Zhang (SIAM J. Optim. 16, 2005). If it promises more, the slope is
+  not believed: it may belong to a wrong gradient.
 - A value that is not finite cuts the step to a quarter of the way from the best one, and
   nothing beyond is tried again.
 """
@@ -106,10 +108,8 @@ def _above_the_noise(search: LineSearch, trial: Knot) -> Array:
     start = search.start
     size = jnp.maximum(jnp.abs(start.value), jnp.abs(trial.value))
     noise = NOISE * jnp.finfo(size.dtype).eps * size
+    lost = (jnp.abs(trial.value - start.value) <= noise) & (jnp.abs(start.slope) <= 100 * noise)
     by_slopes = start.value + 0.5 * trial.step * (start.slope + trial.slope)
-    lost = (jnp.abs(trial.value - start.value) <= noise) & (
-        jnp.abs(by_slopes - start.value) <= noise
-    )
     return jnp.where(lost, by_slopes, trial.value)
 
 

@@ -205,11 +205,11 @@ class LBFGSB(AbstractSolver[MinimizationProblem, State]):
         return jnp.where(settled & (optimality <= self.gtol), GTOL, status)
 
     def optimality(self, problem: MinimizationProblem, state: State) -> Array:
-        """max |P(x - g) - x|."""
-        moved = state.x - state.grad
+        """max |P(x - g) - x|, so written that a small g is not lost beside x."""
+        moved = -state.grad
         if problem.bounded:
-            moved = jnp.clip(moved, problem.lower, problem.upper)
-        return jnp.max(jnp.abs(moved - state.x))
+            moved = jnp.clip(moved, problem.lower - state.x, problem.upper - state.x)
+        return jnp.max(jnp.abs(moved))
 
     def most_steps(self, n: int) -> Any:
         """No run takes more."""
