@@ -145,7 +145,11 @@ def judge(
     done = (outlook.steepest <= eps ** (1 / 3)) | small
     stalled = jnp.where(stuck, jnp.where(done, codes.XTOL, codes.STALLED), codes.RUNNING)
     reached = _name(solver, problem, state, pending)
-    return jnp.where((pending > 0) & over, reached, stalled).astype(jnp.int32), pending
+    # The last phase came too early where f is still far from orthogonal to J: beside a huge
+    # variable without influence, for one, every step is short.
+    far = (outlook.left > MARGIN * loosest) & (outlook.steepest > eps ** (1 / 8)) & ~small
+    status = jnp.where((pending > 0) & over & ~far, reached, stalled).astype(jnp.int32)
+    return status, jnp.where(over & far, codes.RUNNING, pending)
 
 
 def _name(solver: Any, problem: LeastSquaresProblem, state: State, status: Array) -> Array:
@@ -154,7 +158,9 @@ def _name(solver: Any, problem: LeastSquaresProblem, state: State, status: Array
     And no success where a parameter which had an effect on f has none any more: the point is
     stationary because it is far out on a plateau.
     """
-    dead = safe_sqrt(state.model.columns) <= problem.precision * state.lengths
+    # Effects are compared with f, which may have fallen by as much; it began at the size of 1.
+    least = problem.precision * jnp.minimum(state.fnorm, 1)
+    dead = safe_sqrt(state.model.columns) <= least * state.lengths
     if problem.bounded:
         dead = dead & (state.x > problem.lower) & (state.x < problem.upper)
     plateau = jnp.any(dead & (state.lengths > 0)) & ~jnp.all(dead)
