@@ -54,7 +54,7 @@ class Outlook(eqx.Module):
     left: Array  # () the same for all the steps that are still to come, by their rate so far
     offset: Array  # () the relative offset (1), bounds included
     steepest: Array  # () largest cosine between f and a free column of J
-    scatter: Array  # () |J| |x|: f is known to eps of this
+    scatter: Array  # () |J| |x|, x here or one step before: f is known to eps of this
 
 
 def look_ahead(problem: LeastSquaresProblem, before: State, state: State) -> Outlook:
@@ -89,7 +89,8 @@ def look_ahead(problem: LeastSquaresProblem, before: State, state: State) -> Out
         steepest=jnp.maximum(
             jnp.max(safe_divide(slope, lengths * fnorm)), safe_divide(safe_sqrt(blocked), fnorm)
         ),
-        scatter=norm(lengths * x),
+        # The step that led here was rounded, too.
+        scatter=norm(lengths * jnp.maximum(jnp.abs(x), jnp.abs(before.x))),
     )
 
 
@@ -146,8 +147,9 @@ def judge(
     stalled = jnp.where(stuck, jnp.where(done, codes.XTOL, codes.STALLED), codes.RUNNING)
     reached = _name(solver, problem, state, pending)
     # The last phase came too early where f is still far from orthogonal to J: beside a huge
-    # variable without influence, for one, every step is short.
-    far = (outlook.left > MARGIN * loosest) & (outlook.steepest > eps ** (1 / 8)) & ~small
+    # variable without influence, for one, every step is short. On the way to x = 0 none is.
+    far = (outlook.left > MARGIN * loosest) & (outlook.size < 0.2)
+    far = far & (outlook.steepest > eps ** (1 / 8)) & ~small
     status = jnp.where((pending > 0) & over & ~far, reached, stalled).astype(jnp.int32)
     return status, jnp.where(over & far, codes.RUNNING, pending)
 

@@ -366,9 +366,10 @@ def _linearized(
 
 
 def _finer_unit(f: Array, cost: Array, unit: Array) -> Array:
-    """The unit, a new one where in the old the squares of f are near the smallest number."""
-    smallest = jnp.sqrt(jnp.finfo(cost.dtype).tiny)
-    return jnp.where(cost < smallest, _power_of_two(f), unit)
+    """The unit, a new one where it is the old, huge one that makes the squares of f vanish."""
+    info = jnp.finfo(cost.dtype)
+    vanishes = (unit > 1) & (cost < info.tiny / info.eps)
+    return jnp.where(vanishes, _power_of_two(f), unit)
 
 
 def evaluate_model(upper: Array, qtf: Array, step: Array) -> Array:
