@@ -3,6 +3,7 @@
 from ._build import least_squares_problem as least_squares_problem
 from ._implicit import ImplicitAdjoint as ImplicitAdjoint
 from ._implicit import UnrolledAdjoint as UnrolledAdjoint
+from ._inverse_hessian import LbfgsInvHessProduct as LbfgsInvHessProduct
 from ._least_squares import least_squares as least_squares
 from ._least_squares import run as run
 from ._problem import LeastSquaresProblem as LeastSquaresProblem

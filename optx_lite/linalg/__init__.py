@@ -3,6 +3,7 @@
 from ._norms import norm as norm
 from ._norms import safe_divide as safe_divide
 from ._norms import safe_sqrt as safe_sqrt
+from ._positive import solve_positive as solve_positive
 from ._symmetric import solve_symmetric as solve_symmetric
 from ._triangular import diagonal as diagonal
 from ._triangular import solve_transposed as solve_transposed

@@ -1,0 +1,155 @@
+r"""The limited memory of a quasi-Newton method, in compact form.
+
+R. H. Byrd, J. Nocedal, R. B. Schnabel, "Representations of quasi-Newton matrices and their use
+in limited memory methods", Math. Programming 63 (1994). The last m pairs of steps
+s_k = x_{k+1} - x_k and changes y_k = g_{k+1} - g_k, as the columns of S and Y, make
+
+    B = theta I - W M W^T,    W = [Y  theta S],    M^-1 = [ -D   L^T         ]      (3.5)
+                                                          [  L   theta S^T S ]
+
+D the diagonal of S^T Y and L the part of it below, theta = y.y / s.y of the newest pair.
+
+The pairs lie in slots that are used in turn. Nothing here asks for their order but L, "s later
+than y", and that is read from each slot's age; so a slot is never moved. Products with S and Y
+are the expensive part, and what they give is kept: S^T S, S^T Y and Y^T Y grow by a row and a
+column with each pair.
+"""
+
+from __future__ import annotations
+
+import equinox as eqx
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array
+
+from ..linalg import safe_divide, solve_positive
+
+
+class Memory(eqx.Module):
+    """The pairs, in slots, with their products."""
+
+    steps: Array  # (m, n): rows s_k
+    changes: Array  # (m, n): rows y_k
+    ss: Array  # (m, m): s_i . s_j
+    sy: Array  # (m, m): s_i . y_j
+    yy: Array  # (m, m): y_i . y_j
+    age: Array  # (m,) int: the later the larger, 0 for an empty slot
+    theta: Array  # ()
+
+    @staticmethod
+    def empty(m: int, n: int, dtype: jnp.dtype) -> Memory:
+        """No pairs."""
+        wide, square = jnp.zeros((m, n), dtype), jnp.zeros((m, m), dtype)
+        age = jnp.zeros(m, jnp.int32)
+        return Memory(wide, wide, square, square, square, age, jnp.ones((), dtype))
+
+    @property
+    def full(self) -> Array:
+        """Which slots are in use, (m,)."""
+        return self.age > 0
+
+    def remember(self, step: Array, change: Array, wanted: Array) -> Memory:
+        """With the pair in place of the oldest, where that is ``wanted``."""
+        slot = jnp.argmin(self.age)
+
+        def put(rows: Array, row: Array) -> Array:
+            old = lax.dynamic_index_in_dim(rows, slot, keepdims=False)
+            return lax.dynamic_update_index_in_dim(rows, jnp.where(wanted, row, old), slot, 0)
+
+        steps, changes = put(self.steps, step), put(self.changes, change)
+        both = jnp.stack([step, change])
+        by_steps, by_changes = both @ steps.T, both @ changes.T  # (2, m) each
+        here = jnp.arange(self.age.shape[0]) == slot
+
+        def cross(square: Array, row: Array, column: Array) -> Array:
+            new = jnp.where(here[:, None], row, jnp.where(here, column[:, None], square))
+            return jnp.where(wanted, new, square)
+
+        return Memory(
+            steps=steps,
+            changes=changes,
+            ss=cross(self.ss, by_steps[0], by_steps[0]),
+            sy=cross(self.sy, by_changes[0], by_steps[1]),
+            yy=cross(self.yy, by_changes[1], by_changes[1]),
+            age=jnp.where(wanted & here, jnp.max(self.age) + 1, self.age),
+            theta=jnp.where(wanted, safe_divide(change @ change, step @ change), self.theta),
+        )
+
+    def forget(self, wanted: Array) -> Memory:
+        """Without any pair, where that is ``wanted``; theta stays."""
+        return eqx.tree_at(lambda memory: memory.age, self, jnp.where(wanted, 0, self.age))
+
+    def in_order(self) -> tuple[Array, Array]:
+        """S and Y as rows, the oldest first; zeros, before all, for the empty slots."""
+        order = jnp.argsort(self.age)
+        used = self.full[order][:, None]
+        return jnp.where(used, self.steps[order], 0), jnp.where(used, self.changes[order], 0)
+
+    # -- B ---------------------------------------------------------------------------------
+
+    def times(self, v: Array) -> Array:
+        """W^T v, (2m,); of rows (k, n), (k, 2m)."""
+        used = self.full
+        by_changes = jnp.where(used, v @ self.changes.T, 0)
+        return jnp.concatenate(
+            [by_changes, jnp.where(used, self.theta * (v @ self.steps.T), 0)], -1
+        )
+
+    def back(self, p: Array) -> Array:
+        """W p, (n,)."""
+        by_changes, by_steps = jnp.split(jnp.where(jnp.tile(self.full, 2), p, 0), 2)
+        return by_changes @ self.changes + (self.theta * by_steps) @ self.steps
+
+    def middle(self) -> tuple[Array, Array]:
+        """M, (2m, 2m), and whether it is sound."""
+        d, lower, ss = self._parts(self.sy, self.ss)
+        by_d = lower / d  # L D^-1
+        m = d.shape[0]
+        eye = jnp.eye(m, dtype=d.dtype)
+        inverse, pivot = solve_positive(self.theta * ss + by_d @ lower.T, eye)
+        off = inverse @ by_d
+        corner = by_d.T @ off - eye / d
+        return jnp.block([[corner, off.T], [off, inverse]]), pivot > 0
+
+    def solve_free(self, r: Array, free: Array | None) -> tuple[Array, Array]:
+        """B_F^-1 r among the ``free`` variables F (None: all), r = 0 outside; and if it is sound.
+
+        By Sherman, Morrison and Woodbury, 1/theta r + 1/theta^2 W_F K^-1 W_F^T r with
+
+            K = [ -D - Y_F^T Y_F / theta   (L - S_F^T Y_F)^T ]
+                [  L - S_F^T Y_F            theta S_A^T S_A  ],   A the others.           (5.11)
+        """
+        d, lower, ss = self._parts(self.sy, self.ss)
+        used = self.full
+        both = used[:, None] & used
+        if free is None:
+            ss_a, sy_f, yy_f = jnp.zeros_like(ss), self.sy, self.yy
+        else:
+            steps, changes = jnp.where(free, self.steps, 0), jnp.where(free, self.changes, 0)
+            yy_f, sy_f = changes @ self.changes.T, steps @ self.changes.T
+            ss_a = self.ss - steps @ self.steps.T
+        eye = jnp.eye(d.shape[0], dtype=d.dtype)
+        a = jnp.where(both, yy_f, 0) / self.theta + eye * d
+        c = lower - jnp.where(both, sy_f, 0)
+        g = jnp.where(both, self.theta * ss_a, 0) + jnp.where(used, 0, eye)
+        w = self.times(r)
+        w_y, w_s = jnp.split(w, 2)
+        inner, first = solve_positive(a, jnp.concatenate([c.T, w_y[:, None]], axis=1))
+        rhs = w_s + c @ inner[:, -1]
+        q, second = solve_positive(g + c @ inner[:, :-1], rhs[:, None])
+        p = inner[:, :-1] @ q[:, 0] - inner[:, -1]
+        step = (r + self.back(jnp.concatenate([p, q[:, 0]])) / self.theta) / self.theta
+        step = step if free is None else jnp.where(free, step, 0)
+        return step, (first > 0) & (second > 0)
+
+    def _parts(self, sy: Array, ss: Array) -> tuple[Array, Array, Array]:
+        """D's diagonal, L and S^T S, with rows of the identity for empty slots."""
+        used = self.full
+        both = used[:, None] & used
+        eye = jnp.eye(used.shape[0], dtype=bool)
+        later = self.age[:, None] > self.age
+        d = jnp.where(used, jnp.sum(jnp.where(eye, sy, 0), axis=1), 1)
+        lower = jnp.where(both & later, sy, 0)
+        # 1 / theta, for it is theta S^T S that is used.
+        ss = jnp.where(both, ss, jnp.where(eye, 1 / self.theta, 0))
+        return d, lower, ss

@@ -1,0 +1,226 @@
+"""The parts of L-BFGS-B, each against its definition: memory, Cauchy point, line search."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.optimize as so
+from numpy.testing import assert_allclose
+from scipy.optimize._dcsrch import DCSRCH
+
+import optx_lite as ox
+from optx_lite.linalg import solve_positive
+from optx_lite.solvers._cauchy import FEW, cauchy_point
+from optx_lite.solvers._memory import Memory
+from optx_lite.solvers._more_thuente import advance, begin
+
+SLOTS = 4
+
+
+def pairs(n, count, seed=0):
+    """Steps and changes of a convex quadratic."""
+    rng = np.random.default_rng([n, count, seed])
+    a = rng.standard_normal((n, n))
+    hessian = a @ a.T / n + np.eye(n)
+    steps = rng.standard_normal((count, n))
+    return steps, steps @ hessian
+
+
+def memory_of(steps, changes):
+    memory = Memory.empty(SLOTS, steps.shape[1], steps.dtype)
+    remember = jax.jit(Memory.remember)
+    for s, y in zip(steps, changes, strict=True):
+        memory = remember(memory, s, y, True)
+    return memory
+
+
+def bfgs(steps, changes):
+    """B by the recursion of Broyden, Fletcher, Goldfarb and Shanno, from theta I."""
+    b = np.eye(steps.shape[1])
+    if len(steps):
+        b = b * (changes[-1] @ changes[-1]) / (steps[-1] @ changes[-1])
+    for s, y in list(zip(steps, changes, strict=True))[-SLOTS:]:
+        b = b - np.outer(b @ s, b @ s) / (s @ b @ s) + np.outer(y, y) / (s @ y)
+    return b
+
+
+# Not full, full, gone round once, twice and a half.
+COUNTS = [0, 1, 3, SLOTS, SLOTS + 1, 10]
+
+
+@pytest.mark.parametrize("count", COUNTS)
+def test_the_compact_form_is_the_recursion(count):
+    n = 7
+    steps, changes = pairs(n, count)
+    memory, b = memory_of(steps, changes), bfgs(steps, changes)
+    middle, sound = memory.middle()
+    assert sound
+    w = np.asarray(jax.vmap(memory.back)(np.eye(2 * SLOTS))).T
+    assert_allclose(float(memory.theta) * np.eye(n) - w @ middle @ w.T, b, atol=1e-13)
+    assert_allclose(memory.times(np.eye(n)), w, atol=1e-15)
+
+
+@pytest.mark.parametrize("count", COUNTS)
+@pytest.mark.parametrize("share", [None, 1.0, 0.6, 0.0])
+def test_the_inverse_among_the_free(count, share):
+    n = 7
+    rng = np.random.default_rng(count)
+    steps, changes = pairs(n, count)
+    memory, b = memory_of(steps, changes), bfgs(steps, changes)
+    free = None if share is None else rng.uniform(size=n) < share
+    r = rng.standard_normal(n) * (1 if free is None else free)
+    chosen = np.arange(n) if free is None else np.flatnonzero(free)
+    expected = np.zeros(n)
+    expected[chosen] = np.linalg.solve(b[np.ix_(chosen, chosen)], r[chosen])
+    step, sound = memory.solve_free(r, free)
+    assert sound
+    assert_allclose(step, expected, atol=1e-13)
+
+
+def test_what_is_not_wanted_is_not_remembered():
+    steps, changes = pairs(5, 3)
+    memory = memory_of(steps, changes)
+    same = memory.remember(steps[0] + 1, changes[0], jnp.array(False))
+    jax.tree.map(np.testing.assert_array_equal, memory, same)
+    assert not np.any(memory.forget(jnp.array(True)).full)
+
+
+def path_minimum(x, g, lower, upper, b):
+    """From breakpoint to breakpoint, as the paper goes, with B as a matrix."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        t = np.where(g < 0, (x - upper) / g, np.where(g > 0, (x - lower) / g, np.inf))
+    tau = 0.0
+    while True:
+        d = np.where(t > tau, -g, 0.0)
+        z = np.where(t <= tau, -np.where(np.isfinite(t), t, 0) * g, -tau * g)
+        slope, curvature = g @ d + d @ b @ z, d @ b @ d
+        following = np.min(t[t > tau], initial=np.inf)
+        if not d.any() or slope >= 0:
+            break
+        if tau - slope / curvature <= following:
+            tau -= slope / curvature
+            break
+        tau = following
+    return np.where(t <= tau, np.where(g < 0, upper, lower), x - tau * g), t > tau
+
+
+@pytest.mark.parametrize("n", [1, 5, FEW, FEW + 1, 150])
+@pytest.mark.parametrize("count", [0, 2, 6])
+def test_cauchy_point(n, count):
+    rng = np.random.default_rng([n, count])
+    steps, changes = pairs(n, count)
+    memory, b = memory_of(steps, changes), bfgs(steps, changes)
+    middle, _ = memory.middle()
+    find = jax.jit(cauchy_point)
+    for far in (0.3, 1.0, 100.0):  # all, some, or none of the bounds are met
+        x, g = rng.uniform(-1, 1, n), rng.standard_normal(n)
+        lower = np.where(rng.uniform(size=n) < 0.8, x - far * rng.exponential(size=n), -np.inf)
+        upper = np.where(rng.uniform(size=n) < 0.8, x + far * rng.exponential(size=n), np.inf)
+        lower[::5], upper[::7] = x[::5], x[::7]
+        expected, free = path_minimum(x, g, lower, upper, b)
+        point, ours = find(x, g, lower, upper, memory, middle)
+        assert_allclose(point, expected, atol=1e-12)
+        assert np.array_equal(ours, free)
+        assert np.all((point >= lower) & (point <= upper))
+
+
+def test_cauchy_point_with_equal_breakpoints():
+    # Half of the variables meet their bounds at one time, the other half at another.
+    n = 60
+    steps, changes = pairs(n, 3)
+    memory, b = memory_of(steps, changes), bfgs(steps, changes)
+    g = np.tile([1.0, 2.0], n // 2)
+    x, far = np.zeros(n), np.full(n, np.inf)
+    for room in (0.01, 0.3, 5.0):
+        expected, free = path_minimum(x, g, x - room, far, b)
+        point, ours = cauchy_point(x, g, x - room, far, memory, memory.middle()[0])
+        assert_allclose(point, expected, atol=1e-12)
+        assert np.array_equal(ours, free)
+
+
+# The functions of Moré and Thuente's section 5, and two more.
+CURVES = {
+    "rational": lambda t: -t / (t**2 + 2.0),
+    "quintic": lambda t: (t + 0.004) ** 5 - 2 * (t + 0.004) ** 4,
+    "oscillating": lambda t: 0.1 * t**2 - 2 * t + 0.3 * jnp.sin(5 * t),
+    "steep": lambda t: jnp.exp(3 * t) - 4 * t,
+    "quartic": lambda t: (t - 3.0) ** 4,
+}
+
+
+@pytest.mark.parametrize("first", [1e-3, 0.1, 1.0, 10.0, 1e3])
+@pytest.mark.parametrize("curve", CURVES)
+def test_line_search_is_minpacks(curve, first):
+    phi = jax.jit(jax.value_and_grad(CURVES[curve]))
+    tried = []
+
+    def value(t):
+        tried.append(float(t))
+        return float(phi(float(t))[0])
+
+    scipys = DCSRCH(value, lambda t: float(phi(float(t))[1]), 1e-3, 0.9, 0.1, 0.0, 1e10)
+    value0, slope0 = phi(0.0)
+    task = scipys(first, float(value0), float(slope0), maxiter=30)[3]
+    search = begin(value0, slope0, jnp.asarray(first), jnp.asarray(1e10))
+    step_on = jax.jit(advance)
+    for expected in tried:
+        if search.trials > 0 and search.step == search.best.step:
+            break  # DCSRCH would go back to its best step; here that is the end
+        assert_allclose(search.step, expected, rtol=1e-9)
+        done, search = step_on(search, *phi(search.step))
+    assert bool(done) == task.startswith(b"CONV") or search.step == search.best.step
+
+
+def test_line_search_comes_back_from_where_there_is_nothing():
+    phi = jax.value_and_grad(lambda t: -jnp.log(1 - t) - 3 * t)
+    search = begin(*phi(0.0), jnp.asarray(5.0), jnp.asarray(1e10))
+    done = False
+    while not done:
+        assert search.trials < 10
+        done, search = advance(search, *phi(search.step))
+        assert search.step < 5.0
+    assert_allclose(phi(search.best.step)[1], 0, atol=0.9 * 2)
+
+
+def test_line_search_below_the_rounding_of_the_value():
+    # Values differ by less than one unit in the last place of 1e8: the slopes decide.
+    value, unit = jnp.asarray(1e8), jnp.asarray(1.0)
+    search = begin(value, jnp.asarray(-2e-8), unit, 1e10 * unit)
+    assert advance(search, value, jnp.asarray(0.0))[0]
+    assert not advance(search, value, jnp.asarray(2e-8))[0]
+
+
+@pytest.mark.parametrize("n", [1, 5, 20])
+def test_solve_positive(n):
+    rng = np.random.default_rng(n)
+    a = rng.standard_normal((n, n))
+    scale = 10.0 ** rng.integers(-6, 7, n)
+    matrix = (a @ a.T + 0.1 * np.eye(n)) * scale * scale[:, None]
+    rhs = rng.standard_normal((n, 3)) * scale[:, None]
+    solution, pivot = solve_positive(matrix, rhs)
+    assert pivot > 0
+    expected = np.linalg.solve(a @ a.T + 0.1 * np.eye(n), rhs / scale[:, None]) / scale[:, None]
+    assert_allclose(solution * scale[:, None], expected * scale[:, None], rtol=1e-9, atol=1e-12)
+    assert not solve_positive(-matrix, rhs)[1] > 0
+
+
+@pytest.mark.parametrize("count", [1, 3, 12])
+def test_inverse_hessian_is_scipys(count):
+    steps, changes = pairs(6, count)
+    ours, theirs = ox.LbfgsInvHessProduct(steps, changes), so.LbfgsInvHessProduct(steps, changes)
+    assert ours.shape == theirs.shape
+    assert ours.n_corrs == theirs.n_corrs
+    assert_allclose(ours.rho, theirs.rho)
+    assert_allclose(ours.todense(), theirs.todense(), atol=1e-12)
+    x = np.arange(6.0)
+    assert_allclose(ours @ x, theirs @ x)
+    assert_allclose(ours.matvec(x[:, None]), theirs.matvec(x[:, None]))
+    assert_allclose(ours @ np.eye(6)[:, :2], theirs @ np.eye(6)[:, :2], atol=1e-12)
+    assert_allclose(ours @ changes[-1], steps[-1])
+
+
+def test_inverse_hessian_refuses():
+    with pytest.raises(ValueError, match="matching shape"):
+        ox.LbfgsInvHessProduct(np.ones((2, 3)), np.ones((3, 2)))
+    with pytest.raises(ValueError, match=r"shape \(3,\)"):
+        ox.LbfgsInvHessProduct(np.ones((2, 3)), np.ones((2, 3))).matvec(np.ones(2))
