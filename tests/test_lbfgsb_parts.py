@@ -214,7 +214,7 @@ def test_inverse_hessian_is_scipys(count):
     assert_allclose(ours.todense(), theirs.todense(), atol=1e-12)
     x = np.arange(6.0)
     assert_allclose(ours @ x, theirs @ x)
-    assert_allclose(ours.matvec(x[:, None]), theirs.matvec(x[:, None]))
+    assert_allclose(ours.matvec(x[:, None])[:, 0], theirs @ x)
     assert_allclose(ours @ np.eye(6)[:, :2], theirs @ np.eye(6)[:, :2], atol=1e-12)
     assert_allclose(ours @ changes[-1], steps[-1])
 
