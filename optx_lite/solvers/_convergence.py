@@ -160,7 +160,8 @@ def _name(solver: Any, problem: LeastSquaresProblem, state: State, status: Array
     And no success where a parameter which had an effect on f has none any more: the point is
     stationary because it is far out on a plateau.
     """
-    # Effects are compared with f, which may have fallen by as much; it began at the size of 1.
+    # Effects are compared with f, which may have fallen by as much as they; in its unit f was
+    # of the size of 1 when that was taken.
     least = problem.precision * jnp.minimum(state.fnorm, 1)
     dead = safe_sqrt(state.model.columns) <= least * state.lengths
     if problem.bounded:

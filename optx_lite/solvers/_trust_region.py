@@ -366,10 +366,9 @@ def _linearized(
 
 
 def _finer_unit(f: Array, cost: Array, unit: Array) -> Array:
-    """The unit, a new one where it is the old, huge one that makes the squares of f vanish."""
+    """The unit, a new one where f has fallen so far that its squares in the old one vanish."""
     info = jnp.finfo(cost.dtype)
-    vanishes = (unit > 1) & (cost < info.tiny / info.eps)
-    return jnp.where(vanishes, _power_of_two(f), unit)
+    return jnp.where(cost < info.tiny / info.eps, _power_of_two(f), unit)
 
 
 def evaluate_model(upper: Array, qtf: Array, step: Array) -> Array:
