@@ -17,9 +17,7 @@ WITH           := $(VENV)/.with
 
 # The workers of `make test` are the parallelism. OpenBLAS's own threads, which JAX's QR and
 # Cholesky call, wait for one another in a spin: on busy cores that is a hundred times slower.
-# Nearly all of the tests' time is compiling; without LLVM's optimisations it is half of it.
-IN_TESTS := OPENBLAS_NUM_THREADS=1 XLA_FLAGS="$(strip --xla_cpu_multi_thread_eigen=false \
-	--xla_backend_optimization_level=0 $(XLA_FLAGS))"
+ONE_THREAD := OPENBLAS_NUM_THREADS=1 XLA_FLAGS="$(strip --xla_cpu_multi_thread_eigen=false $(XLA_FLAGS))"
 
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
@@ -32,7 +30,7 @@ demo: $(WITH)-nothing-more ## fit certified problems, a robust one, and differen
 	$(BIN)/python -m benchmarks.demo $(ARGS)
 
 test: $(WITH)-test ## run the tests and the docstrings' examples (ARGS='-k trf' for some of them)
-	$(IN_TESTS) $(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
+	$(ONE_THREAD) $(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
 
 lint: $(WITH)-lint ## check style and types
 	$(BIN)/ruff check .

@@ -25,8 +25,8 @@ from .linalg import safe_divide
 class LbfgsInvHessProduct(eqx.Module):
     """Linear operator of the limited-memory inverse Hessian, with SciPy's names.
 
-    Different from SciPy 1.18, whose operator is wrong once the memory has been filled: the pairs
-    are those of the end of the run, in the order of their making.
+    The pairs count in the order of their making. (SciPy 1.18's L-BFGS-B hands its own operator
+    the pairs in the order of their slots, which is wrong once the memory has been filled.)
 
     Parameters
     ----------

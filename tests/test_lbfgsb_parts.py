@@ -142,7 +142,7 @@ def test_cauchy_point_with_equal_breakpoints():
 CURVES = {
     "rational": lambda t: -t / (t**2 + 2.0),
     "quintic": lambda t: (t + 0.004) ** 5 - 2 * (t + 0.004) ** 4,
-    "oscillating": lambda t: 1 - 2 * t + 0.3 * jnp.sin(5 * t),
+    "oscillating": lambda t: 0.1 * t**2 - 2 * t + 0.3 * jnp.sin(5 * t),
     "steep": lambda t: jnp.exp(3 * t) - 4 * t,
     "quartic": lambda t: (t - 3.0) ** 4,
 }
@@ -214,7 +214,7 @@ def test_inverse_hessian_is_scipys(count):
     assert_allclose(ours.todense(), theirs.todense(), atol=1e-12)
     x = np.arange(6.0)
     assert_allclose(ours @ x, theirs @ x)
-    assert_allclose(ours.matvec(x[:, None]), theirs.matvec(x[:, None]))
+    assert_allclose(ours.matvec(x[:, None])[:, 0], theirs @ x)
     assert_allclose(ours @ np.eye(6)[:, :2], theirs @ np.eye(6)[:, :2], atol=1e-12)
     assert_allclose(ours @ changes[-1], steps[-1])
 

@@ -110,8 +110,8 @@ def _among_all(
     ends = jnp.concatenate([t[1:], jnp.full(1, jnp.inf, t.dtype)])
     first = (jnp.zeros(1, t.dtype), t[:1], whole[0][None], jnp.zeros_like(p[:1]), whole[1][None])
     rest = (t, ends, p, c, dd)
-    stretches = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), first, rest)
-    return _lookup(*stretches, whole[1], memory.theta, middle)[0]
+    begins, ends, p, c, dd = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), first, rest)
+    return _lookup(begins, ends, p, c, dd, whole[1], memory.theta, middle)[0]
 
 
 def _lookup(

@@ -54,7 +54,7 @@ class Outlook(eqx.Module):
     left: Array  # () the same for all the steps that are still to come, by their rate so far
     offset: Array  # () the relative offset (1), bounds included
     steepest: Array  # () largest cosine between f and a free column of J
-    scatter: Array  # () |J| |x|: f is known to eps of this
+    scatter: Array  # () |J| |x|, x here or one step before: f is known to eps of this
 
 
 def look_ahead(problem: LeastSquaresProblem, before: State, state: State) -> Outlook:
@@ -89,7 +89,8 @@ def look_ahead(problem: LeastSquaresProblem, before: State, state: State) -> Out
         steepest=jnp.maximum(
             jnp.max(safe_divide(slope, lengths * fnorm)), safe_divide(safe_sqrt(blocked), fnorm)
         ),
-        scatter=norm(lengths * x),
+        # The step that led here was rounded, too.
+        scatter=norm(lengths * jnp.maximum(jnp.abs(x), jnp.abs(before.x))),
     )
 
 
@@ -145,7 +146,12 @@ def judge(
     done = (outlook.steepest <= eps ** (1 / 3)) | small
     stalled = jnp.where(stuck, jnp.where(done, codes.XTOL, codes.STALLED), codes.RUNNING)
     reached = _name(solver, problem, state, pending)
-    return jnp.where((pending > 0) & over, reached, stalled).astype(jnp.int32), pending
+    # The last phase came too early where f is still far from orthogonal to J: beside a huge
+    # variable without influence, for one, every step is short. On the way to x = 0 none is.
+    far = (outlook.left > MARGIN * loosest) & (outlook.size < 0.2)
+    far = far & (outlook.steepest > eps ** (1 / 8)) & ~small
+    status = jnp.where((pending > 0) & over & ~far, reached, stalled).astype(jnp.int32)
+    return status, jnp.where(over & far, codes.RUNNING, pending)
 
 
 def _name(solver: Any, problem: LeastSquaresProblem, state: State, status: Array) -> Array:
@@ -154,7 +160,10 @@ def _name(solver: Any, problem: LeastSquaresProblem, state: State, status: Array
     And no success where a parameter which had an effect on f has none any more: the point is
     stationary because it is far out on a plateau.
     """
-    dead = safe_sqrt(state.model.columns) <= problem.precision * state.lengths
+    # Effects are compared with f, which may have fallen by as much as they; in its unit f was
+    # of the size of 1 when that was taken.
+    least = problem.precision * jnp.minimum(state.fnorm, 1)
+    dead = safe_sqrt(state.model.columns) <= least * state.lengths
     if problem.bounded:
         dead = dead & (state.x > problem.lower) & (state.x < problem.upper)
     plateau = jnp.any(dead & (state.lengths > 0)) & ~jnp.all(dead)

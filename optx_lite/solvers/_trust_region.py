@@ -7,7 +7,8 @@ shape of the region, radius rule, what a trial is) stands in the file that carri
 
 Scale. Costs and models are in units of s^2, s the power of two next to max|f(x0)|. A residual
 of 1e200 is then a number like any other, and f and 1e8 f take the same path, bit for bit when
-the factor is a power of two.
+the factor is a power of two. Where f has become so small beside s that its square would vanish,
+s is chosen anew.
 
 The correction. A step p that fails in a curved valley has shown how curved it is: the residual
 that the linear model missed, r = f(x + p) - f - J p, is the second-order term along p. So
@@ -22,7 +23,7 @@ On NIST's 54 problems it halves the evaluations of lm.
 The fallback. No scaling wins everywhere: the columns of J on badly scaled parameters, 1 on
 functions whose columns change by orders of magnitude. Unless the user chose one, the machine
 goes over to the other after `PATIENCE` evaluations in which the trust region was in the way and
-the cost did not fall by a tenth.
+the cost did not fall by a tenth, and once more before it gives up.
 
 When it has arrived: see `_convergence`.
 """
@@ -141,20 +142,31 @@ class TrustRegionSolver(AbstractSolver[LeastSquaresProblem, State]):
         noise = problem.precision ** (2 / 3) * state.cost
         better = jnp.where(polishing, reduction >= -noise, self.acceptable(reduction, ratio))
         better = finite & (first | better)
+        finer = _finer_unit(f, cost, unit)
+        in_finer = problem.loss.cost(f, finer)
         model, accepted = lax.cond(
             better,
-            lambda: _linearized(problem, state, f, cost, unit, jacobian()),
+            lambda: _linearized(problem, state, f, in_finer, finer, jacobian()),
             lambda: (state.model, jnp.zeros((), bool)),
         )
         ratio = jnp.where(better & ~accepted, -1, ratio)
-        moved = self._moved(state, f, cost, unit, model, accepted)
+        moved = self._moved(state, f, cost, model, accepted)
+        moved = eqx.tree_at(
+            lambda s: (s.cost, s.unit),
+            moved,
+            (jnp.where(accepted, in_finer, state.cost), jnp.where(accepted, finer, unit)),
+        )
         outlook = look_ahead(problem, state, moved)
         radius = self._radius(problem, state, moved, cost, ratio, finite, accepted)
         moved = eqx.tree_at(lambda s: (s.radius, s.size), moved, (radius, outlook.size))
         status, pending = judge(self, problem, state, moved, outlook, accepted, ratio)
         status = jnp.where(first & ~accepted, codes.NONFINITE, status).astype(jnp.int32)
+        if self.falls_back:
+            moved, status = self._last_resort(problem, moved, status)
 
-        damping = jnp.where(first, 0, state.trial.damping * safe_divide(state.radius, radius))
+        shrunk = safe_divide(state.radius, moved.radius)
+        anew = moved.switched != state.switched
+        damping = jnp.where(first | anew, 0, state.trial.damping * shrunk)
         damping = jnp.where(jnp.isfinite(damping), damping, 0)
         failed = finite & ~better & ~polishing & ~state.trial.corrected
         correction = self._correction(problem, state, f, failed)
@@ -165,10 +177,8 @@ class TrustRegionSolver(AbstractSolver[LeastSquaresProblem, State]):
             lambda s: (s.trial, s.pending, s.status), moved, (trial, pending, status)
         )
 
-    def _moved(
-        self, state: State, f: Array, cost: Array, unit: Array, model: Model, accepted: Array
-    ) -> State:
-        """The state at the trial if it was accepted; radius and what follows are still old."""
+    def _moved(self, state: State, f: Array, cost: Array, model: Model, accepted: Array) -> State:
+        """The state at the trial if it was accepted; cost, unit and radius are still old."""
         trial = state.trial
         lengths = jnp.maximum(jnp.sqrt(model.columns), state.lengths)
         out_of_the_way = accepted & (~trial.limited | (cost < 0.9 * state.cost))
@@ -176,15 +186,15 @@ class TrustRegionSolver(AbstractSolver[LeastSquaresProblem, State]):
         switched, scale = state.switched, state.scale
         if self.from_jacobian:
             scale = _inverse(lengths)
-        elif self.x_scale is None:
+        elif self.falls_back:
             switched = switched ^ (accepted & (slow >= self.PATIENCE))
             slow = jnp.where(switched == state.switched, slow, 0)
-            scale = jnp.where(switched == self.JACOBIAN_FIRST, 1, _inverse(lengths))
+            scale = self._scale(switched, lengths)
         return State(
             x=jnp.where(accepted, trial.x, state.x),
             f=jnp.where(accepted, f, state.f),
-            cost=jnp.where(accepted, cost, state.cost),
-            unit=unit,
+            cost=state.cost,
+            unit=state.unit,
             model=model,
             lengths=lengths,
             scale=scale,
@@ -198,6 +208,32 @@ class TrustRegionSolver(AbstractSolver[LeastSquaresProblem, State]):
             nit=state.nit + (accepted & (state.nfev > 0)).astype(jnp.int32),
             status=state.status,
         )
+
+    @property
+    def falls_back(self) -> bool:
+        """Whether the scaling is the machine's to choose."""
+        return self.x_scale is None and not self.from_jacobian
+
+    def _scale(self, switched: Array, lengths: Array) -> Array:
+        return jnp.where(switched == self.JACOBIAN_FIRST, 1, _inverse(lengths))
+
+    def _last_resort(
+        self, problem: LeastSquaresProblem, state: State, status: Array
+    ) -> tuple[State, Array]:
+        """With the other scaling, not yet tried, where the machine would have stalled."""
+        tried = (status == codes.STALLED) & ~state.switched
+        anew = eqx.tree_at(
+            lambda s: (s.switched, s.slow, s.scale),
+            state,
+            (
+                state.switched | tried,
+                jnp.where(tried, 0, state.slow),
+                jnp.where(tried, self._scale(~state.switched, state.lengths), state.scale),
+            ),
+        )
+        radius = jnp.where(tried, self.first_radius(problem, anew), state.radius)
+        anew = eqx.tree_at(lambda s: s.radius, anew, radius)
+        return anew, jnp.where(tried, codes.RUNNING, status).astype(jnp.int32)
 
     def _radius(
         self,
@@ -217,7 +253,7 @@ class TrustRegionSolver(AbstractSolver[LeastSquaresProblem, State]):
         corrected = jnp.where(accepted, vindicated, before.radius)
         radius = jnp.where(trial.corrected, corrected, usual)
         radius = jnp.where(before.pending > 0, before.radius, radius)
-        if self.x_scale is None and not self.from_jacobian:
+        if self.falls_back:
             anew = state.switched != before.switched
             radius = jnp.where(anew, 2 * norm((state.x - before.x) / state.scale), radius)
         return jnp.where(before.nfev == 0, self.first_radius(problem, state), radius)
@@ -271,11 +307,12 @@ class TrustRegionSolver(AbstractSolver[LeastSquaresProblem, State]):
     ) -> tuple[Report, Array]:
         """What a callback is told after a step, and whether the step moved x."""
         first = before.nfev == 0
+        cost = problem.loss.cost(after.f)
         told = Report(
             x=after.x,
             fun=after.f,
-            value=problem.loss.cost(after.f),
-            reduction=jnp.where(first, 0, (before.cost - after.cost) * after.unit**2),
+            value=cost,
+            reduction=jnp.where(first, 0, problem.loss.cost(before.f) - cost),
             step_norm=norm(after.x - before.x),
             optimality=self.optimality(problem, after),
             nit=after.nit,
@@ -330,6 +367,12 @@ def _linearized(
     finite = jnp.isfinite(jnp.sum(model.columns) + jnp.sum(qtf) + jnp.sum(model.grad))
     sound = finite & ~on_plateau
     return jax.tree.map(lambda new, old: jnp.where(sound, new, old), model, old), sound
+
+
+def _finer_unit(f: Array, cost: Array, unit: Array) -> Array:
+    """The unit, a new one where f has fallen so far that its squares in the old one vanish."""
+    info = jnp.finfo(cost.dtype)
+    return jnp.where(cost < info.tiny / info.eps, _power_of_two(f), unit)
 
 
 def evaluate_model(upper: Array, qtf: Array, step: Array) -> Array:
