@@ -68,9 +68,12 @@ def drive(
     """
 
     def body(state: Any) -> Any:
-        after = solver.step(problem, state)
         if watch is None:
-            return after
+            return solver.step(problem, state)
+        if loop is lax.while_loop:
+            after = _step_as_one(solver, problem, state)
+        else:  # which is to be differentiated
+            after = solver.step(problem, state)
         report, moved = solver.report(problem, state, after)
         status = watch.step(report, solver.running(problem, state), moved, after.status)
         return eqx.tree_at(lambda s: s.status, after, status)
@@ -82,6 +85,13 @@ def drive(
     if watch is not None:
         watch.end(result)
     return result
+
+
+def _step_as_one(solver: AbstractSolver, problem: Any, state: Any) -> Any:
+    """A step in a loop of its own, which XLA rounds as in a loop that nobody listens to."""
+    fresh = jnp.ones((), bool)
+    turn = lambda carry: (jnp.zeros_like(fresh), solver.step(problem, carry[1]))
+    return lax.while_loop(lambda carry: carry[0], turn, (fresh, state))[1]
 
 
 _traced_once = jax.jit(drive, inline=True)

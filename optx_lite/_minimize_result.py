@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from ._result import CALLBACK_STOP, RUNNING, AbstractResult
 
 # Why a machine ended; `status` tells less.
@@ -16,8 +18,10 @@ MESSAGES = {
     RUNNING: "STOP: TOTAL NO. OF F,G EVALUATIONS EXCEEDS LIMIT",
     MAXFUN: "STOP: TOTAL NO. OF F,G EVALUATIONS EXCEEDS LIMIT",
     MAXITER: "STOP: TOTAL NO. OF ITERATIONS REACHED LIMIT",
-    FAILED: "ABNORMAL: the line search found no lower value along a descent direction: the "
-    "gradient may be wrong (see `check_derivative`), or `fun` noisy or not smooth here.",
+    FAILED: "ABNORMAL: the line search found no lower value along a descent direction. Per unit "
+    "of length along it the gradient promises {0:.6g}, `fun` itself changes by {1:.6g}. If the two "
+    "differ, the gradient is wrong (see `check_derivative`) or `fun` not smooth here; if not, "
+    "`fun` has more noise than rounding.",
     NONFINITE: "ABNORMAL: `fun` or its gradient is not finite at `x0`.",
     CALLBACK_STOP: "STOP: CALLBACK REQUESTED HALT",
 }
@@ -49,6 +53,9 @@ class MinimizeResult(AbstractResult):
         Why it ended, in more detail than ``status``; ``message`` says it in words.
     status : int
         0 converged, 1 limit of evaluations or iterations, 2 abnormal, 99 stopped by the callback.
+    slopes : array, shape (2,)
+        Where the line search failed: the slope of ``fun`` along its direction, as the gradient
+        and as the difference of two values have it.
     """
 
     MESSAGES = MESSAGES
@@ -65,6 +72,7 @@ class MinimizeResult(AbstractResult):
     hess_inv: Any
     task: Any
     status: Any
+    slopes: Any
 
     @property
     def success(self) -> Any:
@@ -75,3 +83,6 @@ class MinimizeResult(AbstractResult):
     def code(self) -> Any:
         """The task."""
         return self.task
+
+    def _text(self, code: int, lane: tuple[int, ...]) -> str:
+        return self.MESSAGES[code].format(*np.asarray(self.slopes)[lane])

@@ -80,9 +80,14 @@ class AbstractResult(eqx.Module):
                 "look at `status` there, and ask for the message outside."
             )
         codes = np.asarray(self.code)
-        if codes.ndim == 0:
-            return self.MESSAGES[int(codes)]
-        return np.vectorize(lambda code: self.MESSAGES[int(code)], otypes=[object])(codes)
+        texts = np.empty(codes.shape, object)
+        for lane in np.ndindex(codes.shape):
+            texts[lane] = self._text(int(codes[lane]), lane)
+        return texts[()]
+
+    def _text(self, code: int, lane: tuple[int, ...]) -> str:
+        """The message of one lane of a batch; of a single result, of lane ()."""
+        return self.MESSAGES[code]
 
     def keys(self) -> list[str]:
         """Names of the fields, as ``OptimizeResult.keys``."""

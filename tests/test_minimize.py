@@ -73,9 +73,9 @@ def test_the_path_is_scipys(n):
 
 
 def test_every_trial_is_feasible():
-    lower, upper = np.full(6, -1.5), np.array([0.5, 0.7, INF, 0.7, 0.5, 0.3])
+    lower, upper = np.full(6, -1.5), np.array([0.5, 0.7, INF, 0.7, 0.9, 0.8])
     problem, x = ox.minimization_problem(
-        rosenbrock, start(6), bounds=list(zip(lower, upper, strict=True))
+        rosenbrock, np.zeros(6), bounds=list(zip(lower, upper, strict=True))
     )
     solver = ox.LBFGSB()
     step = jax.jit(solver.step)
@@ -83,7 +83,7 @@ def test_every_trial_is_feasible():
     while solver.running(problem, state):
         assert np.all((state.trial >= lower) & (state.trial <= upper))
         state = step(problem, state)
-    expected = scipys(rosenbrock, start(6), bounds=so.Bounds(lower, upper), options=TIGHT).x
+    expected = scipys(rosenbrock, np.zeros(6), bounds=so.Bounds(lower, upper), options=TIGHT).x
     assert_array_equal(state.x == lower, np.abs(expected - lower) < 1e-9)
     assert_array_equal(state.x == upper, np.abs(expected - upper) < 1e-9)
 
@@ -224,6 +224,10 @@ def test_a_wrong_gradient_is_told():
     res = ox.minimize(rosenbrock, start(3), jac=lambda x: -jax.grad(rosenbrock)(x))
     assert res.status == 2
     assert "check_derivative" in res.message
+    along = -jax.grad(rosenbrock)(res.x)
+    along = np.linalg.norm(along)  # the last direction is the gradient that was given
+    assert_allclose(res.slopes, [-along, along], rtol=1e-3)
+    assert f"{float(res.slopes[0]):.6g}, `fun` itself" in res.message
 
 
 def test_what_is_refused():

@@ -28,6 +28,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array
 
 from ..linalg import safe_divide, safe_sqrt
@@ -103,11 +104,22 @@ def _choose(condition: Array, yes: Any, no: Any) -> Any:
     return jax.tree.map(lambda a, b: jnp.where(condition, a, b), yes, no)
 
 
+def believable(search: LineSearch, value: Array) -> Array:
+    """Whether ``value`` is a gain over the start that the slope there does not belie."""
+    noise = _noise(search.start, value)
+    return (value < search.start.value - noise) | (jnp.abs(search.start.slope) <= 100 * noise)
+
+
+def _noise(start: Knot, value: Array) -> Array:
+    """The rounding of the difference of two values."""
+    size = jnp.maximum(jnp.abs(start.value), jnp.abs(value))
+    return NOISE * jnp.finfo(size.dtype).eps * size
+
+
 def _above_the_noise(search: LineSearch, trial: Knot) -> Array:
     """The trial's value, from the slopes where the values' difference is only rounding."""
     start = search.start
-    size = jnp.maximum(jnp.abs(start.value), jnp.abs(trial.value))
-    noise = NOISE * jnp.finfo(size.dtype).eps * size
+    noise = _noise(start, trial.value)
     lost = (jnp.abs(trial.value - start.value) <= noise) & (jnp.abs(start.slope) <= 100 * noise)
     by_slopes = start.value + 0.5 * trial.step * (start.slope + trial.slope)
     return jnp.where(lost, by_slopes, trial.value)
@@ -124,7 +136,7 @@ def _shorten(search: LineSearch) -> LineSearch:
 def _narrow(search: LineSearch, trial: Knot, tilt: Array) -> LineSearch:
     """Update the interval by phi(t) - ``tilt`` t, and choose the next step in it."""
     best, other = search.best.tilted(tilt), search.other.tilted(tilt)
-    step = _interpolate(best, other, trial.tilted(tilt), search)
+    step = lax.optimization_barrier(_interpolate(best, other, trial.tilted(tilt), search))
     worse = trial.tilted(tilt).value > best.value
     turned = ~worse & ((trial.slope - tilt) * best.slope < 0)
     closed = search.closed | worse | turned
@@ -163,61 +175,52 @@ def _interpolate(best: Knot, other: Knot, trial: Knot, search: LineSearch) -> Ar
     flatter = jnp.abs(trial.slope) < jnp.abs(best.slope)
     ahead = trial.step > best.step
 
+    # The minimum of the cubic through two knots, for three pairs at once.
+    seen_from, through = _stack(best, trial, trial), _stack(trial, best, other)
+    cubic, ratio = lax.optimization_barrier(_cubic(seen_from, through))
+    from_best, from_trial, to_other = cubic
+
     # Case 1, a higher value: between the cubic's minimum and the quadratic's, nearer to best.
-    cubic = _cubic(best, trial)
-    chord = safe_divide(best.value - trial.value, trial.step - best.step)
-    quadratic = best.step + 0.5 * safe_divide(best.slope, chord + best.slope) * (
-        trial.step - best.step
-    )
-    near = jnp.abs(cubic - best.step) <= jnp.abs(quadratic - best.step)
-    between = jnp.where(near, cubic, cubic + 0.5 * (quadratic - cubic))
+    gap = trial.step - best.step
+    chord = safe_divide(best.value - trial.value, gap)
+    quadratic = best.step + 0.5 * safe_divide(best.slope, chord + best.slope) * gap
+    near = jnp.abs(from_best - best.step) <= jnp.abs(quadratic - best.step)
+    between = jnp.where(near, from_best, from_best + 0.5 * (quadratic - from_best))
 
     # Case 2, a slope of the other sign: the cubic's or the secant's, whichever goes farther.
-    cubic = _cubic(trial, best)
-    secant = trial.step + safe_divide(trial.slope, trial.slope - best.slope) * (
-        best.step - trial.step
-    )
-    farther = jnp.abs(cubic - trial.step) > jnp.abs(secant - trial.step)
-    across = jnp.where(farther, cubic, secant)
+    secant = trial.step - safe_divide(trial.slope, trial.slope - best.slope) * gap
+    farther = jnp.abs(from_trial - trial.step) > jnp.abs(secant - trial.step)
+    across = jnp.where(farther, from_trial, secant)
 
     # Case 3, a flatter slope of the same sign: the cubic's minimum if it lies beyond the trial.
     # Closed: the nearer of the two, and no more than 0.66 of the way to the other end.
-    beyond = _cubic_beyond(best, trial, jnp.where(ahead, search.high, search.low))
-    nearer = jnp.where(jnp.abs(beyond - trial.step) < jnp.abs(secant - trial.step), beyond, secant)
+    limit = jnp.where(ahead, search.high, search.low)
+    beyond = jnp.where(ratio[1] < 0, from_trial, limit)
+    further = jnp.abs(beyond - trial.step) > jnp.abs(secant - trial.step)
     most = trial.step + 0.66 * (other.step - trial.step)
+    nearer = jnp.where(further, secant, beyond)
     nearer = jnp.where(ahead, jnp.minimum(most, nearer), jnp.maximum(most, nearer))
-    farthest = jnp.where(
-        jnp.abs(beyond - trial.step) > jnp.abs(secant - trial.step), beyond, secant
-    )
-    onward = jnp.where(search.closed, nearer, jnp.clip(farthest, search.low, search.high))
+    farthest = jnp.clip(jnp.where(further, beyond, secant), search.low, search.high)
+    onward = jnp.where(search.closed, nearer, farthest)
 
     # Case 4, a steeper slope of the same sign: the cubic through the other end, or to the limit.
-    limit = jnp.where(ahead, search.high, search.low)
-    steeper = jnp.where(search.closed, _cubic(trial, other), limit)
+    steeper = jnp.where(search.closed, to_other, limit)
     return jnp.select([worse, turned, flatter], [between, across, onward], steeper)
 
 
-def _cubic(a: Knot, b: Knot) -> Array:
-    """Minimum of the cubic through two knots with slopes, seen from a."""
-    theta, gamma = _cubic_terms(a, b)
-    gamma = jnp.where(b.step < a.step, -gamma, gamma)
-    p = (gamma - a.slope) + theta
-    q = ((gamma - a.slope) + gamma) + b.slope
-    return a.step + safe_divide(p, q) * (b.step - a.step)
+def _stack(*knots: Knot) -> Knot:
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *knots)
 
 
-def _cubic_beyond(best: Knot, trial: Knot, limit: Array) -> Array:
-    """The same seen from the trial, if it lies on the far side of it from best; else limit."""
-    theta, gamma = _cubic_terms(best, trial)
-    gamma = jnp.where(trial.step > best.step, -gamma, gamma)
-    p = (gamma - trial.slope) + theta
-    q = (gamma + (best.slope - trial.slope)) + gamma
-    r = safe_divide(p, q)
-    return jnp.where((r < 0) & (gamma != 0), trial.step + r * (best.step - trial.step), limit)
+def _cubic(a: Knot, b: Knot) -> tuple[Array, Array]:
+    """Minimum of the cubic through knots a and b, and where it lies: 0 at a, 1 at b.
 
-
-def _cubic_terms(a: Knot, b: Knot) -> tuple[Array, Array]:
-    theta = 3 * safe_divide(a.value - b.value, b.step - a.step) + a.slope + b.slope
+    The second is 0 where the cubic has none.
+    """
+    ahead = b.step - a.step
+    theta = 3 * safe_divide(a.value - b.value, ahead) + a.slope + b.slope
     s = jnp.maximum(jnp.maximum(jnp.abs(theta), jnp.abs(a.slope)), jnp.abs(b.slope))
     square = safe_divide(theta, s) ** 2 - safe_divide(a.slope, s) * safe_divide(b.slope, s)
-    return theta, s * safe_sqrt(jnp.maximum(square, 0))
+    gamma = s * safe_sqrt(jnp.maximum(square, 0)) * jnp.sign(ahead)
+    ratio = safe_divide(gamma - a.slope + theta, gamma - a.slope + gamma + b.slope)
+    return a.step + ratio * ahead, jnp.where(gamma != 0, ratio, 0)

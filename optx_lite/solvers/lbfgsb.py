@@ -21,7 +21,9 @@ Different from the original code:
 - Where the projected point of 2 is worse for the quadratic than the shortened one, that is taken.
 - The first step has length 1 at most, in a box too, so a factor on f does not change the path.
 - The end is told by what the quadratic still promises, q = -g.d / 2, relative to f: `_judge`.
-- Before it gives up, a search that failed is repeated without memory, as there.
+- A search that gains no more than the rounding of f, where its slope promises a hundred times
+  that, has failed. It is repeated without memory, as there; if that fails, too, one evaluation a
+  short way along d compares the function with its gradient, and the result tells both.
 """
 
 from __future__ import annotations
@@ -50,13 +52,14 @@ from .._minimize_result import (
 )  # fmt: skip
 from .._monitor import Report
 from .._problem import MinimizationProblem
-from ..linalg import norm
+from ..linalg import norm, safe_divide
 from ._base import AbstractSolver
 from ._cauchy import breakpoints, cauchy_point
 from ._memory import Memory
-from ._more_thuente import LineSearch, advance, begin
+from ._more_thuente import LineSearch, advance, begin, believable
 
 LONGEST = 1e10  # times d, where no bound limits a step
+SHORT = 10.0  # times the root of epsilon and |x|: the step on which a gradient is checked
 
 
 class State(eqx.Module):
@@ -75,6 +78,8 @@ class State(eqx.Module):
     nit: Array  # () iterations that are done
     status: Array  # () 0 while it runs
     value0: Array  # () f at x0
+    checking: Array  # () bool: the trial is there to check the gradient
+    slopes: Array  # (2,) along d, by the gradient and by the function: found by that check
 
 
 class LBFGSB(AbstractSolver[MinimizationProblem, State]):
@@ -97,7 +102,7 @@ class LBFGSB(AbstractSolver[MinimizationProblem, State]):
             x=x0, value=zero + jnp.inf, grad=zeros, base=x0, base_grad=zeros, direction=zeros,
             trial=x0, search=begin(zero, zero, zero, zero),
             memory=Memory.empty(self.maxcor, n, dtype), nfev=none, nit=none, status=none,
-            value0=zero,
+            value0=zero, checking=jnp.zeros((), bool), slopes=jnp.zeros(2, dtype),
         )  # fmt: skip
 
     def running(self, problem: MinimizationProblem, state: State) -> Array:
@@ -110,9 +115,14 @@ class LBFGSB(AbstractSolver[MinimizationProblem, State]):
         first = state.nfev == 0
         done, search = advance(state.search, value, grad @ state.direction)
         finite = jnp.isfinite(value) & jnp.all(jnp.isfinite(grad))
-        taken = finite & (first | done | (value < state.value))
+        taken = finite & (first | (done & ~state.checking) | (value < state.value))
         tired = (search.trials >= self.maxls) | (search.step == search.best.step)
-        accepted = ~first & finite & (done | (tired & (search.best.step > 0)))
+        ended = first | done | tired
+        gained = believable(state.search, jnp.where(taken, value, state.value))
+        accepted = ended & ~first & gained & finite & (done | (search.best.step > 0))
+        status = jnp.where(first & ~finite, NONFINITE, state.status)
+        status = jnp.where(state.checking, FAILED, status)
+        observed = safe_divide(value - search.start.value, state.search.step)
         state = State(
             x=jnp.where(taken, state.trial, state.x),
             value=jnp.where(taken, value, state.value),
@@ -125,11 +135,13 @@ class LBFGSB(AbstractSolver[MinimizationProblem, State]):
             memory=state.memory,
             nfev=state.nfev + 1,
             nit=state.nit + accepted.astype(jnp.int32),
-            status=jnp.where(first & ~finite, NONFINITE, state.status),
+            status=status,
             value0=jnp.where(first, value, state.value0),
+            checking=state.checking,
+            slopes=jnp.stack([search.start.slope, observed]) / norm(state.direction),
         )
         return lax.cond(
-            first | accepted | tired,
+            ended,
             lambda: self._iterate(problem, state, first, accepted),
             lambda: self._search_on(problem, state),
         )
@@ -156,10 +168,11 @@ class LBFGSB(AbstractSolver[MinimizationProblem, State]):
         slope = grad @ direction
         before = jnp.where(accepted, state.search.start.value, jnp.inf)
         status = self._judge(state, before, slope, self.optimality(problem, state))
-        status = jnp.where(hopeless & (status == RUNNING), FAILED, status)
         if problem.bounded:
             status = jnp.where(jnp.all(problem.lower == problem.upper), ALL_FIXED, status)
         status = jnp.where(state.status == RUNNING, status, state.status).astype(jnp.int32)
+        short = SHORT * jnp.sqrt(jnp.finfo(x.dtype).eps) * safe_divide(norm(x), norm(direction))
+        step = jnp.where(hopeless, jnp.minimum(jnp.where(short > 0, short, 1), 1), 1)
         return State(
             x=x,
             value=state.value,
@@ -167,13 +180,15 @@ class LBFGSB(AbstractSolver[MinimizationProblem, State]):
             base=x,
             base_grad=grad,
             direction=direction,
-            trial=target,
-            search=begin(state.value, slope, jnp.ones_like(state.value), longest),
+            trial=jnp.where(step < 1, _feasible(problem, x + step * direction, x), target),
+            search=begin(state.value, slope, step, longest),
             memory=memory,
             nfev=state.nfev,
             nit=state.nit,
             status=status,
             value0=state.value0,
+            checking=hopeless,
+            slopes=state.slopes,
         )
 
     def _remember(
@@ -194,10 +209,12 @@ class LBFGSB(AbstractSolver[MinimizationProblem, State]):
 
         The tests of the original, on the last reduction of f and on the projected gradient, are
         met far from a minimum where f is flat, or small. Both count only when the quadratic
-        promises no more than ftol |f| either, or than the rounding of all that f has fallen by.
+        promises no more than ftol |f| either. An f that falls to 0 counts as no smaller than
+        the root of epsilon of all that it has fallen by.
         """
         eps = jnp.finfo(slope.dtype).eps
-        least = jnp.maximum(self.ftol * jnp.abs(state.value), eps * (state.value0 - state.value))
+        fallen = state.value0 - state.value
+        least = jnp.maximum(self.ftol, eps) * jnp.maximum(jnp.abs(state.value), eps**0.5 * fallen)
         settled = -0.5 * slope <= least
         small = before - state.value <= least
         status = jnp.where(state.nit >= self.maxiter, MAXITER, RUNNING)
@@ -232,6 +249,7 @@ class LBFGSB(AbstractSolver[MinimizationProblem, State]):
             hess_inv=LbfgsInvHessProduct(*state.memory.in_order()),
             task=task,
             status=status,
+            slopes=state.slopes,
         )
 
     def report(
