@@ -13,6 +13,7 @@ from ._problem import LeastSquaresProblem as LeastSquaresProblem
 from ._problem import MinimizationProblem as MinimizationProblem
 from ._result import Result as Result
 from ._run import run as run
+from ._transformation import lbfgsb as lbfgsb
 from .derivatives import approx_derivative as approx_derivative
 from .derivatives import check_derivative as check_derivative
 from .solvers import LBFGSB as LBFGSB

@@ -7,6 +7,8 @@ positive where it does not, which frees it.
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
@@ -41,6 +43,13 @@ def step_to_bound(
     t = jnp.where(ahead, jnp.where(ahead, room, 1) / jnp.where(ahead, step, 1), jnp.inf)
     smallest = jnp.min(t)
     return smallest, ahead & (t == smallest)
+
+
+def projected_descent(problem: Any, x: Float[Array, " n"], grad: Float[Array, " n"]) -> Array:
+    """P(x - g) - x, P the projection onto the box, so that a small g is not lost beside x."""
+    if not problem.bounded:
+        return -grad
+    return jnp.clip(-grad, problem.lower - x, problem.upper - x)
 
 
 def coleman_li(

@@ -18,7 +18,8 @@ Where the solve did not converge there is no derivative: it is NaN, unless asked
 
 (2) is solved by `lax.custom_linear_solve`, so the rule is a forward one which can be
 transposed: jvp, vjp, jacfwd, jacrev, hessian and vmap of each work. Its cost is n
-Hessian-vector products and one factorisation.
+Hessian-vector products and one factorisation; above `DENSE` variables no matrix is formed, and
+conjugate gradients take as many products as they need.
 
 `UnrolledAdjoint` differentiates the iterations instead: for meta-learning, where the inner
 solve is stopped early on purpose and its answer is a function of x0 too.
@@ -41,7 +42,9 @@ from ._bounds import coleman_li
 from ._lanes import in_chunks
 from ._loop import Checkpointed, FixedSteps, drive, drive_as_one
 from ._result import AbstractResult
-from .linalg import safe_sqrt, solve_symmetric
+from .linalg import safe_sqrt, solve_by_products, solve_symmetric
+
+DENSE = 200  # variables: up to here the Hessian is written out
 
 
 class AbstractAdjoint(eqx.Module):
@@ -157,12 +160,20 @@ def _tangents(
     def hessian_times(p: Array) -> Array:
         return jax.jvp(problem.gradient, (x,), (p,))[1]
 
-    hessian = jax.vmap(hessian_times)(jnp.eye(x.shape[0], dtype=x.dtype))
-    matrix = root[:, None] * hessian * root[None, :] + jnp.diag(weight)
-    rhs = -root * (d_grad + hessian @ d_bound)
-    y = lax.custom_linear_solve(
-        lambda y: matrix @ y, rhs, lambda _, b: solve_symmetric(matrix, b), symmetric=True
-    )
+    if x.shape[0] <= DENSE:
+        hessian = jax.vmap(hessian_times)(jnp.eye(x.shape[0], dtype=x.dtype))
+        matrix = root[:, None] * hessian * root[None, :] + jnp.diag(weight)
+        rhs = -root * (d_grad + hessian @ d_bound)
+        y = lax.custom_linear_solve(
+            lambda y: matrix @ y, rhs, lambda _, b: solve_symmetric(matrix, b), symmetric=True
+        )
+    else:
+        y = lax.custom_linear_solve(
+            lambda y: root * hessian_times(root * y) + weight * y,
+            -root * (d_grad + hessian_times(d_bound)),
+            solve_by_products,
+            symmetric=True,
+        )
     d_x = d_bound + root * y
     if unconverged == "nan":
         # A factor, since a NaN that is only chosen would be lost when this is transposed.

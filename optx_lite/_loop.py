@@ -89,9 +89,12 @@ def drive(
 
 def _step_as_one(solver: AbstractSolver, problem: Any, state: Any) -> Any:
     """A step in a loop of its own, which XLA rounds as in a loop that nobody listens to."""
-    fresh = jnp.ones((), bool)
-    turn = lambda carry: (jnp.zeros_like(fresh), solver.step(problem, carry[1]))
-    return lax.while_loop(lambda carry: carry[0], turn, (fresh, state))[1]
+
+    def turn(carry: tuple[Array, Any]) -> tuple[Array, Any]:
+        fresh, state = carry
+        return ~fresh, solver.step(problem, state)
+
+    return lax.while_loop(lambda carry: carry[0], turn, (jnp.ones((), bool), state))[1]
 
 
 _traced_once = jax.jit(drive, inline=True)

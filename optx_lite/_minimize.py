@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -19,18 +20,23 @@ from ._monitor import Listener
 from ._objective import minimization_problem
 from ._run import IMPLICIT, solve
 from ._tree import as_dtype
-from .solvers import LBFGSB
+from .solvers import LBFGSB, AbstractMinimizer, first_order
 
-OPTIONS = (
-    "maxcor", "ftol", "gtol", "eps", "maxfun", "maxiter", "maxls", "finite_diff_rel_step", "disp",
-)  # fmt: skip
+LINE_SEARCH, TRANSFORMATION, SOLVER = "L-BFGS-B", "optax", "solver"
+DIFFERENCES = ("eps", "finite_diff_rel_step", "disp")
+LIMITS = ("ftol", "gtol", "maxfun", "maxiter", *DIFFERENCES)
+OPTIONS = {
+    LINE_SEARCH: ("maxcor", "maxls", *LIMITS),
+    TRANSFORMATION: LIMITS,
+    SOLVER: DIFFERENCES,
+}
 
 
 def minimize(
     fun: Callable[..., Any],
     x0: Any,
     args: Any = (),
-    method: str | None = None,
+    method: Any = None,
     jac: Any = None,
     hess: Any = None,
     hessp: Any = None,
@@ -57,8 +63,10 @@ def minimize(
     args : tuple
         Further arguments of ``fun`` and ``jac``. Arrays and numbers among them, and arrays
         that ``fun`` closes over, carry derivatives.
-    method : 'L-BFGS-B', optional
-        The default, and the only one so far.
+    method : 'L-BFGS-B', optax.GradientTransformation or solver, optional
+        The default is 'L-BFGS-B'. A transformation of optax (``optax.adam(1e-2)``, any chain)
+        is run with a projection onto the bounds after each step, and ended by the same tests. A
+        solver, like ``ox.LBFGSB(maxcor=5)``, brings its own options.
     jac : None, True, '2-point', '3-point', 'cs' or callable
         How the gradient is had. None: by automatic differentiation (SciPy: by finite
         differences). True: ``fun`` returns (value, gradient).
@@ -76,7 +84,7 @@ def minimize(
         StopIteration to end the solve, with status 99.
     options : dict, optional
         maxcor : int, 10
-            Pairs in the limited memory.
+            Pairs in the limited memory; for L-BFGS-B only.
         ftol : float, 2.2e-9
             Relative to f: the end when both the last reduction of f and what the quadratic
             model promises for the next are below it. (SciPy: the reduction alone, and
@@ -86,7 +94,7 @@ def minimize(
         maxfun, maxiter : int, 15000
             Most evaluations and iterations.
         maxls : int, 20
-            Most evaluations in one line search.
+            Most evaluations in one line search; for L-BFGS-B only.
         eps, finite_diff_rel_step : float or array (n,)
             Absolute and relative step of the finite differences.
         disp : bool or int
@@ -116,24 +124,26 @@ def minimize(
     >>> print(f"{slope:.2f}")
     2.00
     """
-    if method is not None and (not isinstance(method, str) or method.upper() != "L-BFGS-B"):
-        raise ValueError(f"`method` must be 'L-BFGS-B', got {method!r}.")
+    kind = _check_method(method)
     if constraints is not None and len(constraints) > 0:
-        raise ValueError("`constraints` are not supported by method 'L-BFGS-B': use `bounds`.")
+        raise ValueError("`constraints` are not supported by any method here: use `bounds`.")
     for name, value in (("hess", hess), ("hessp", hessp)):
         if value is not None:
-            warnings.warn(f"Method L-BFGS-B does not use `{name}`.", RuntimeWarning, stacklevel=2)
+            warnings.warn(f"Method {kind} does not use `{name}`.", RuntimeWarning, stacklevel=2)
     if not isinstance(adjoint, AbstractAdjoint):
         raise TypeError(
             f"`adjoint` must be an ImplicitAdjoint or UnrolledAdjoint, got {adjoint!r}."
         )
-    chosen = _check_options(options, tol, jac)
+    chosen = _check_options(kind, options, tol, jac)
     problem, x = minimization_problem(
         fun, x0, args=args, jac=jac, bounds=bounds, eps=chosen.pop("eps", None),
         finite_diff_rel_step=chosen.pop("finite_diff_rel_step", None),
     )  # fmt: skip
-    verbose = int(chosen.pop("disp", 0) or 0)
-    solver = _solver(chosen, x.dtype, isinstance(adjoint, ImplicitAdjoint))
+    verbose = int(chosen.pop("disp", None) or 0)
+    solver = method
+    if not isinstance(method, AbstractMinimizer):
+        solver = LBFGSB() if kind == LINE_SEARCH else first_order(method, problem, x)
+        solver = _configured(solver, chosen, x.dtype, isinstance(adjoint, ImplicitAdjoint))
     listener = None
     if verbose or callback is not None:
         listener = Listener(callback, verbose, problem.restore_x, MinimizeResult)
@@ -218,12 +228,32 @@ def fmin_l_bfgs_b(
     return res.x, res.fun, told
 
 
-def _check_options(options: Any, tol: Any, jac: Any) -> dict[str, Any]:
+def _check_method(method: Any) -> str:
+    """Which options go with it."""
+    if method is None or (isinstance(method, str) and method.upper() == LINE_SEARCH):
+        return LINE_SEARCH
+    if isinstance(method, AbstractMinimizer):
+        return SOLVER
+    if callable(getattr(method, "init", None)) and callable(getattr(method, "update", None)):
+        return TRANSFORMATION
+    raise ValueError(
+        "`method` must be 'L-BFGS-B', an optax.GradientTransformation such as optax.adam(1e-2), "
+        f"or a solver such as ox.LBFGSB(), got {method!r}."
+    )
+
+
+def _check_options(kind: str, options: Any, tol: Any, jac: Any) -> dict[str, Any]:
     chosen = dict(options or {})
-    unknown = sorted(set(chosen) - set(OPTIONS))
+    known = OPTIONS[kind]
+    unknown = sorted(set(chosen) - set(known))
     if unknown:
-        raise ValueError(f"`options` has unknown entries {unknown}; known are {list(OPTIONS)}.")
+        raise ValueError(
+            f"`options` has entries {unknown} that are not known to method {kind}; known are "
+            f"{list(known)}."
+        )
     if tol is not None:
+        if kind == SOLVER:
+            raise ValueError("`tol` is for methods that are named: a solver has its own.")
         chosen = {"ftol": tol, "gtol": tol, **chosen}
     steps = [name for name in ("eps", "finite_diff_rel_step") if chosen.get(name) is not None]
     if steps and not isinstance(jac, str):
@@ -234,25 +264,21 @@ def _check_options(options: Any, tol: Any, jac: Any) -> dict[str, Any]:
     return chosen
 
 
-def _solver(chosen: dict[str, Any], dtype: Any, counts_as_arrays: bool) -> LBFGSB:
-    """The options as the solver's typed fields."""
-    values: dict[str, Any] = {}
-    for name, value in chosen.items():
+def _configured(solver: Any, chosen: dict[str, Any], dtype: Any, counts_as_arrays: bool) -> Any:
+    """The solver with the options in its fields.
+
+    As arrays where that is possible: other tolerances then compile nothing anew. The number of
+    steps to be unrolled has to be a number.
+    """
+    values = {"ftol": solver.ftol, "gtol": solver.gtol, **chosen}
+    for name, value in values.items():
         if name in ("ftol", "gtol"):
             values[name] = _number(name, value, dtype)
-        elif name == "maxcor":
-            values[name] = _count(name, value, least=1)
-        elif counts_as_arrays:
+        elif name != "maxcor" and counts_as_arrays:
             values[name] = _number(name, value, np.int32)
         else:
-            values[name] = _count(name, value)
-    solver = LBFGSB(**values)
-    names = ("ftol", "gtol")
-    return eqx.tree_at(
-        lambda s: tuple(getattr(s, name) for name in names),
-        solver,
-        tuple(as_dtype(getattr(solver, name), dtype) for name in names),
-    )
+            values[name] = _count(name, value, least=1 if name in ("maxcor", "maxls") else 0)
+    return dataclasses.replace(solver, **values)
 
 
 def _number(name: str, value: Any, dtype: Any) -> Any:
@@ -281,7 +307,7 @@ def _returns_pair(func: Callable, x0: Any, args: Any) -> bool:
 def _trim(result: MinimizeResult) -> MinimizeResult:
     """Without the empty slots of the memory, where that is known."""
     inverse = result.hess_inv
-    if isinstance(inverse.sk, Tracer) or inverse.sk.ndim > 2:
+    if inverse is None or isinstance(inverse.sk, Tracer) or inverse.sk.ndim > 2:
         return result
     empty = int(np.sum(~np.any(np.asarray(inverse.sk), axis=1)))
     return eqx.tree_at(

@@ -9,7 +9,7 @@ import numpy as np
 from ._result import CALLBACK_STOP, RUNNING, AbstractResult
 
 # Why a machine ended; `status` tells less.
-GTOL, FTOL, MAXFUN, MAXITER, FAILED, NONFINITE, ALL_FIXED = range(1, 8)
+GTOL, FTOL, MAXFUN, MAXITER, FAILED, NONFINITE, ALL_FIXED, LOST = range(1, 9)
 
 MESSAGES = {
     GTOL: "CONVERGENCE: NORM OF PROJECTED GRADIENT <= PGTOL",
@@ -23,10 +23,12 @@ MESSAGES = {
     "differ, the gradient is wrong (see `check_derivative`) or `fun` not smooth here; if not, "
     "`fun` has more noise than rounding.",
     NONFINITE: "ABNORMAL: `fun` or its gradient is not finite at `x0`.",
+    LOST: "ABNORMAL: `fun` or its gradient was not finite at a later point. The result is the best "
+    "point before; a smaller learning rate may help.",
     CALLBACK_STOP: "STOP: CALLBACK REQUESTED HALT",
 }
 CONVERGED = (GTOL, FTOL, ALL_FIXED)
-STATUS = {FAILED: 2, NONFINITE: 2, CALLBACK_STOP: 99, **dict.fromkeys(CONVERGED, 0)}
+STATUS = {FAILED: 2, NONFINITE: 2, LOST: 2, CALLBACK_STOP: 99, **dict.fromkeys(CONVERGED, 0)}
 LIMIT = 1  # the status of all the others
 
 
@@ -53,7 +55,7 @@ class MinimizeResult(AbstractResult):
         Why it ended, in more detail than ``status``; ``message`` says it in words.
     status : int
         0 converged, 1 limit of evaluations or iterations, 2 abnormal, 99 stopped by the callback.
-    slopes : array, shape (2,)
+    slopes : array, shape (2,), or None
         Where the line search failed: the slope of ``fun`` along its direction, as the gradient
         and as the difference of two values have it.
     """
@@ -85,4 +87,6 @@ class MinimizeResult(AbstractResult):
         return self.task
 
     def _text(self, code: int, lane: tuple[int, ...]) -> str:
+        if self.slopes is None:
+            return super()._text(code, lane)
         return self.MESSAGES[code].format(*np.asarray(self.slopes)[lane])

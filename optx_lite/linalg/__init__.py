@@ -1,5 +1,6 @@
 """Small dense factorisations, written so that the lanes of a `vmap` go through them together."""
 
+from ._conjugate_gradient import solve_by_products as solve_by_products
 from ._norms import norm as norm
 from ._norms import safe_divide as safe_divide
 from ._norms import safe_sqrt as safe_sqrt

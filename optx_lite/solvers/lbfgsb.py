@@ -20,7 +20,7 @@ Different from the original code:
 
 - Where the projected point of 2 is worse for the quadratic than the shortened one, that is taken.
 - The first step has length 1 at most, in a box too, so a factor on f does not change the path.
-- The end is told by what the quadratic still promises, q = -g.d / 2, relative to f: `_judge`.
+- The end is told by what the quadratic still promises, q = -g.d / 2: see `_minimizer`.
 - A search that gains no more than the rounding of f, where its slope promises a hundred times
   that, has failed. It is repeated without memory, as there; if that fails, too, one evaluation a
   short way along d compares the function with its gradient, and the result tells both.
@@ -37,58 +37,44 @@ from jaxtyping import Array
 
 from .._bounds import onto_bounds, step_to_bound
 from .._inverse_hessian import LbfgsInvHessProduct
-from .._minimize_result import (
-    ALL_FIXED,
-    FAILED,
-    FTOL,
-    GTOL,
-    LIMIT,
-    MAXFUN,
-    MAXITER,
-    NONFINITE,
-    RUNNING,
-    STATUS,
-    MinimizeResult,
-)  # fmt: skip
-from .._monitor import Report
+from .._minimize_result import ALL_FIXED, FAILED, NONFINITE, RUNNING
 from .._problem import MinimizationProblem
 from ..linalg import norm, safe_divide
-from ._base import AbstractSolver
 from ._cauchy import breakpoints, cauchy_point
 from ._memory import Memory
+from ._minimizer import AbstractMinimizer, BestSeen
 from ._more_thuente import LineSearch, advance, begin, believable
 
 LONGEST = 1e10  # times d, where no bound limits a step
 SHORT = 10.0  # times the root of epsilon and |x|: the step on which a gradient is checked
 
 
-class State(eqx.Module):
+class State(BestSeen):
     """The machine between two evaluations."""
 
-    x: Array  # (n,) best point
-    value: Array  # () f there
-    grad: Array  # (n,)
     base: Array  # (n,) where the line search began
     base_grad: Array  # (n,)
     direction: Array  # (n,) d
     trial: Array  # (n,) to be evaluated
     search: LineSearch
     memory: Memory
-    nfev: Array  # () evaluations
-    nit: Array  # () iterations that are done
-    status: Array  # () 0 while it runs
-    value0: Array  # () f at x0
     checking: Array  # () bool: the trial is there to check the gradient
-    slopes: Array  # (2,) along d, by the gradient and by the function: found by that check
+    checked: Array  # (2,) along d, by the gradient and by the function: found by that check
 
 
-class LBFGSB(AbstractSolver[MinimizationProblem, State]):
-    """``method='L-BFGS-B'``; see the module for the mathematics."""
+class LBFGSB(AbstractMinimizer[State]):
+    """``method='L-BFGS-B'``; see the module for the mathematics.
 
-    ftol: Any = 2.2204460492503131e-09
-    gtol: Any = 1e-5
-    maxfun: Any = 15000
-    maxiter: Any = 15000
+    Attributes
+    ----------
+    ftol, gtol, maxfun, maxiter
+        See `AbstractMinimizer`.
+    maxls : int
+        Most evaluations in one line search.
+    maxcor : int, static
+        Pairs in the memory.
+    """
+
     maxls: Any = 20
     maxcor: int = eqx.field(static=True, default=10)
 
@@ -102,12 +88,8 @@ class LBFGSB(AbstractSolver[MinimizationProblem, State]):
             x=x0, value=zero + jnp.inf, grad=zeros, base=x0, base_grad=zeros, direction=zeros,
             trial=x0, search=begin(zero, zero, zero, zero),
             memory=Memory.empty(self.maxcor, n, dtype), nfev=none, nit=none, status=none,
-            value0=zero, checking=jnp.zeros((), bool), slopes=jnp.zeros(2, dtype),
+            value0=zero, checking=jnp.zeros((), bool), checked=jnp.zeros(2, dtype),
         )  # fmt: skip
-
-    def running(self, problem: MinimizationProblem, state: State) -> Array:
-        """Whether the machine wants another step."""
-        return (state.status == RUNNING) & (state.nfev < self.maxfun)
 
     def step(self, problem: MinimizationProblem, state: State) -> State:
         """Evaluate the trial and judge it; the next trial of the search, or a new direction."""
@@ -122,7 +104,8 @@ class LBFGSB(AbstractSolver[MinimizationProblem, State]):
         accepted = ended & ~first & gained & finite & (done | (search.best.step > 0))
         status = jnp.where(first & ~finite, NONFINITE, state.status)
         status = jnp.where(state.checking, FAILED, status)
-        observed = safe_divide(value - search.start.value, state.search.step)
+        slopes = search.start.slope, safe_divide(value - search.start.value, state.search.step)
+        slopes = safe_divide(jnp.stack(slopes), norm(state.direction))
         state = State(
             x=jnp.where(taken, state.trial, state.x),
             value=jnp.where(taken, value, state.value),
@@ -138,7 +121,7 @@ class LBFGSB(AbstractSolver[MinimizationProblem, State]):
             status=status,
             value0=jnp.where(first, value, state.value0),
             checking=state.checking,
-            slopes=jnp.stack([search.start.slope, observed]) / norm(state.direction),
+            checked=jnp.where(state.checking, slopes, state.checked),
         )
         return lax.cond(
             ended,
@@ -167,7 +150,7 @@ class LBFGSB(AbstractSolver[MinimizationProblem, State]):
             longest = jnp.full_like(state.value, LONGEST)
         slope = grad @ direction
         before = jnp.where(accepted, state.search.start.value, jnp.inf)
-        status = self._judge(state, before, slope, self.optimality(problem, state))
+        status = self.judge(problem, state, before, -0.5 * slope)
         if problem.bounded:
             status = jnp.where(jnp.all(problem.lower == problem.upper), ALL_FIXED, status)
         status = jnp.where(state.status == RUNNING, status, state.status).astype(jnp.int32)
@@ -188,7 +171,7 @@ class LBFGSB(AbstractSolver[MinimizationProblem, State]):
             status=status,
             value0=state.value0,
             checking=hopeless,
-            slopes=state.slopes,
+            checked=state.checked,
         )
 
     def _remember(
@@ -204,69 +187,17 @@ class LBFGSB(AbstractSolver[MinimizationProblem, State]):
         theta = jnp.where(first, jnp.where(length > 0, length, 1), memory.theta)
         return eqx.tree_at(lambda m: m.theta, memory, theta)
 
-    def _judge(self, state: State, before: Array, slope: Array, optimality: Array) -> Array:
-        """Whether this is the end. ``before``: f one iteration ago, inf at the first.
+    def origin(self, state: State) -> tuple[Array, Array]:
+        """Where the line search began."""
+        return state.base, state.search.start.value
 
-        The tests of the original, on the last reduction of f and on the projected gradient, are
-        met far from a minimum where f is flat, or small. Both count only when the quadratic
-        promises no more than ftol |f| either. An f that falls to 0 counts as no smaller than
-        the root of epsilon of all that it has fallen by.
-        """
-        eps = jnp.finfo(slope.dtype).eps
-        fallen = state.value0 - state.value
-        least = jnp.maximum(self.ftol, eps) * jnp.maximum(jnp.abs(state.value), eps**0.5 * fallen)
-        settled = -0.5 * slope <= least
-        small = before - state.value <= least
-        status = jnp.where(state.nit >= self.maxiter, MAXITER, RUNNING)
-        status = jnp.where(settled & small, FTOL, status)
-        return jnp.where(settled & (optimality <= self.gtol), GTOL, status)
+    def inverse_hessian(self, state: State) -> LbfgsInvHessProduct:
+        """As the memory has it."""
+        return LbfgsInvHessProduct(*state.memory.in_order())
 
-    def optimality(self, problem: MinimizationProblem, state: State) -> Array:
-        """max |P(x - g) - x|, so written that a small g is not lost beside x."""
-        moved = -state.grad
-        if problem.bounded:
-            moved = jnp.clip(moved, problem.lower - state.x, problem.upper - state.x)
-        return jnp.max(jnp.abs(moved))
-
-    def most_steps(self, n: int) -> Any:
-        """No run takes more."""
-        return self.maxfun
-
-    def finish(self, problem: MinimizationProblem, state: State) -> MinimizeResult:
-        """The answer on flat vectors."""
-        task = jnp.where(state.status == RUNNING, MAXFUN, state.status)
-        status = jnp.full_like(task, LIMIT)
-        for code, what in STATUS.items():
-            status = jnp.where(task == code, what, status)
-        return MinimizeResult(
-            x=state.x,
-            fun=state.value,
-            jac=state.grad,
-            optimality=self.optimality(problem, state),
-            nfev=state.nfev,
-            njev=state.nfev,
-            nit=state.nit,
-            hess_inv=LbfgsInvHessProduct(*state.memory.in_order()),
-            task=task,
-            status=status,
-            slopes=state.slopes,
-        )
-
-    def report(
-        self, problem: MinimizationProblem, before: State, after: State
-    ) -> tuple[Report, Array]:
-        """What a callback is told after a step, and whether the step ended an iteration."""
-        told = Report(
-            x=after.x,
-            fun=after.value,
-            value=after.value,
-            reduction=jnp.where(before.nfev == 0, 0, before.search.start.value - after.value),
-            step_norm=norm(after.x - before.base),
-            optimality=self.optimality(problem, after),
-            nit=after.nit,
-            nfev=after.nfev,
-        )
-        return told, after.nit > before.nit
+    def slopes(self, state: State) -> Array:
+        """Found by the check of the gradient, if there was one."""
+        return state.checked
 
 
 def _projected(problem: MinimizationProblem, x: Array, grad: Array) -> Array:

@@ -1,0 +1,145 @@
+"""What the machines that minimise a scalar function share: when they end, and what they tell.
+
+The end. SciPy's L-BFGS-B stops where the last reduction of f was small relative to max(|f|, 1),
+or where the projected gradient is small. Both are met far from a minimum if f is flat there, or
+is measured in small units. Here a machine also has to say what there is still to be gained, by
+the quadratic that it knows of, and no test counts unless that is small, too:
+
+    q <= ftol |f|,    and    |f_before - f| <= ftol |f|   or   ||P(x - g) - x||_inf <= gtol.   (1)
+
+An f that goes to 0 would never be "small relative to |f|": in (1) |f| is at least the root of
+epsilon of all that f has fallen by. ftol = 0 stands for epsilon.
+"""
+
+from __future__ import annotations
+
+import abc
+from typing import Any, TypeVar
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from .._bounds import projected_descent
+from .._minimize_result import (
+    FTOL,
+    GTOL,
+    LIMIT,
+    MAXFUN,
+    MAXITER,
+    RUNNING,
+    STATUS,
+    MinimizeResult,
+)
+from .._monitor import Report
+from .._problem import MinimizationProblem
+from ..linalg import norm
+from ._base import AbstractSolver
+
+
+class BestSeen(eqx.Module):
+    """Where a machine stands; the states of all begin with this."""
+
+    x: Array  # (n,) best point
+    value: Array  # () f there
+    grad: Array  # (n,)
+    value0: Array  # () f at x0
+    nfev: Array  # () evaluations
+    nit: Array  # () iterations that are done
+    status: Array  # () 0 while it runs
+
+
+State = TypeVar("State", bound=BestSeen)
+
+
+class AbstractMinimizer(AbstractSolver[MinimizationProblem, State]):
+    """A machine that minimises; the algorithm is `init` and `step`.
+
+    Attributes
+    ----------
+    ftol, gtol : float
+        See the module; ``gtol`` is absolute.
+    maxfun, maxiter : int
+        Most evaluations and iterations.
+    """
+
+    ftol: Any = 2.2204460492503131e-09
+    gtol: Any = 1e-5
+    maxfun: Any = 15000
+    maxiter: Any = 15000
+
+    @abc.abstractmethod
+    def origin(self, state: State) -> tuple[Array, Array]:
+        """Where the iteration at work began: x and f."""
+
+    def inverse_hessian(self, state: State) -> Any:
+        """What the algorithm knows of it."""
+        return None
+
+    def slopes(self, state: State) -> Any:
+        """See `MinimizeResult`."""
+        return None
+
+    def running(self, problem: MinimizationProblem, state: State) -> Array:
+        """Whether the machine wants another step."""
+        return (state.status == RUNNING) & (state.nfev < self.maxfun)
+
+    def most_steps(self, n: int) -> Any:
+        """No run takes more."""
+        return self.maxfun
+
+    def judge(
+        self, problem: MinimizationProblem, state: State, before: Array, promised: Array
+    ) -> Array:
+        """The status by (1): ``before`` is f one iteration ago, inf at the first."""
+        eps = jnp.finfo(state.value.dtype).eps
+        fallen = eps**0.5 * (state.value0 - state.value)
+        least = jnp.maximum(self.ftol, eps) * jnp.maximum(jnp.abs(state.value), fallen)
+        settled = promised <= least
+        small = jnp.abs(before - state.value) <= least
+        optimality = self.optimality(problem, state)
+        status = jnp.where(state.nit >= self.maxiter, MAXITER, RUNNING)
+        status = jnp.where(settled & small, FTOL, status)
+        return jnp.where(settled & (optimality <= self.gtol), GTOL, status)
+
+    def optimality(self, problem: MinimizationProblem, state: State) -> Array:
+        """||P(x - g) - x||_inf."""
+        return jnp.max(jnp.abs(projected_descent(problem, state.x, state.grad)))
+
+    def finish(self, problem: MinimizationProblem, state: State) -> MinimizeResult:
+        """The answer on flat vectors."""
+        task = jnp.where(state.status == RUNNING, MAXFUN, state.status)
+        status = jnp.full_like(task, LIMIT)
+        for code, what in STATUS.items():
+            status = jnp.where(task == code, what, status)
+        return MinimizeResult(
+            x=state.x,
+            fun=state.value,
+            jac=state.grad,
+            optimality=self.optimality(problem, state),
+            nfev=state.nfev,
+            njev=state.nfev,
+            nit=state.nit,
+            hess_inv=self.inverse_hessian(state),
+            task=task,
+            status=status,
+            slopes=self.slopes(state),
+        )
+
+    def report(
+        self, problem: MinimizationProblem, before: State, after: State
+    ) -> tuple[Report, Array]:
+        """What a callback is told after a step, and whether the step ended an iteration."""
+        x, value = self.origin(before)
+        first = before.nfev == 0
+        told = Report(
+            x=after.x,
+            fun=after.value,
+            value=after.value,
+            reduction=jnp.where(first, 0, value - after.value),
+            step_norm=jnp.where(first, 0, norm(after.x - x)),
+            optimality=self.optimality(problem, after),
+            nit=after.nit,
+            nfev=after.nfev,
+        )
+        return told, after.nit > before.nit
