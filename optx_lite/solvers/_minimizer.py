@@ -7,6 +7,10 @@ the quadratic that it knows of, and no test counts unless that is small, too:
 
     q <= ftol |f|,    and    |f_before - f| <= ftol |f|   or   ||P(x - g) - x||_inf <= gtol.   (1)
 
+Far from a minimum a quadratic made of unsuitable pairs may promise nothing for some iterations
+on end. So the first way of (1) must hold for `CALM` of them, as many as there are pairs in the
+memory, unless q is below the rounding of f.
+
 An f that goes to 0 would never be "small relative to |f|": in (1) |f| is at least the root of
 epsilon of all that f has fallen by. ftol = 0 stands for epsilon.
 """
@@ -37,6 +41,9 @@ from ..linalg import norm
 from ._base import AbstractSolver
 
 
+CALM = 10
+
+
 class BestSeen(eqx.Module):
     """Where a machine stands; the states of all begin with this."""
 
@@ -46,6 +53,7 @@ class BestSeen(eqx.Module):
     value0: Array  # () f at x0
     nfev: Array  # () evaluations
     nit: Array  # () iterations that are done
+    calm: Array  # () how many of the last ones met the test on f
     status: Array  # () 0 while it runs
 
 
@@ -90,17 +98,20 @@ class AbstractMinimizer(AbstractSolver[MinimizationProblem, State]):
 
     def judge(
         self, problem: MinimizationProblem, state: State, before: Array, promised: Array
-    ) -> Array:
-        """The status by (1): ``before`` is f one iteration ago, inf at the first."""
+    ) -> tuple[Array, Array]:
+        """The status by (1), and ``calm``; ``before`` is f one iteration ago, inf at the first."""
         eps = jnp.finfo(state.value.dtype).eps
         fallen = eps**0.5 * (state.value0 - state.value)
-        least = jnp.maximum(self.ftol, eps) * jnp.maximum(jnp.abs(state.value), fallen)
+        size = jnp.maximum(jnp.abs(state.value), fallen)
+        least = jnp.maximum(self.ftol, eps) * size
         settled = promised <= least
-        small = jnp.abs(before - state.value) <= least
+        small = settled & (jnp.abs(before - state.value) <= least)
+        calm = jnp.where(small, state.calm + 1, 0)
+        over = small & ((calm >= CALM) | (promised <= eps * size))
         optimality = self.optimality(problem, state)
         status = jnp.where(state.nit >= self.maxiter, MAXITER, RUNNING)
-        status = jnp.where(settled & small, FTOL, status)
-        return jnp.where(settled & (optimality <= self.gtol), GTOL, status)
+        status = jnp.where(over, FTOL, status)
+        return jnp.where(settled & (optimality <= self.gtol), GTOL, status), calm
 
     def optimality(self, problem: MinimizationProblem, state: State) -> Array:
         """||P(x - g) - x||_inf."""

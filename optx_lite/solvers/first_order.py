@@ -66,7 +66,7 @@ class FirstOrder(AbstractMinimizer[State]):
         x0 = x0 + projected_descent(problem, x0, zeros)
         return State(
             x=x0, value=zero + jnp.inf, grad=zeros, value0=zero, nfev=none, nit=none,
-            status=none, trial=x0, last=x0, last_value=zero + jnp.inf, last_grad=zeros,
+            calm=none, status=none, trial=x0, last=x0, last_value=zero + jnp.inf, last_grad=zeros,
             inner=self.start(problem.restore_x(x0)),
         )  # fmt: skip
 
@@ -83,7 +83,7 @@ class FirstOrder(AbstractMinimizer[State]):
                 state.nit + (finite & ~first).astype(jnp.int32),
             ),
         )  # fmt: skip
-        status = self.judge(problem, here, state.last_value, _promise(problem, here))
+        status, calm = self.judge(problem, here, state.last_value, _promise(problem, here))
         status = jnp.where(finite, status, jnp.where(first, NONFINITE, LOST)).astype(jnp.int32)
         taken = finite & ((status != RUNNING) | first | (value < state.value))
 
@@ -101,6 +101,7 @@ class FirstOrder(AbstractMinimizer[State]):
             value0=here.value0,
             nfev=state.nfev + 1 + further,
             nit=here.nit,
+            calm=calm,
             status=status,
             trial=moved,
             last=state.trial,

@@ -87,7 +87,7 @@ class LBFGSB(AbstractMinimizer[State]):
         return State(
             x=x0, value=zero + jnp.inf, grad=zeros, base=x0, base_grad=zeros, direction=zeros,
             trial=x0, search=begin(zero, zero, zero, zero),
-            memory=Memory.empty(self.maxcor, n, dtype), nfev=none, nit=none, status=none,
+            memory=Memory.empty(self.maxcor, n, dtype), nfev=none, nit=none, calm=none, status=none,
             value0=zero, checking=jnp.zeros((), bool), checked=jnp.zeros(2, dtype),
         )  # fmt: skip
 
@@ -118,6 +118,7 @@ class LBFGSB(AbstractMinimizer[State]):
             memory=state.memory,
             nfev=state.nfev + 1,
             nit=state.nit + accepted.astype(jnp.int32),
+            calm=state.calm,
             status=status,
             value0=jnp.where(first, value, state.value0),
             checking=state.checking,
@@ -150,7 +151,7 @@ class LBFGSB(AbstractMinimizer[State]):
             longest = jnp.full_like(state.value, LONGEST)
         slope = grad @ direction
         before = jnp.where(accepted, state.search.start.value, jnp.inf)
-        status = self.judge(problem, state, before, -0.5 * slope)
+        status, calm = self.judge(problem, state, before, -0.5 * slope)
         if problem.bounded:
             status = jnp.where(jnp.all(problem.lower == problem.upper), ALL_FIXED, status)
         status = jnp.where(state.status == RUNNING, status, state.status).astype(jnp.int32)
@@ -168,6 +169,7 @@ class LBFGSB(AbstractMinimizer[State]):
             memory=memory,
             nfev=state.nfev,
             nit=state.nit,
+            calm=calm,
             status=status,
             value0=state.value0,
             checking=hopeless,
