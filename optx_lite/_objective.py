@@ -87,7 +87,7 @@ def minimization_problem(
     -------
     problem : MinimizationProblem
     x0 : array, shape (n,)
-        The flat first point, moved into the box.
+        The flat first point; a machine begins by moving it into the box.
 
     Raises
     ------
@@ -120,7 +120,7 @@ def minimization_problem(
         bounded=bounded,
         restore_x=restore,
     )
-    return problem, np.clip(x, lower, upper) if isinstance(x, np.ndarray) else x
+    return problem, x
 
 
 def _lift_objective(fun: Callable, x: Any, args: tuple, jac: Any, restore: Unravel) -> _Objective:

@@ -125,7 +125,7 @@ def lbfgsb(
         return LbfgsbState(machine, machine.status)
 
     def update(
-        updates: Any, state: LbfgsbState, params: Any = None, *, value: Any = None, **_: Any
+        updates: Any, state: Any, params: Any = None, *, value: Any = None, **_: Any
     ) -> tuple[Any, LbfgsbState]:
         if params is None or value is None:
             missing = "params" if params is None else "value"
@@ -134,15 +134,21 @@ def lbfgsb(
             )
         params = jax.tree.map(jnp.asarray, params)
         typed, problem, x = told(params, value, updates)
-        before = eqx.tree_at(lambda s: s.trial, state.machine, x)
-        after = typed.step(problem, before)
-        ended = before.status != RUNNING
-        after = jax.tree.map(lambda old, new: jnp.where(ended, old, new), before, after)
-        goal = jnp.where(after.status == RUNNING, after.trial, after.x)
-        step = _to(goal, x, problem) if problem.bounded else goal - x
-        return Unravel.like(params)(step), LbfgsbState(after, after.status)
+        step, machine = _turn(typed, problem, state.machine, x)
+        return Unravel.like(params)(step), LbfgsbState(machine, machine.status)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+@jax.jit
+def _turn(solver: LBFGSB, problem: Any, before: Any, x: Array) -> tuple[Array, Any]:
+    """The machine's step with what the loop evaluated at x, and the way from there."""
+    before = eqx.tree_at(lambda s: s.trial, before, x)
+    after = solver.step(problem, before)
+    ended = before.status != RUNNING
+    after = jax.tree.map(lambda old, new: jnp.where(ended, old, new), before, after)
+    goal = jnp.where(after.status == RUNNING, after.trial, after.x)
+    return (_to(goal, x, problem) if problem.bounded else goal - x), after
 
 
 def _to(goal: Array, x: Array, problem: _Told) -> Array:

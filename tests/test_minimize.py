@@ -112,6 +112,19 @@ def test_no_false_claim_in_other_units(factor):
     assert_allclose(res.x, 1.0, atol=1e-4)
 
 
+def wood(x):
+    a = 100 * (x[1] - x[0] ** 2) ** 2 + (1 - x[0]) ** 2
+    b = 90 * (x[3] - x[2] ** 2) ** 2 + (1 - x[2]) ** 2
+    return a + b + 10 * (x[1] + x[3] - 2) ** 2 + 0.1 * (x[1] - x[3]) ** 2
+
+
+def test_a_saddle_is_passed():
+    # At f = 7.877 an iteration neither gains nor promises more than 1e-9 of f.
+    res = ox.minimize(wood, [-3.0, -1, -3, -1], bounds=[(-10, 10)] * 4)
+    assert res.success
+    assert_allclose(res.x, 1, atol=1e-5)
+
+
 # ---------------------------------------------------------------------------------------
 # Arguments
 
@@ -233,7 +246,10 @@ def test_a_wrong_gradient_is_told():
 def test_what_is_refused():
     fun = lambda x: jnp.sum(x**2)
     for match, settings in (
-        ("unknown entries \\['maxits'\\]", {"options": {"maxits": 3}}),
+        (
+            "entries \\['maxits'\\] that are not known to method L-BFGS-B",
+            {"options": {"maxits": 3}},
+        ),
         ("method", {"method": "BFGS"}),
         ("constraints", {"constraints": [{"type": "eq"}]}),
         ("length of x0 != length of bounds", {"bounds": [(0, 1)] * 3}),
@@ -336,6 +352,36 @@ def test_derivative_of_the_value_and_the_gradient():
     solve = lambda b: ox.minimize(quadratic, np.zeros(3), args=(A, b), options=TIGHT)
     assert_allclose(jax.grad(lambda b: solve(b).fun)(B), -solve(B).x, atol=1e-7)  # envelope
     assert_allclose(jax.jacfwd(lambda b: solve(b).jac)(B), np.zeros((3, 3)), atol=1e-7)
+
+
+def test_derivative_of_a_large_problem_by_products():
+    n = 300
+    upper = np.where(np.arange(n) % 7 == 0, 0.5, INF)
+    rng = np.random.default_rng(0)
+    b, w = 1 + rng.standard_normal(n), rng.standard_normal(n)
+    matrix = 2.5 * np.eye(n) - np.eye(n, k=1) - np.eye(n, k=-1)
+
+    def energy(x, b):
+        return 1.25 * x @ x - x[1:] @ x[:-1] - b @ x
+
+    def solve(b):
+        bounds = types.SimpleNamespace(lb=-INF, ub=upper)
+        return ox.minimize(energy, np.zeros(n), args=(b,), bounds=bounds, options=TIGHT).x
+
+    x = solve(b)
+    free = np.asarray(x < upper)
+    assert 10 < n - free.sum() < 43
+    inside = np.linalg.inv(matrix[np.ix_(free, free)])
+    rhs = b - matrix[:, ~free] @ upper[~free]
+    assert_allclose(x[free], inside @ rhs[free], atol=1e-7)
+    expected = np.zeros(n)
+    expected[free] = inside @ w[free]
+    slope, forward = jax.jit(
+        lambda b: (jax.grad(lambda b: w @ solve(b))(b), jax.jvp(solve, (b,), (w,))[1])
+    )(b)
+    # A variable which is free, but close to its bound, is the less sure.
+    assert_allclose(slope, expected, atol=1e-5)
+    assert_allclose(forward, expected, atol=1e-5)  # the inverse is symmetric
 
 
 def test_no_derivative_where_it_did_not_converge():

@@ -40,7 +40,6 @@ from .._problem import MinimizationProblem
 from ..linalg import norm
 from ._base import AbstractSolver
 
-
 CALM = 10
 
 
