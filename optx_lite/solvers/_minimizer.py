@@ -12,7 +12,9 @@ on end. So the first way of (1) must hold for `CALM` of them, as many as there a
 memory, unless q is below the rounding of f.
 
 An f that goes to 0 would never be "small relative to |f|": in (1) |f| is at least the root of
-epsilon of all that f has fallen by. ftol = 0 stands for epsilon.
+epsilon of all that f has fallen by. And where q is so small that the line search does not go by
+values any more, nothing else could end a solve: ftol counts as no less than `DOUBT` times the
+`NOISE` of `_more_thuente`.
 """
 
 from __future__ import annotations
@@ -39,6 +41,7 @@ from .._monitor import Report
 from .._problem import MinimizationProblem
 from ..linalg import norm
 from ._base import AbstractSolver
+from ._more_thuente import DOUBT, NOISE
 
 CALM = 10
 
@@ -102,7 +105,7 @@ class AbstractMinimizer(AbstractSolver[MinimizationProblem, State]):
         eps = jnp.finfo(state.value.dtype).eps
         fallen = eps**0.5 * (state.value0 - state.value)
         size = jnp.maximum(jnp.abs(state.value), fallen)
-        least = jnp.maximum(self.ftol, eps) * size
+        least = jnp.maximum(self.ftol, DOUBT * NOISE * eps) * size
         settled = promised <= least
         small = settled & (jnp.abs(before - state.value) <= least)
         calm = jnp.where(small, state.calm + 1, 0)

@@ -35,6 +35,7 @@ from ..linalg import safe_divide, safe_sqrt
 
 MU, ETA, XTOL = 1e-3, 0.9, 0.1  # as in L-BFGS-B
 NOISE = 8  # times epsilon and |phi|: what a value may be wrong by
+DOUBT = 100  # times that: a slope that promises no more may be right though no value shows it
 SHRINK = 0.25  # of a step to a point where the function is not finite
 
 
@@ -107,7 +108,7 @@ def _choose(condition: Array, yes: Any, no: Any) -> Any:
 def believable(search: LineSearch, value: Array) -> Array:
     """Whether ``value`` is a gain over the start that the slope there does not belie."""
     noise = _noise(search.start, value)
-    return (value < search.start.value - noise) | (jnp.abs(search.start.slope) <= 100 * noise)
+    return (value < search.start.value - noise) | (jnp.abs(search.start.slope) <= DOUBT * noise)
 
 
 def _noise(start: Knot, value: Array) -> Array:
@@ -120,7 +121,7 @@ def _above_the_noise(search: LineSearch, trial: Knot) -> Array:
     """The trial's value, from the slopes where the values' difference is only rounding."""
     start = search.start
     noise = _noise(start, trial.value)
-    lost = (jnp.abs(trial.value - start.value) <= noise) & (jnp.abs(start.slope) <= 100 * noise)
+    lost = (jnp.abs(trial.value - start.value) <= noise) & (jnp.abs(start.slope) <= DOUBT * noise)
     by_slopes = start.value + 0.5 * trial.step * (start.slope + trial.slope)
     return jnp.where(lost, by_slopes, trial.value)
 
