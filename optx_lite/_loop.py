@@ -88,13 +88,13 @@ def drive(
 
 
 def _step_as_one(solver: AbstractSolver, problem: Any, state: Any) -> Any:
-    """A step in a loop of its own, which XLA rounds as in a loop that nobody listens to."""
+    """A step in a loop of its own, which XLA rounds as in a loop that nobody listens to.
 
-    def turn(carry: tuple[Array, Any]) -> tuple[Array, Any]:
-        fresh, state = carry
-        return ~fresh, solver.step(problem, state)
-
-    return lax.while_loop(lambda carry: carry[0], turn, (jnp.ones((), bool), state))[1]
+    That it turns once is written so that XLA does not see it, and keeps the loop.
+    """
+    return lax.while_loop(
+        lambda now: now.nfev == state.nfev, lambda now: solver.step(problem, now), state
+    )
 
 
 _traced_once = jax.jit(drive, inline=True)

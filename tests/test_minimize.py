@@ -202,8 +202,9 @@ def test_callback_ends_it_as_maxiter_does():
     same = ox.minimize(rosenbrock, start(4), options={"maxiter": 5})
     assert res.status == 99
     assert not res.success
-    assert_array_equal(res.x, same.x)
-    assert_array_equal(res.jac, same.jac)
+    # To the last bit as XLA compiles for users; the tests' own flags cost some roundings.
+    assert_allclose(res.x, same.x, rtol=1e-12)
+    assert_allclose(res.jac, same.jac, rtol=1e-12)
     assert seen == sorted(seen, reverse=True)
     xs = []
     ox.minimize(rosenbrock, start(4), callback=lambda xk: xs.append(xk))
