@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from . import cold, peers, workloads
+from . import cold, minimizers, objectives, peers, workloads
 from .peers import Contender, Solve
 from .table import Column, Table, heading, put, seconds, style, waiting
 from .workloads import Workload
@@ -129,10 +129,11 @@ class Row:
     """One row of the summary: a workload and who takes part."""
 
     title: str
-    work: Callable[[int], Workload]  # of the number of lanes
+    work: Callable[[int], Any]  # of the number of lanes
     contenders: tuple[Contender, ...]
     task: Task = fit
     x64: bool = True
+    table: str = "speed"
 
 
 IN_JAX = tuple(c for c in peers.FREE_BATCH if c.in_jax)
@@ -162,7 +163,35 @@ ROWS = {
 }
 
 
-def prepare(contender: Contender, work: Workload, task: Task, agreement: Callable) -> Entry:
+MINIMISE = {
+    "box-10": (
+        "Rosenbrock in a box, n=10", lambda _: objectives.rosenbrock(10),
+        minimizers.SMALL_BOUNDED,
+    ),
+    "box-1000": ("n=1000", lambda _: objectives.rosenbrock(1000), minimizers.BOUNDED),
+    "box-100000": ("n=100,000", lambda _: objectives.rosenbrock(100_000), minimizers.BOUNDED),
+    "logistic": (
+        "logistic regression in a box", lambda _: objectives.logistic(), minimizers.SMALL_BOUNDED,
+    ),
+    "free-1000": (
+        "without bounds, n=1000", lambda _: objectives.rosenbrock(1000, False), minimizers.FREE,
+    ),
+    "free-100000": (
+        "n=100,000", lambda _: objectives.rosenbrock(100_000, False), minimizers.FREE,
+    ),
+    "box-many": (
+        "{tenth} in boxes, n=10", lambda lanes: objectives.many_rosenbrocks(lanes // 10),
+        minimizers.BOUNDED,
+    ),
+    "free-many": (
+        "{tenth} without bounds", lambda lanes: objectives.many_rosenbrocks(lanes // 10, False),
+        minimizers.SMALL_FREE,
+    ),
+}  # fmt: skip
+ROWS |= {name: Row(*row, table="minimize") for name, row in MINIMISE.items()}
+
+
+def prepare(contender: Contender, work: Any, task: Task, agreement: Callable) -> Entry:
     """Compile at the loosest tolerance that gives the digits asked for."""
     entry = Entry(contender)
     loop = not contender.in_jax and work.batched
@@ -211,9 +240,11 @@ def measure(row: Row, lanes: int, rounds: int) -> list[Any]:
     return _summary(title, entries, bound)
 
 
-def _limit(work: Workload, entries: list[Entry]) -> Callable[[], Any]:
+def _limit(work: Any, entries: list[Entry]) -> Callable[[], Any]:
     """The limit for the evaluations of our first contender."""
     ours = next(entry for entry in entries if entry.contender.ours)
+    if isinstance(work, objectives.Objective):
+        return work.limit(minimizers.optx_lite_result(work, ours.tol))
     method = ours.contender.name.split()[1].rstrip(",")
     solve = peers.optx_lite_result(method, work, ours.tol)
     x0, y = jnp.asarray(work.x0), jnp.asarray(work.y)
@@ -295,18 +326,22 @@ def main() -> None:
         f"JAX {jax.__version__} on {device}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}"
     )
 
-    lines = [measure(ROWS[name], chosen.lanes, chosen.rounds) for name in names if name in ROWS]
-    if lines:
-        heading("In short")
+    lines: dict[str, list[Any]] = {}
+    for name in names:
+        if name in ROWS:
+            line = measure(ROWS[name], chosen.lanes, chosen.rounds)
+            lines.setdefault(ROWS[name].table, []).append(line)
+    for kind, found in lines.items():
+        heading(f"In short: {kind}")
         table = Table(
             Column("work", 29, "<"), Column("optx_lite", 26, "<"), Column("best peer", 36, "<"),
             Column("ratio", 5), Column("SciPy", 14, "<"), Column("limit", 8),
         )  # fmt: skip
         table.header()
-        for line in lines:
+        for line in found:
             table.row(*line)
         if chosen.write:
-            put(table.markdown(), "speed", chosen.write)
+            put(table.markdown(), kind, chosen.write)
     if "cold" in names:
         table = cold.measure(min(chosen.rounds, 5))
         if chosen.write:

@@ -10,7 +10,7 @@ from scipy.optimize._dcsrch import DCSRCH
 
 import optx_lite as ox
 from optx_lite.linalg import solve_positive
-from optx_lite.solvers._cauchy import FEW, cauchy_point
+from optx_lite.solvers._cauchy import cauchy_point
 from optx_lite.solvers._memory import Memory
 from optx_lite.solvers._more_thuente import advance, begin
 
@@ -57,7 +57,7 @@ def test_the_compact_form_is_the_recursion(count):
     assert sound
     w = np.asarray(jax.vmap(memory.back)(np.eye(2 * SLOTS))).T
     assert_allclose(float(memory.theta) * np.eye(n) - w @ middle @ w.T, b, atol=1e-13)
-    assert_allclose(memory.times(np.eye(n)), w, atol=1e-15)
+    assert_allclose(jax.vmap(memory.times)(np.eye(n)), w, atol=1e-15)
 
 
 @pytest.mark.parametrize("count", COUNTS)
@@ -104,7 +104,7 @@ def path_minimum(x, g, lower, upper, b):
     return np.where(t <= tau, np.where(g < 0, upper, lower), x - tau * g), t > tau
 
 
-@pytest.mark.parametrize("n", [1, 5, FEW, FEW + 1, 150])
+@pytest.mark.parametrize("n", [1, 5, 24, 150])
 @pytest.mark.parametrize("count", [0, 2, 6])
 def test_cauchy_point(n, count):
     rng = np.random.default_rng([n, count])

@@ -11,8 +11,8 @@ D the diagonal of S^T Y and L the part of it below, theta = y.y / s.y of the new
 
 The pairs lie in slots that are used in turn. Nothing here asks for their order but L, "s later
 than y", and that is read from each slot's age; so a slot is never moved. Products with S and Y
-are the expensive part, and what they give is kept: S^T S, S^T Y and Y^T Y grow by a row and a
-column with each pair.
+are the expensive part, and what they give is kept: (Y S)^T (Y S) grows by two rows and columns
+with each pair.
 """
 
 from __future__ import annotations
@@ -28,20 +28,16 @@ from ..linalg import safe_divide, solve_positive
 class Memory(eqx.Module):
     """The pairs, in slots, with their products."""
 
-    steps: Array  # (m, n): rows s_k
-    changes: Array  # (m, n): rows y_k
-    ss: Array  # (m, m): s_i . s_j
-    sy: Array  # (m, m): s_i . y_j
-    yy: Array  # (m, m): y_i . y_j
+    pairs: Array  # (2m, n): rows y_0 ... y_{m-1}, s_0 ... s_{m-1}
+    gram: Array  # (2m, 2m): products of all rows
     age: Array  # (m,) int: the later the larger, 0 for an empty slot
     theta: Array  # ()
 
     @staticmethod
     def empty(m: int, n: int, dtype: jnp.dtype) -> Memory:
         """No pairs."""
-        wide, square = jnp.zeros((m, n), dtype), jnp.zeros((m, m), dtype)
-        age = jnp.zeros(m, jnp.int32)
-        return Memory(wide, wide, square, square, square, age, jnp.ones((), dtype))
+        pairs, gram = jnp.zeros((2 * m, n), dtype), jnp.zeros((2 * m, 2 * m), dtype)
+        return Memory(pairs, gram, jnp.zeros(m, jnp.int32), jnp.ones((), dtype))
 
     @property
     def full(self) -> Array:
@@ -50,28 +46,21 @@ class Memory(eqx.Module):
 
     def remember(self, step: Array, change: Array, wanted: Array) -> Memory:
         """With the pair in place of the oldest, where that is ``wanted``."""
-        slot = jnp.argmin(self.age)
-
-        def put(rows: Array, row: Array) -> Array:
-            old = lax.dynamic_index_in_dim(rows, slot, keepdims=False)
-            return lax.dynamic_update_index_in_dim(rows, jnp.where(wanted, row, old), slot, 0)
-
-        steps, changes = put(self.steps, step), put(self.changes, change)
-        both = jnp.stack([step, change])
-        by_steps, by_changes = both @ steps.T, both @ changes.T  # (2, m) each
-        here = jnp.arange(self.age.shape[0]) == slot
-
-        def cross(square: Array, row: Array, column: Array) -> Array:
-            new = jnp.where(here[:, None], row, jnp.where(here, column[:, None], square))
-            return jnp.where(wanted, new, square)
-
+        m, slot = self.age.shape[0], jnp.argmin(self.age)
+        pairs, gram = self.pairs, self.gram
+        for row, at in ((change, slot), (step, m + slot)):
+            old = lax.dynamic_index_in_dim(pairs, at, keepdims=False)
+            pairs = lax.dynamic_update_index_in_dim(pairs, jnp.where(wanted, row, old), at, 0)
+        for row, at in ((change, slot), (step, m + slot)):
+            here = jnp.arange(2 * m) == at
+            products = pairs @ row
+            new = jnp.where(here[:, None], products, jnp.where(here, products[:, None], gram))
+            gram = jnp.where(wanted, new, gram)
+        age = jnp.where(jnp.arange(m) == slot, jnp.max(self.age) + 1, self.age)
         return Memory(
-            steps=steps,
-            changes=changes,
-            ss=cross(self.ss, by_steps[0], by_steps[0]),
-            sy=cross(self.sy, by_changes[0], by_steps[1]),
-            yy=cross(self.yy, by_changes[1], by_changes[1]),
-            age=jnp.where(wanted & here, jnp.max(self.age) + 1, self.age),
+            pairs=pairs,
+            gram=gram,
+            age=jnp.where(wanted, age, self.age),
             theta=jnp.where(wanted, safe_divide(change @ change, step @ change), self.theta),
         )
 
@@ -83,26 +72,30 @@ class Memory(eqx.Module):
         """S and Y as rows, the oldest first; zeros, before all, for the empty slots."""
         order = jnp.argsort(self.age)
         used = self.full[order][:, None]
-        return jnp.where(used, self.steps[order], 0), jnp.where(used, self.changes[order], 0)
+        changes, steps = jnp.split(self.pairs, 2)
+        return jnp.where(used, steps[order], 0), jnp.where(used, changes[order], 0)
 
     # -- B ---------------------------------------------------------------------------------
 
-    def times(self, v: Array) -> Array:
-        """W^T v, (2m,); of rows (k, n), (k, 2m)."""
+    @property
+    def _weights(self) -> Array:
+        """(1, theta) for the rows in use, 0 for the others, (2m,): W^T = these times ``pairs``."""
         used = self.full
-        by_changes = jnp.where(used, v @ self.changes.T, 0)
         return jnp.concatenate(
-            [by_changes, jnp.where(used, self.theta * (v @ self.steps.T), 0)], -1
+            [jnp.where(used, 1, 0).astype(self.theta.dtype), jnp.where(used, self.theta, 0)]
         )
+
+    def times(self, v: Array) -> Array:
+        """W^T v, (2m,)."""
+        return self._weights * (self.pairs @ v)
 
     def back(self, p: Array) -> Array:
         """W p, (n,)."""
-        by_changes, by_steps = jnp.split(jnp.where(jnp.tile(self.full, 2), p, 0), 2)
-        return by_changes @ self.changes + (self.theta * by_steps) @ self.steps
+        return (self._weights * p) @ self.pairs
 
     def middle(self) -> tuple[Array, Array]:
         """M, (2m, 2m), and whether it is sound."""
-        d, lower, ss = self._parts(self.sy, self.ss)
+        d, lower, ss = self._parts()
         by_d = lower / d  # L D^-1
         m = d.shape[0]
         eye = jnp.eye(m, dtype=d.dtype)
@@ -119,15 +112,15 @@ class Memory(eqx.Module):
             K = [ -D - Y_F^T Y_F / theta   (L - S_F^T Y_F)^T ]
                 [  L - S_F^T Y_F            theta S_A^T S_A  ],   A the others.           (5.11)
         """
-        d, lower, ss = self._parts(self.sy, self.ss)
+        d, lower, _ = self._parts()
         used = self.full
         both = used[:, None] & used
-        if free is None:
-            ss_a, sy_f, yy_f = jnp.zeros_like(ss), self.sy, self.yy
-        else:
-            steps, changes = jnp.where(free, self.steps, 0), jnp.where(free, self.changes, 0)
-            yy_f, sy_f = changes @ self.changes.T, steps @ self.changes.T
-            ss_a = self.ss - steps @ self.steps.T
+        gram = self.gram
+        if free is not None:
+            rows = jnp.where(free, self.pairs, 0)
+            gram = rows @ rows.T
+        yy_f, _, sy_f, ss_f = _blocks(gram)
+        ss_a = _blocks(self.gram)[3] - ss_f
         eye = jnp.eye(d.shape[0], dtype=d.dtype)
         a = jnp.where(both, yy_f, 0) / self.theta + eye * d
         c = lower - jnp.where(both, sy_f, 0)
@@ -142,8 +135,9 @@ class Memory(eqx.Module):
         step = step if free is None else jnp.where(free, step, 0)
         return step, (first > 0) & (second > 0)
 
-    def _parts(self, sy: Array, ss: Array) -> tuple[Array, Array, Array]:
+    def _parts(self) -> tuple[Array, Array, Array]:
         """D's diagonal, L and S^T S, with rows of the identity for empty slots."""
+        _, _, sy, ss = _blocks(self.gram)
         used = self.full
         both = used[:, None] & used
         eye = jnp.eye(used.shape[0], dtype=bool)
@@ -153,3 +147,9 @@ class Memory(eqx.Module):
         # 1 / theta, for it is theta S^T S that is used.
         ss = jnp.where(both, ss, jnp.where(eye, 1 / self.theta, 0))
         return d, lower, ss
+
+
+def _blocks(gram: Array) -> tuple[Array, Array, Array, Array]:
+    """Y^T Y, Y^T S, S^T Y and S^T S."""
+    m = gram.shape[0] // 2
+    return gram[:m, :m], gram[:m, m:], gram[m:, :m], gram[m:, m:]

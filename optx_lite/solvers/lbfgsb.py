@@ -31,6 +31,7 @@ from __future__ import annotations
 from typing import Any
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
@@ -244,7 +245,7 @@ def _subspace_minimum(
     ways = jnp.stack([step, jnp.minimum(length, 1) * step])
     ends = onto_bounds(cauchy + ways, cauchy, lower, upper)
     moves = ends - x
-    inner = memory.times(moves)
+    inner = jax.vmap(memory.times)(moves)
     curvature = memory.theta * jnp.sum(moves**2, axis=1) - jnp.sum(inner @ middle * inner, axis=1)
     promised = moves @ grad + 0.5 * curvature
     return jnp.where(promised[0] <= promised[1], ends[0], ends[1]), sound & solved
