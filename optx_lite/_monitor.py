@@ -180,7 +180,7 @@ class Watch(eqx.Module):
         )
         return jnp.where(stop, CALLBACK_STOP, status).astype(status.dtype)
 
-    def end(self, result: AbstractResult) -> None:
+    def end(self, result: Any) -> None:
         """After the last step."""
         jax.debug.callback(
             _deliver_end, self.ticket, result.code, result.nfev, result.value, result.optimality

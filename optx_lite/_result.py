@@ -55,8 +55,6 @@ class AbstractResult(eqx.Module):
 
     x: eqx.AbstractVar[Any]
     status: eqx.AbstractVar[Any]
-    nfev: eqx.AbstractVar[Any]
-    optimality: eqx.AbstractVar[Any]
 
     @property
     @abc.abstractmethod
