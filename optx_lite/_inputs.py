@@ -73,7 +73,7 @@ def check_bounds(bounds: Any, tree: Any, x: Array) -> tuple[Array, Array, bool]:
     if np.any(low > high):
         i = int(np.argmax(low > high))
         raise ValueError(
-            "Each lower bound must not be above its upper bound: `bounds` has "
+            "An upper bound is less than the corresponding lower bound: `bounds` has "
             f"lb={low[i]} > ub={high[i]} at entry {i}."
         )
     return lower, upper, bool(np.any(np.isfinite(low)) or np.any(np.isfinite(high)))

@@ -25,7 +25,7 @@ MESSAGES = {
     NONFINITE: "ABNORMAL: `fun` or its gradient is not finite at `x0`.",
     LOST: "ABNORMAL: `fun` or its gradient was not finite at a later point. The result is the best "
     "point before; a smaller learning rate may help.",
-    CALLBACK_STOP: "STOP: CALLBACK REQUESTED HALT",
+    CALLBACK_STOP: "`callback` raised `StopIteration`.",
 }
 CONVERGED = (GTOL, FTOL, ALL_FIXED)
 STATUS = {FAILED: 2, NONFINITE: 2, LOST: 2, CALLBACK_STOP: 99, **dict.fromkeys(CONVERGED, 0)}

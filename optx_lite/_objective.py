@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -101,6 +101,11 @@ def minimization_problem(
     >>> print(*problem.value_and_grad(x0))
     2.0 [-2. -2.]
     """
+    if jax.tree_util.all_leaves([x0]) and jnp.ndim(x0) > 1:
+        raise ValueError(
+            f"'x0' must only have one dimension, got shape {jnp.shape(x0)}: put a matrix of "
+            "parameters into a pytree, e.g. a dict."
+        )
     tree = check_x0(x0)
     dtype = widest(leaf.dtype for leaf in jax.tree.leaves(tree))
     restore = Unravel.like(tree)
@@ -185,20 +190,17 @@ def _derivative(
 
 def _as_two(bounds: Any, restore: Unravel, x: Array) -> Any:
     """SciPy's pairs (min, max), one for each entry of a flat x, as (lower, upper)."""
-    if bounds is None or (hasattr(bounds, "lb") and hasattr(bounds, "ub")):
+    if bounds is None or not restore.is_flat:
         return bounds
-    if not restore.is_flat:
-        return bounds
-    if isinstance(bounds, (jax.Array, np.ndarray)):
-        pairs: Sequence[Any] = bounds  # type: ignore[assignment]
-    else:
-        pairs = list(bounds)
     n = x.shape[0]
+    if hasattr(bounds, "lb") and hasattr(bounds, "ub"):
+        for side in (bounds.lb, bounds.ub):
+            if np.size(side) not in (1, n):
+                raise _wrong_number(n, np.size(side))
+        return tuple(s[0] if np.shape(s) == (1,) else s for s in (bounds.lb, bounds.ub))
+    pairs = bounds if isinstance(bounds, (jax.Array, np.ndarray)) else list(bounds)
     if len(pairs) != n:
-        raise ValueError(
-            f"`bounds`: length of x0 != length of bounds: expected {n} pairs (min, max), "
-            f"got {len(pairs)}."
-        )
+        raise _wrong_number(n, len(pairs))
     if any(np.shape(pair)[:1] != (2,) and not _is_pair(pair) for pair in pairs):
         raise ValueError(f"`bounds` must be pairs (min, max), got {bounds!r}.")
     sides = [
@@ -206,6 +208,13 @@ def _as_two(bounds: Any, restore: Unravel, x: Array) -> Any:
         for k, missing in ((0, -np.inf), (1, np.inf))
     ]
     return tuple(_stack(side) for side in sides)
+
+
+def _wrong_number(expected: int, got: int) -> ValueError:
+    return ValueError(
+        "`bounds`: The number of bounds is not compatible with the length of `x0`: "
+        f"expected {expected}, got {got}."
+    )
 
 
 def _is_pair(pair: Any) -> bool:

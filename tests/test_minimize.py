@@ -201,7 +201,8 @@ def test_callback_ends_it_as_maxiter_does():
     res = ox.minimize(rosenbrock, start(4), callback=callback)
     same = ox.minimize(rosenbrock, start(4), options={"maxiter": 5})
     assert res.status == 99
-    assert not res.success
+    assert res.message == "`callback` raised `StopIteration`."
+    assert res.success is False
     # To the last bit as XLA compiles for users; the tests' own flags cost some roundings.
     assert_allclose(res.x, same.x, rtol=1e-12)
     assert_allclose(res.jac, same.jac, rtol=1e-12)
@@ -209,6 +210,15 @@ def test_callback_ends_it_as_maxiter_does():
     xs = []
     ox.minimize(rosenbrock, start(4), callback=lambda xk: xs.append(xk))
     assert_allclose(rosenbrock(xs[4]), seen[4])
+
+
+def test_ftol_counts():
+    # The fewer digits it asks for, the earlier it ends.
+    counts = [
+        ox.minimize(rosenbrock, start(10), options={"ftol": ftol}).nfev
+        for ftol in (1.0, 1e-2, 1e-4, 1e-12)
+    ]
+    assert counts[0] < counts[1] < counts[2] < counts[3]
 
 
 def test_disp(capsys):
@@ -253,8 +263,8 @@ def test_what_is_refused():
         ),
         ("method", {"method": "BFGS"}),
         ("constraints", {"constraints": [{"type": "eq"}]}),
-        ("length of x0 != length of bounds", {"bounds": [(0, 1)] * 3}),
-        ("lower bound must not be above", {"bounds": [(0, 1), (2, 1)]}),
+        ("number of bounds is not compatible with the length of `x0`", {"bounds": [(0, 1)] * 3}),
+        ("An upper bound is less than", {"bounds": [(0, 1), (2, 1)]}),
         ("`jac`", {"jac": "4-point"}),
         ("eps", {"options": {"eps": 1e-6}}),
         ("maxcor", {"options": {"maxcor": 0}}),
@@ -263,6 +273,10 @@ def test_what_is_refused():
     ):
         with pytest.raises(ValueError, match=match):
             ox.minimize(fun, [1.0, 1.0], **settings)
+    with pytest.raises(ValueError, match="number of bounds is not compatible"):
+        ox.minimize(fun, [1.0, 1.0], bounds=so.Bounds([0, 0, 0], [1, 1, 1]))
+    with pytest.raises(ValueError, match="'x0' must only have one dimension"):
+        ox.minimize(fun, np.ones((2, 1)))
     with pytest.raises(ValueError, match="scalar value"):
         ox.minimize(lambda x: x, [1.0, 1.0])
     with pytest.raises(ValueError, match="value, gradient"):

@@ -8,8 +8,8 @@ the quadratic that it knows of, and no test counts unless that is small, too:
     q <= ftol |f|,    and    |f_before - f| <= ftol |f|   or   ||P(x - g) - x||_inf <= gtol.   (1)
 
 Far from a minimum a quadratic made of unsuitable pairs may promise nothing for some iterations
-on end. So the first way of (1) must hold for `CALM` of them, as many as there are pairs in the
-memory, unless q is below the rounding of f.
+on end. So the first way of (1) must hold for as many of them as ftol asks for digits, at most
+`CALM`, unless q is below the rounding of f.
 
 An f that goes to 0 would never be "small relative to |f|": in (1) |f| is at least the root of
 epsilon of all that f has fallen by. And where q is so small that the line search does not go by
@@ -105,11 +105,13 @@ class AbstractMinimizer(AbstractSolver[MinimizationProblem, State]):
         eps = jnp.finfo(state.value.dtype).eps
         fallen = eps**0.5 * (state.value0 - state.value)
         size = jnp.maximum(jnp.abs(state.value), fallen)
-        least = jnp.maximum(self.ftol, DOUBT * NOISE * eps) * size
+        ftol = jnp.maximum(self.ftol, DOUBT * NOISE * eps)
+        least = ftol * size
         settled = promised <= least
         small = settled & (jnp.abs(before - state.value) <= least)
         calm = jnp.where(small, state.calm + 1, 0)
-        over = small & ((calm >= CALM) | (promised <= eps * size))
+        asked = jnp.clip(-jnp.log10(ftol), 1, CALM)
+        over = small & ((calm >= asked) | (promised <= eps * size))
         optimality = self.optimality(problem, state)
         status = jnp.where(state.nit >= self.maxiter, MAXITER, RUNNING)
         status = jnp.where(over, FTOL, status)
