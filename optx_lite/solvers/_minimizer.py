@@ -111,7 +111,7 @@ class AbstractMinimizer(AbstractSolver[MinimizationProblem, State]):
         small = settled & (jnp.abs(before - state.value) <= least)
         calm = jnp.where(small, state.calm + 1, 0)
         asked = jnp.clip(-jnp.log10(ftol), 1, CALM)
-        over = small & ((calm >= asked) | (promised <= eps * size))
+        over = small & ((calm.astype(asked.dtype) >= asked) | (promised <= eps * size))
         optimality = self.optimality(problem, state)
         status = jnp.where(state.nit >= self.maxiter, MAXITER, RUNNING)
         status = jnp.where(over, FTOL, status)
