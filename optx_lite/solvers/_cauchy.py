@@ -21,8 +21,8 @@ changes its sign: here the stretch where it does is closed in on from both sides
 step from below and by halving the logarithm of what is left, in turns. Each turn asks for q' at
 one breakpoint, two products with W; sorting takes longer than all of them (one core, m = 10: a
 hundred times as long as a product for n = 1000, sixty times for n = 100,000). A turn is the same
-work for every lane of a `vmap`. Where the path has several local minima, which is rare, the paper's is the
-first; this is one at which q is lower than at the breakpoints that were seen before it.
+work for every lane of a `vmap`. Where the path has several local minima, which is rare, the
+paper's is the first; this is one at which q is lower than at the breakpoints seen before it.
 """
 
 from __future__ import annotations
