@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +14,7 @@ from jax.core import Tracer
 
 from ._implicit import AbstractAdjoint, ImplicitAdjoint
 from ._inputs import check_x0
+from ._inverse_hessian import LbfgsInvHessProduct
 from ._minimize_result import MinimizeResult
 from ._monitor import Listener
 from ._objective import minimization_problem
@@ -310,6 +310,8 @@ def _trim(result: MinimizeResult) -> MinimizeResult:
     if inverse is None or isinstance(inverse.sk, Tracer) or inverse.sk.ndim > 2:
         return result
     empty = int(np.sum(~np.any(np.asarray(inverse.sk), axis=1)))
-    return eqx.tree_at(
-        lambda r: (r.hess_inv.sk, r.hess_inv.yk), result, (inverse.sk[empty:], inverse.yk[empty:])
+    if not empty:
+        return result
+    return dataclasses.replace(
+        result, hess_inv=LbfgsInvHessProduct(inverse.sk[empty:], inverse.yk[empty:])
     )
