@@ -274,10 +274,10 @@ def _configured(solver: Any, chosen: dict[str, Any], dtype: Any, counts_as_array
     for name, value in values.items():
         if name in ("ftol", "gtol"):
             values[name] = _number(name, value, dtype)
-        elif name != "maxcor" and counts_as_arrays:
-            values[name] = _number(name, value, np.int32)
+        elif name != "maxcor" and (counts_as_arrays or isinstance(value, Tracer)):
+            values[name] = as_dtype(_count(name, value), np.int32)
         else:
-            values[name] = _count(name, value, least=1 if name in ("maxcor", "maxls") else 0)
+            values[name] = _count(name, value)
     return dataclasses.replace(solver, **values)
 
 
@@ -289,10 +289,13 @@ def _number(name: str, value: Any, dtype: Any) -> Any:
     return as_dtype(value, dtype)
 
 
-def _count(name: str, value: Any, least: int = 0) -> int:
-    if int(value) < least:
+def _count(name: str, value: Any) -> Any:
+    if isinstance(value, Tracer):
+        return value
+    least = 1 if name in ("maxcor", "maxls") else 0
+    if not value >= least:
         raise ValueError(f"`options`: `{name}` must be at least {least}, got {value!r}.")
-    return int(value)
+    return int(min(value, np.iinfo(np.int32).max))
 
 
 def _returns_pair(func: Callable, x0: Any, args: Any) -> bool:

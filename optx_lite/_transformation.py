@@ -67,7 +67,8 @@ def lbfgsb(
     """L-BFGS-B as a transformation for a training loop of optax.
 
     The objective must be the same in each turn: this is a method for whole batches. The points
-    that the loop evaluates are the trials of its line search, every one of them in the box.
+    that the loop evaluates are the trials of its line search, every one of them in the box; a start
+    outside of it costs one evaluation more.
 
     Parameters
     ----------
@@ -145,9 +146,13 @@ def _turn(solver: LBFGSB, problem: Any, before: Any, x: Array) -> tuple[Array, A
     """The machine's step with what the loop evaluated at x, and the way from there."""
     before = eqx.tree_at(lambda s: s.trial, before, x)
     after = solver.step(problem, before)
-    ended = before.status != RUNNING
-    after = jax.tree.map(lambda old, new: jnp.where(ended, old, new), before, after)
+    # A point that is not in the box, as the first may be, tells nothing but the way into it.
+    inside = jnp.clip(x, problem.lower, problem.upper)
+    outside = jnp.any(inside != x)
+    rests = outside | (before.status != RUNNING)
+    after = jax.tree.map(lambda old, new: jnp.where(rests, old, new), before, after)
     goal = jnp.where(after.status == RUNNING, after.trial, after.x)
+    goal = jnp.where(outside, inside, goal)
     return (_to(goal, x, problem) if problem.bounded else goal - x), after
 
 

@@ -171,6 +171,15 @@ def test_lbfgsb_stays_in_the_box_to_the_last_bit():
         assert all(np.all((q >= lower) & (q <= upper)) for q in [*seen, x])
 
 
+def test_lbfgsb_goes_into_the_box_first():
+    outside = {"a": jnp.array(-5.0), "b": jnp.array([0.0, 4.0])}
+    p, state, seen = train(loss, outside, ox.lbfgsb(BOX), 100)
+    assert_allclose(seen[1]["a"], -1)
+    assert_allclose(seen[1]["b"], [0, 1.5])
+    assert state.machine.nfev == len(seen) - 1
+    assert_allclose(p["a"], expected(True)[0], atol=1e-4)
+
+
 def test_lbfgsb_rests_when_it_has_ended():
     transformation = ox.lbfgsb()
     p, state, _ = train(loss, params(), transformation, 100)

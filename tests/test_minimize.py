@@ -188,6 +188,14 @@ def test_limits():
     assert (res.nfev, res.status) == (9, 1)
     assert res.message == "STOP: TOTAL NO. OF F,G EVALUATIONS EXCEEDS LIMIT"
     assert full.fun < res.fun < rosenbrock(start(4))
+    endless = ox.minimize(rosenbrock, start(4), options={"maxiter": INF, "maxfun": INF})
+    assert endless.nfev == full.nfev
+
+
+def test_the_function_stands_once_in_the_program():
+    fun = lambda x: jnp.sum(jnp.arctan2(x, 2.0) * x)
+    program = jax.jit(lambda x: ox.minimize(fun, x, bounds=[(-1, 1)] * 3).x).lower(np.ones(3))
+    assert program.as_text().count("atan2") == 1
 
 
 def test_callback_ends_it_as_maxiter_does():
@@ -268,6 +276,7 @@ def test_what_is_refused():
         ("`jac`", {"jac": "4-point"}),
         ("eps", {"options": {"eps": 1e-6}}),
         ("maxcor", {"options": {"maxcor": 0}}),
+        ("maxls", {"options": {"maxls": 0}}),
         ("ftol", {"options": {"ftol": -1.0}}),
         ("what `jac` returns", {"jac": lambda x: jnp.ones(3)}),
     ):
