@@ -98,8 +98,8 @@ def lbfgsb(
     ...     value, grads = jax.value_and_grad(loss)(params)
     ...     updates, state = transformation.update(grads, state, params, value=value)
     ...     params = optax.apply_updates(params, updates)
-    >>> print(params["a"].round(3), params["b"].round(3))
-    1.249 1.5
+    >>> print(f"{params['a']:.3f} {params['b']:.3f}")
+    1.249 1.500
     """
     import optax  # who writes such a loop has it loaded; for others it would take a while
 
