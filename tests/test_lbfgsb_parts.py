@@ -11,6 +11,7 @@ from scipy.optimize._dcsrch import DCSRCH
 import optx_lite as ox
 from optx_lite.linalg import solve_positive
 from optx_lite.solvers._cauchy import cauchy_point
+from optx_lite.solvers._matrix import Compact, Dense, matrix_of
 from optx_lite.solvers._memory import Memory
 from optx_lite.solvers._more_thuente import advance, begin
 
@@ -48,33 +49,59 @@ def bfgs(steps, changes):
 COUNTS = [0, 1, 3, SLOTS, SLOTS + 1, 10]
 
 
+FORMS = [Compact, Dense]
+
+
 @pytest.mark.parametrize("count", COUNTS)
-def test_the_compact_form_is_the_recursion(count):
+@pytest.mark.parametrize("form", FORMS)
+def test_both_forms_are_the_recursion(form, count):
     n = 7
     steps, changes = pairs(n, count)
-    memory, b = memory_of(steps, changes), bfgs(steps, changes)
-    middle, sound = memory.middle()
-    assert sound
-    w = np.asarray(jax.vmap(memory.back)(np.eye(2 * SLOTS))).T
-    assert_allclose(float(memory.theta) * np.eye(n) - w @ middle @ w.T, b, atol=1e-13)
-    assert_allclose(jax.vmap(memory.times)(np.eye(n)), w, atol=1e-15)
+    matrix, b = form.of(memory_of(steps, changes)), bfgs(steps, changes)
+    assert_allclose(jax.vmap(matrix.times)(np.eye(n)), b, atol=1e-13)
+    seen = [matrix.see(v) for v in steps[:2]]
+    if count > 1:
+        assert_allclose(matrix.form(*seen), steps[0] @ b @ steps[1], atol=1e-12)
 
 
 @pytest.mark.parametrize("count", COUNTS)
-@pytest.mark.parametrize("share", [None, 1.0, 0.6, 0.0])
-def test_the_inverse_among_the_free(count, share):
+@pytest.mark.parametrize("share", [1.0, 0.6, 0.0])
+@pytest.mark.parametrize("form", FORMS)
+def test_the_inverse_among_the_free(form, count, share):
     n = 7
     rng = np.random.default_rng(count)
     steps, changes = pairs(n, count)
-    memory, b = memory_of(steps, changes), bfgs(steps, changes)
-    free = None if share is None else rng.uniform(size=n) < share
-    r = rng.standard_normal(n) * (1 if free is None else free)
-    chosen = np.arange(n) if free is None else np.flatnonzero(free)
+    matrix, b = form.of(memory_of(steps, changes)), bfgs(steps, changes)
+    free = rng.uniform(size=n) < share
+    r = rng.standard_normal(n) * free
+    chosen = np.flatnonzero(free)
     expected = np.zeros(n)
     expected[chosen] = np.linalg.solve(b[np.ix_(chosen, chosen)], r[chosen])
-    step, sound = memory.solve_free(r, free)
+    step, sound = matrix.solve(r, free)
     assert sound
     assert_allclose(step, expected, atol=1e-13)
+
+
+@pytest.mark.parametrize("count", COUNTS)
+def test_the_inverse_of_all(count):
+    steps, changes = pairs(7, count)
+    r = np.random.default_rng(count).standard_normal(7)
+    expected = np.linalg.solve(bfgs(steps, changes), r)
+    assert_allclose(memory_of(steps, changes).solve(r), expected, atol=1e-13)
+
+
+def test_a_memory_that_was_cleared_begins_anew():
+    steps, changes = pairs(7, 9)
+    memory = memory_of(steps[:6], changes[:6]).forget(jnp.array(True))
+    for s, y in zip(steps[6:], changes[6:], strict=True):
+        memory = memory.remember(s, y, True)
+    expected = np.linalg.solve(bfgs(steps[6:], changes[6:]), steps[0])
+    assert_allclose(memory.solve(steps[0]), expected, atol=1e-13)
+
+
+def test_the_smaller_form_is_taken():
+    assert isinstance(matrix_of(Memory.empty(SLOTS, 2 * SLOTS, float)), Dense)
+    assert isinstance(matrix_of(Memory.empty(SLOTS, 2 * SLOTS + 1, float)), Compact)
 
 
 def test_what_is_not_wanted_is_not_remembered():
@@ -110,7 +137,7 @@ def test_cauchy_point(n, count):
     rng = np.random.default_rng([n, count])
     steps, changes = pairs(n, count)
     memory, b = memory_of(steps, changes), bfgs(steps, changes)
-    middle, _ = memory.middle()
+    matrix = matrix_of(memory)
     find = jax.jit(cauchy_point)
     for far in (0.3, 1.0, 100.0):  # all, some, or none of the bounds are met
         x, g = rng.uniform(-1, 1, n), rng.standard_normal(n)
@@ -118,7 +145,7 @@ def test_cauchy_point(n, count):
         upper = np.where(rng.uniform(size=n) < 0.8, x + far * rng.exponential(size=n), np.inf)
         lower[::5], upper[::7] = x[::5], x[::7]
         expected, free = path_minimum(x, g, lower, upper, b)
-        point, ours = find(x, g, lower, upper, memory, middle)
+        point, ours = find(x, g, lower, upper, matrix)
         assert_allclose(point, expected, atol=1e-12)
         assert np.array_equal(ours, free)
         assert np.all((point >= lower) & (point <= upper))
@@ -133,7 +160,7 @@ def test_cauchy_point_with_equal_breakpoints():
     x, far = np.zeros(n), np.full(n, np.inf)
     for room in (0.01, 0.3, 5.0):
         expected, free = path_minimum(x, g, x - room, far, b)
-        point, ours = cauchy_point(x, g, x - room, far, memory, memory.middle()[0])
+        point, ours = cauchy_point(x, g, x - room, far, matrix_of(memory))
         assert_allclose(point, expected, atol=1e-12)
         assert np.array_equal(ours, free)
 

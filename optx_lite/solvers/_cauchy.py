@@ -33,7 +33,7 @@ from jax import lax
 from jaxtyping import Array
 
 from ..linalg import safe_divide
-from ._memory import Memory
+from ._matrix import AbstractMatrix
 
 
 class Stretch(eqx.Module):
@@ -43,6 +43,8 @@ class Stretch(eqx.Module):
     value: Array  # () q there
     minimum: Array  # () where q would be least, were there no more breakpoints
     end: Array  # () a breakpoint with q' >= 0 beyond it, or where q is higher; or infinite
+    first: Array  # () breakpoint between begin and end, infinite if there is none
+    last: Array  # () of them
     turns: Array  # ()
 
 
@@ -55,7 +57,7 @@ def breakpoints(x: Array, grad: Array, lower: Array, upper: Array) -> Array:
 
 
 def cauchy_point(
-    x: Array, grad: Array, lower: Array, upper: Array, memory: Memory, middle: Array
+    x: Array, grad: Array, lower: Array, upper: Array, b: AbstractMatrix
 ) -> tuple[Array, Array]:
     """The point, feasible, and which variables are free there: have not met a bound."""
     t = breakpoints(x, grad, lower, upper)
@@ -63,45 +65,40 @@ def cauchy_point(
 
     def look(tau: Array) -> tuple[Array, Array, Array]:
         """q, q' just beyond tau, and the minimum of that stretch were it endless."""
-        d = jnp.where(t > tau, -grad, 0)
-        z = -grad * jnp.minimum(t, tau)
-        p, c = memory.times(d), memory.times(z)
-        dd, by_c = d @ d, middle @ c
-        value = grad @ z + 0.5 * (memory.theta * (z @ z) - c @ by_c)
-        slope = -dd + memory.theta * (z @ d) - p @ by_c
+        d = b.see(jnp.where(t > tau, -grad, 0))
+        z = b.see(-grad * jnp.minimum(t, tau))
+        value = grad @ z.vector + 0.5 * b.form(z, z)
+        slope = grad @ d.vector + b.form(d, z)
         # As in the original code, the curvature is kept positive against rounding.
-        eps = jnp.finfo(dd.dtype).eps
-        curvature = jnp.maximum(memory.theta * dd - p @ middle @ p, eps * memory.theta * most)
+        eps = jnp.finfo(t.dtype).eps
+        curvature = jnp.maximum(b.form(d, d), eps * b.theta * most)
         return value, slope, tau - safe_divide(slope, curvature)
 
-    def inside(stretch: Stretch) -> tuple[Array, Array]:
-        """The first and the last breakpoint that are left; infinite and 0 if there is none."""
-        left = (t > stretch.begin) & (t < stretch.end)
-        return jnp.min(jnp.where(left, t, jnp.inf)), jnp.max(jnp.where(left & (t < jnp.inf), t, 0))
-
-    def undecided(stretch: Stretch) -> Array:
-        return inside(stretch)[0] < stretch.minimum
-
     def close_in(stretch: Stretch) -> Stretch:
-        first, last = inside(stretch)
+        first, last = stretch.first, stretch.last
         halfway = jnp.sqrt(first) * jnp.sqrt(last)
-        target = jnp.where(stretch.turns % 2 == 0, stretch.minimum, halfway)
+        target = jnp.where(stretch.turns % 2 == 1, stretch.minimum, halfway)
         target = jnp.clip(target, first, last)
         tau = jnp.min(jnp.where((t >= target) & (t < stretch.end), t, last))
+        tau = jnp.where(stretch.turns == 0, 0, tau)
         value, slope, minimum = look(tau)
         onward = (slope < 0) & (value < stretch.value)
+        begin = jnp.where(onward, tau, stretch.begin)
+        end = jnp.where(onward, stretch.end, tau)
+        left = (t > begin) & (t < end)
         return Stretch(
-            begin=jnp.where(onward, tau, stretch.begin),
+            begin=begin,
             value=jnp.where(onward, value, stretch.value),
             minimum=jnp.where(onward, minimum, stretch.minimum),
-            end=jnp.where(onward, stretch.end, tau),
+            end=end,
+            first=jnp.min(jnp.where(left, t, jnp.inf)),
+            last=jnp.max(jnp.where(left, t, 0)),
             turns=stretch.turns + 1,
         )
 
-    zero = jnp.zeros_like(most)
-    value, _, minimum = look(zero)
-    start = Stretch(zero, value, minimum, zero + jnp.inf, jnp.zeros((), jnp.int32))
-    found = lax.while_loop(undecided, close_in, start)
+    zero, infinite = jnp.zeros_like(most), jnp.full_like(most, jnp.inf)
+    start = Stretch(zero, infinite, infinite, infinite, zero, zero, jnp.zeros((), jnp.int32))
+    found = lax.while_loop(lambda stretch: stretch.first < stretch.minimum, close_in, start)
     best = jnp.minimum(found.minimum, found.end)
     reached = t <= best
     bound = jnp.where(grad < 0, upper, lower)

@@ -42,6 +42,7 @@ from .._minimize_result import ALL_FIXED, FAILED, NONFINITE, RUNNING
 from .._problem import MinimizationProblem
 from ..linalg import norm, safe_divide
 from ._cauchy import breakpoints, cauchy_point
+from ._matrix import matrix_of
 from ._memory import Memory
 from ._minimizer import AbstractMinimizer, BestSeen
 from ._more_thuente import LineSearch, advance, begin, believable
@@ -222,8 +223,7 @@ def _minimize_model(
     if problem.bounded:
         target, sound = _subspace_minimum(problem, x, grad, memory)
     else:
-        step, sound = memory.solve_free(-grad, None)
-        target = x + step
+        target, sound = x + memory.solve(-grad), True
     sound = sound & (grad @ (target - x) < 0) & jnp.all(jnp.isfinite(target))
     plain = x + _projected(problem, x, grad) / memory.theta
     plain = jnp.clip(plain, problem.lower, problem.upper) if problem.bounded else plain
@@ -234,18 +234,18 @@ def _subspace_minimum(
     problem: MinimizationProblem, x: Array, grad: Array, memory: Memory
 ) -> tuple[Array, Array]:
     lower, upper = problem.lower, problem.upper
-    middle, sound = memory.middle()
-    cauchy, free = cauchy_point(x, grad, lower, upper, memory, middle)
-    z = cauchy - x
-    curved = memory.theta * z - memory.back(middle @ memory.times(z))
-    r = jnp.where(free, -(grad + curved), 0)
-    step, solved = memory.solve_free(r, free)
+    b = matrix_of(memory)
+    cauchy, free = cauchy_point(x, grad, lower, upper, b)
+    r = jnp.where(free, -(grad + b.times(cauchy - x)), 0)
+    step, sound = b.solve(r, free)
     step = jnp.where(jnp.any(memory.full), step, 0)
     length, _ = step_to_bound(cauchy, step, lower, upper)
     ways = jnp.stack([step, jnp.minimum(length, 1) * step])
     ends = onto_bounds(cauchy + ways, cauchy, lower, upper)
-    moves = ends - x
-    inner = jax.vmap(memory.times)(moves)
-    curvature = memory.theta * jnp.sum(moves**2, axis=1) - jnp.sum(inner @ middle * inner, axis=1)
-    promised = moves @ grad + 0.5 * curvature
-    return jnp.where(promised[0] <= promised[1], ends[0], ends[1]), sound & solved
+
+    def promised(move: Array) -> Array:
+        seen = b.see(move)
+        return grad @ move + 0.5 * b.form(seen, seen)
+
+    projected, shortened = jax.vmap(promised)(ends - x)
+    return jnp.where(projected <= shortened, ends[0], ends[1]), sound
