@@ -144,14 +144,14 @@ def lbfgsb(
 @jax.jit
 def _turn(solver: LBFGSB, problem: Any, before: Any, x: Array) -> tuple[Array, Any]:
     """The machine's step with what the loop evaluated at x, and the way from there."""
-    before = eqx.tree_at(lambda s: s.trial, before, x)
+    before = eqx.tree_at(lambda s: s.line.trial, before, x)
     after = solver.step(problem, before)
     # A point that is not in the box, as the first may be, tells nothing but the way into it.
     inside = jnp.clip(x, problem.lower, problem.upper)
     outside = jnp.any(inside != x)
     rests = outside | (before.status != RUNNING)
     after = jax.tree.map(lambda old, new: jnp.where(rests, old, new), before, after)
-    goal = jnp.where(after.status == RUNNING, after.trial, after.x)
+    goal = jnp.where(after.status == RUNNING, after.line.trial, after.x)
     goal = jnp.where(outside, inside, goal)
     return (_to(goal, x, problem) if problem.bounded else goal - x), after
 

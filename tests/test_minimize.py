@@ -68,7 +68,7 @@ def test_the_path_is_scipys(n):
     step = jax.jit(solver.step)
     state = solver.init(problem, x)
     for expected in seen[:20]:
-        assert_allclose(state.trial, expected, atol=1e-7)
+        assert_allclose(state.line.trial, expected, atol=1e-7)
         state = step(problem, state)
 
 
@@ -81,7 +81,7 @@ def test_every_trial_is_feasible():
     step = jax.jit(solver.step)
     state = solver.init(problem, x)
     while solver.running(problem, state):
-        assert np.all((state.trial >= lower) & (state.trial <= upper))
+        assert np.all((state.line.trial >= lower) & (state.line.trial <= upper))
         state = step(problem, state)
     expected = scipys(rosenbrock, np.zeros(6), bounds=so.Bounds(lower, upper), options=TIGHT).x
     assert_array_equal(state.x == lower, np.abs(expected - lower) < 1e-9)

@@ -58,8 +58,8 @@ class AbstractMatrix(eqx.Module):
 
 def matrix_of(memory: Memory) -> AbstractMatrix:
     """The smaller of the two."""
-    rows, n = memory.pairs.shape
-    return Dense.of(memory) if n <= rows else Compact.of(memory)
+    columns, n = memory.pairs.shape
+    return Dense.of(memory) if n <= columns else Compact.of(memory)
 
 
 class Dense(AbstractMatrix):
@@ -129,7 +129,7 @@ class Compact(AbstractMatrix):
 
     def see(self, v: Array) -> Seen:
         """See `AbstractMatrix`."""
-        return Seen(v, self._weights * (self.memory.pairs @ v))
+        return Seen(v, self._weights * self.memory.times(v))
 
     def form(self, a: Seen, b: Seen) -> Array:
         """See `AbstractMatrix`."""
@@ -138,7 +138,7 @@ class Compact(AbstractMatrix):
     def times(self, v: Array) -> Array:
         """See `AbstractMatrix`."""
         image = self.middle @ self.see(v).image
-        return self.theta * v - (self._weights * image) @ self.memory.pairs
+        return self.theta * v - self.memory.back(self._weights * image)
 
     def solve(self, r: Array, free: Array) -> tuple[Array, Array]:
         """See `AbstractMatrix`.
@@ -152,15 +152,14 @@ class Compact(AbstractMatrix):
         """
         memory, theta, used = self.memory, self.theta, self.memory.full
         d, lower, _ = _parts(memory)
-        rows = jnp.where(free, memory.pairs, 0)
-        yy_f, _, sy_f, ss_f = blocks(rows @ rows.T, used)
+        yy_f, _, sy_f, ss_f = blocks(memory.gram_of(free), used)
         upper = yy_f / theta + jnp.diag(d)
         off = lower - sy_f
         under = theta * (memory.blocks()[3] - ss_f) + jnp.diag(jnp.where(used, 0, jnp.ones_like(d)))
         system = jnp.block([[upper, off.T], [-off, under]])
         p, pivot = solve_positive(system, self.see(r).image[:, None])
         p_y, p_s = jnp.split(p[:, 0], 2)
-        back = (self._weights * jnp.concatenate([-p_y, p_s])) @ memory.pairs
+        back = memory.back(self._weights * jnp.concatenate([-p_y, p_s]))
         step = jnp.where(free, (r + back / theta) / theta, 0)
         return step, self.sound & (pivot > 0)
 

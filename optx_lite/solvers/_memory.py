@@ -34,8 +34,8 @@ from ..linalg import safe_divide
 class Memory(eqx.Module):
     """The pairs, in slots, with their products."""
 
-    pairs: Array  # (2m, n): rows y_0 ... y_{m-1}, s_0 ... s_{m-1}
-    gram: Array  # (2m, 2m): products of all rows
+    pairs: Array  # (2m, n): y_0, s_0, y_1, s_1 ...
+    gram: Array  # (2m, 2m): products of all of them, y_0 ... y_{m-1}, s_0 ... s_{m-1}
     age: Array  # (m,) int: the later the larger, 0 for an empty slot
     theta: Array  # ()
     inverse: Array  # (m, m): R^-1, zero for empty slots
@@ -52,16 +52,30 @@ class Memory(eqx.Module):
         """Which slots are in use, (m,)."""
         return self.age > 0
 
+    def times(self, v: Array) -> Array:
+        """(Y S)^T v, (2m,)."""
+        return _sorted(self.pairs @ v)
+
+    def back(self, p: Array) -> Array:
+        """(Y S) p, (n,)."""
+        return jnp.stack(jnp.split(p, 2), axis=1).reshape(-1) @ self.pairs
+
+    def gram_of(self, free: Array) -> Array:
+        """(Y S)^T (Y S) among the variables that are ``free``, (2m, 2m)."""
+        rows = jnp.where(free, self.pairs, 0)
+        return _sorted(_sorted(rows @ rows.T).T)
+
     def remember(self, step: Array, change: Array, wanted: Array) -> Memory:
         """With the pair in place of the oldest, where that is ``wanted``."""
         m, slot = self.age.shape[0], jnp.argmin(self.age)
-        pairs, gram = self.pairs, self.gram
-        for row, at in ((change, slot), (step, m + slot)):
-            old = lax.dynamic_index_in_dim(pairs, at, keepdims=False)
-            pairs = lax.dynamic_update_index_in_dim(pairs, jnp.where(wanted, row, old), at, 0)
+        # One write for both rows: XLA does it in place.
+        old = lax.dynamic_slice_in_dim(self.pairs, 2 * slot, 2)
+        pair = jnp.where(wanted, jnp.stack([change, step]), old)
+        pairs = lax.dynamic_update_slice_in_dim(self.pairs, pair, 2 * slot, axis=0)
+        gram = self.gram
         for row, at in ((change, slot), (step, m + slot)):
             here = jnp.arange(2 * m) == at
-            products = pairs @ row
+            products = _sorted(pairs @ row)
             new = jnp.where(here[:, None], products, jnp.where(here, products[:, None], gram))
             gram = jnp.where(wanted, new, gram)
         newest = jnp.arange(m) == slot
@@ -87,20 +101,25 @@ class Memory(eqx.Module):
         """S and Y as rows, the oldest first; zeros, before all, for the empty slots."""
         order = jnp.argsort(self.age)
         used = self.full[order][:, None]
-        changes, steps = jnp.split(self.pairs, 2)
+        changes, steps = self.pairs[::2], self.pairs[1::2]
         return jnp.where(used, steps[order], 0), jnp.where(used, changes[order], 0)
 
     def solve(self, r: Array) -> Array:
         """H r, by (2.6)."""
         yy, _, sy, _ = self.blocks()
-        y_r, s_r = jnp.split(self.pairs @ r, 2)
+        y_r, s_r = jnp.split(self.times(r), 2)
         p = self.inverse @ s_r
         q = self.inverse.T @ (jnp.diagonal(sy) * p + (yy @ p - y_r) / self.theta)
-        return r / self.theta + jnp.concatenate([-p / self.theta, q]) @ self.pairs
+        return r / self.theta + self.back(jnp.concatenate([-p / self.theta, q]))
 
     def blocks(self) -> tuple[Array, Array, Array, Array]:
         """Y^T Y, Y^T S, S^T Y and S^T S, among the slots in use."""
         return blocks(self.gram, self.full)
+
+
+def _sorted(products: Array) -> Array:
+    """From the order of ``pairs``, along the first axis, to that of ``gram``."""
+    return jnp.concatenate([products[::2], products[1::2]])
 
 
 def blocks(gram: Array, used: Array) -> tuple[Array, Array, Array, Array]:

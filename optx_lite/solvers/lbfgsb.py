@@ -51,16 +51,22 @@ LONGEST = 1e10  # times d, where no bound limits a step
 SHORT = 10.0  # times the root of epsilon and |x|: the step on which a gradient is checked
 
 
-class State(BestSeen):
-    """The machine between two evaluations."""
+class Line(eqx.Module):
+    """What is searched, and where."""
 
     base: Array  # (n,) where the line search began
-    base_grad: Array  # (n,)
+    grad: Array  # (n,) there
     direction: Array  # (n,) d
     trial: Array  # (n,) to be evaluated
     search: LineSearch
-    memory: Memory
     checking: Array  # () bool: the trial is there to check the gradient
+
+
+class State(BestSeen):
+    """The machine between two evaluations."""
+
+    line: Line
+    memory: Memory
     checked: Array  # (2,) along d, by the gradient and by the function: found by that check
 
 
@@ -86,65 +92,63 @@ class LBFGSB(AbstractMinimizer[State]):
         zero, none = jnp.zeros((), dtype), jnp.zeros((), jnp.int32)
         x0 = jnp.clip(x0, problem.lower, problem.upper) if problem.bounded else x0
         zeros = jnp.zeros(n, dtype)
+        line = Line(x0, zeros, zeros, x0, begin(zero, zero, zero, zero), jnp.zeros((), bool))
         return State(
-            x=x0, value=zero + jnp.inf, grad=zeros, base=x0, base_grad=zeros, direction=zeros,
-            trial=x0, search=begin(zero, zero, zero, zero),
-            memory=Memory.empty(self.maxcor, n, dtype), nfev=none, nit=none, calm=none, status=none,
-            value0=zero, checking=jnp.zeros((), bool), checked=jnp.zeros(2, dtype),
+            x=x0, value=zero + jnp.inf, grad=zeros, nfev=none, nit=none, calm=none, status=none,
+            value0=zero, line=line, memory=Memory.empty(self.maxcor, n, dtype),
+            checked=jnp.zeros(2, dtype),
         )  # fmt: skip
 
     def step(self, problem: MinimizationProblem, state: State) -> State:
         """Evaluate the trial and judge it; the next trial of the search, or a new direction."""
-        value, grad = problem.value_and_grad(state.trial)
+        line = state.line
+        value, grad = problem.value_and_grad(line.trial)
         first = state.nfev == 0
-        done, search = advance(state.search, value, grad @ state.direction)
+        done, search = advance(line.search, value, grad @ line.direction)
         finite = jnp.isfinite(value) & jnp.all(jnp.isfinite(grad))
-        taken = finite & (first | (done & ~state.checking) | (value < state.value))
+        taken = finite & (first | (done & ~line.checking) | (value < state.value))
         tired = (search.trials >= self.maxls) | (search.step == search.best.step)
         ended = first | done | tired
-        gained = believable(state.search, jnp.where(taken, value, state.value))
+        gained = believable(line.search, jnp.where(taken, value, state.value))
         accepted = ended & ~first & gained & finite & (done | (search.best.step > 0))
         status = jnp.where(first & ~finite, NONFINITE, state.status)
-        status = jnp.where(state.checking, FAILED, status)
-        slopes = search.start.slope, safe_divide(value - search.start.value, state.search.step)
-        slopes = safe_divide(jnp.stack(slopes), norm(state.direction))
+        status = jnp.where(line.checking, FAILED, status)
+        slopes = search.start.slope, safe_divide(value - search.start.value, line.search.step)
+        slopes = safe_divide(jnp.stack(slopes), norm(line.direction))
+        x, grad = (jnp.where(taken, a, b) for a, b in ((line.trial, state.x), (grad, state.grad)))
         state = State(
-            x=jnp.where(taken, state.trial, state.x),
+            x=x,
             value=jnp.where(taken, value, state.value),
-            grad=jnp.where(taken, grad, state.grad),
-            base=state.base,
-            base_grad=state.base_grad,
-            direction=state.direction,
-            trial=state.trial,
-            search=search,
-            memory=state.memory,
+            grad=grad,
             nfev=state.nfev + 1,
             nit=state.nit + accepted.astype(jnp.int32),
             calm=state.calm,
             status=status,
             value0=jnp.where(first, value, state.value0),
-            checking=state.checking,
-            checked=jnp.where(state.checking, slopes, state.checked),
+            line=eqx.tree_at(lambda line: line.search, line, search),
+            # Here and not where a new line is sought: XLA would copy it out of a branch.
+            memory=_remember(problem, state.memory, line, x, grad, first, accepted),
+            checked=jnp.where(line.checking, slopes, state.checked),
         )
-        return lax.cond(
+        line, status, calm, forgotten = lax.cond(
             ended,
-            lambda: self._iterate(problem, state, first, accepted),
-            lambda: self._search_on(problem, state),
+            lambda: self._new_line(problem, state, first, accepted),
+            lambda: (_search_on(problem, state.line), state.status, state.calm, jnp.array(False)),
+        )
+        return eqx.tree_at(
+            lambda state: (state.line, state.status, state.calm, state.memory),
+            state,
+            (line, status, calm, state.memory.forget(forgotten)),
         )
 
-    def _search_on(self, problem: MinimizationProblem, state: State) -> State:
-        trial = state.base + state.search.step * state.direction
-        return eqx.tree_at(lambda s: s.trial, state, _feasible(problem, trial, state.base))
-
-    def _iterate(
+    def _new_line(
         self, problem: MinimizationProblem, state: State, first: Array, accepted: Array
-    ) -> State:
-        """From ``state.x``, at the end of a line search, into the next."""
+    ) -> tuple[Line, Array, Array, Array]:
+        """From ``state.x``, with status and `calm`, and whether the memory is of no use."""
         x, grad = state.x, state.grad
         failed = ~first & ~accepted
         hopeless = failed & ~jnp.any(state.memory.full)
-        memory = self._remember(problem, state, first, accepted).forget(failed)
-        target, memory = _minimize_model(problem, x, grad, memory)
+        target, useless = _minimize_model(problem, x, grad, state.memory.forget(failed))
         direction = target - x
         if problem.bounded:
             longest, _ = step_to_bound(x, direction, problem.lower, problem.upper)
@@ -152,48 +156,26 @@ class LBFGSB(AbstractMinimizer[State]):
         else:
             longest = jnp.full_like(state.value, LONGEST)
         slope = grad @ direction
-        before = jnp.where(accepted, state.search.start.value, jnp.inf)
+        before = jnp.where(accepted, state.line.search.start.value, jnp.inf)
         status, calm = self.judge(problem, state, before, -0.5 * slope)
         if problem.bounded:
             status = jnp.where(jnp.all(problem.lower == problem.upper), ALL_FIXED, status)
         status = jnp.where(state.status == RUNNING, status, state.status).astype(jnp.int32)
         short = SHORT * jnp.sqrt(jnp.finfo(x.dtype).eps) * safe_divide(norm(x), norm(direction))
         step = jnp.where(hopeless, jnp.minimum(jnp.where(short > 0, short, 1), 1), 1)
-        return State(
-            x=x,
-            value=state.value,
-            grad=grad,
+        line = Line(
             base=x,
-            base_grad=grad,
+            grad=grad,
             direction=direction,
             trial=jnp.where(step < 1, _feasible(problem, x + step * direction, x), target),
             search=begin(state.value, slope, step, longest),
-            memory=memory,
-            nfev=state.nfev,
-            nit=state.nit,
-            calm=calm,
-            status=status,
-            value0=state.value0,
             checking=hopeless,
-            checked=state.checked,
         )
-
-    def _remember(
-        self, problem: MinimizationProblem, state: State, first: Array, accepted: Array
-    ) -> Memory:
-        step, change = state.x - state.base, state.grad - state.base_grad
-        along = step @ change
-        eps = jnp.finfo(along.dtype).eps
-        curved = along > eps * jnp.abs(step @ state.base_grad)
-        memory = state.memory.remember(step, change, accepted & curved)
-        # Before any pair is known: a step of length 1 along -g.
-        length = norm(_projected(problem, state.x, state.grad))
-        theta = jnp.where(first, jnp.where(length > 0, length, 1), memory.theta)
-        return eqx.tree_at(lambda m: m.theta, memory, theta)
+        return line, status, calm, failed | useless
 
     def origin(self, state: State) -> tuple[Array, Array]:
         """Where the line search began."""
-        return state.base, state.search.start.value
+        return state.line.base, state.line.search.start.value
 
     def inverse_hessian(self, state: State) -> LbfgsInvHessProduct:
         """As the memory has it."""
@@ -202,6 +184,25 @@ class LBFGSB(AbstractMinimizer[State]):
     def slopes(self, state: State) -> Array:
         """Found by the check of the gradient, if there was one."""
         return state.checked
+
+
+def _search_on(problem: MinimizationProblem, line: Line) -> Line:
+    trial = line.base + line.search.step * line.direction
+    return eqx.tree_at(lambda line: line.trial, line, _feasible(problem, trial, line.base))
+
+
+def _remember(
+    problem: MinimizationProblem, memory: Memory, line: Line, x: Array, grad: Array,
+    first: Array, accepted: Array,
+) -> Memory:  # fmt: skip
+    step, change = x - line.base, grad - line.grad
+    along = step @ change
+    curved = along > jnp.finfo(along.dtype).eps * jnp.abs(step @ line.grad)
+    memory = memory.remember(step, change, accepted & curved)
+    # Before any pair is known: a step of length 1 along -g.
+    length = norm(_projected(problem, x, grad))
+    theta = jnp.where(first, jnp.where(length > 0, length, 1), memory.theta)
+    return eqx.tree_at(lambda m: m.theta, memory, theta)
 
 
 def _projected(problem: MinimizationProblem, x: Array, grad: Array) -> Array:
@@ -218,8 +219,8 @@ def _feasible(problem: MinimizationProblem, trial: Array, x: Array) -> Array:
 
 def _minimize_model(
     problem: MinimizationProblem, x: Array, grad: Array, memory: Memory
-) -> tuple[Array, Memory]:
-    """x^ of (5.4), and the memory, emptied if it gave no descent."""
+) -> tuple[Array, Array]:
+    """x^ of (5.4), or a step along the gradient where the memory gave no descent, and if so."""
     if problem.bounded:
         target, sound = _subspace_minimum(problem, x, grad, memory)
     else:
@@ -227,7 +228,7 @@ def _minimize_model(
     sound = sound & (grad @ (target - x) < 0) & jnp.all(jnp.isfinite(target))
     plain = x + _projected(problem, x, grad) / memory.theta
     plain = jnp.clip(plain, problem.lower, problem.upper) if problem.bounded else plain
-    return jnp.where(sound, target, plain), memory.forget(~sound & jnp.any(plain != x))
+    return jnp.where(sound, target, plain), ~sound & jnp.any(plain != x)
 
 
 def _subspace_minimum(
