@@ -27,7 +27,10 @@ from .peers import Contender, Solve
 from .table import Column, Table, heading, put, seconds, style, waiting
 from .workloads import Workload
 
-TOLERANCES = {"float64": (1e-4, 1e-6, 1e-8, 1e-10, 1e-12), "float32": (1e-2, 3e-3, 1e-3, 1e-4)}
+TOLERANCES = {
+    "float64": (1e-2, 1e-4, 1e-6, 1e-8, 1e-10, 1e-12),
+    "float32": (1e-2, 3e-3, 1e-3, 1e-4),
+}
 LEAST_SAMPLE = 5e-3  # seconds: shorter calls are repeated within a sample
 MOST_TIME = 10.0  # seconds a contender may take for all of its samples
 FEW_LANES = 200  # on which SciPy's loop finds its tolerance

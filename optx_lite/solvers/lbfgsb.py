@@ -241,12 +241,15 @@ def _subspace_minimum(
     step, sound = b.solve(r, free)
     step = jnp.where(jnp.any(memory.full), step, 0)
     length, _ = step_to_bound(cauchy, step, lower, upper)
-    ways = jnp.stack([step, jnp.minimum(length, 1) * step])
-    ends = onto_bounds(cauchy + ways, cauchy, lower, upper)
+    ends = cauchy + jnp.stack([step, jnp.minimum(length, 1) * step])
+    ends = onto_bounds(ends, cauchy, lower, upper)
 
-    def promised(move: Array) -> Array:
-        seen = b.see(move)
-        return grad @ move + 0.5 * b.form(seen, seen)
+    def promised(end: Array) -> Array:
+        seen = b.see(end - x)
+        return grad @ seen.vector + 0.5 * b.form(seen, seen)
 
-    projected, shortened = jax.vmap(promised)(ends - x)
-    return jnp.where(projected <= shortened, ends[0], ends[1]), sound
+    def better() -> Array:
+        projected, shortened = jax.vmap(promised)(ends)
+        return jnp.where(projected <= shortened, ends[0], ends[1])
+
+    return lax.cond(length >= 1, lambda: ends[0], better), sound
