@@ -90,6 +90,33 @@ def test_the_inverse_of_all(count):
     assert_allclose(memory_of(steps, changes).solve(r), expected, atol=1e-13)
 
 
+def two_loops(steps, changes, r):
+    """The recursion in extended precision: Nocedal (1980), algorithm 7.4 of Nocedal & Wright."""
+    steps, changes, q = (np.asarray(a, np.longdouble) for a in (steps, changes, r))
+    kept = []
+    for s, y in zip(steps[::-1], changes[::-1], strict=True):
+        kept.append((s @ q) / (s @ y))
+        q = q - kept[-1] * y
+    q = q * (steps[-1] @ changes[-1]) / (changes[-1] @ changes[-1])
+    for s, y, a in zip(steps, changes, kept[::-1], strict=True):
+        q = q + (a - (y @ q) / (s @ y)) * s
+    return q.astype(float)
+
+
+def test_the_inverse_keeps_its_digits_where_the_problem_is_ill_conditioned():
+    weights = np.logspace(0, 12, 8)
+    problem, x0 = ox.minimization_problem(lambda x: jnp.sum(weights * x**2 + x**4), np.ones(8))
+    solver = ox.LBFGSB(ftol=1e-16, gtol=1e-12)
+    state, step = solver.init(problem, x0), jax.jit(solver.step)
+    for _ in range(80):
+        state = step(problem, state)
+    memory = state.memory
+    assert np.all(memory.full)
+    expected = two_loops(*memory.in_order(), state.grad)
+    error = np.linalg.norm(memory.solve(state.grad) - expected)
+    assert error < 1e-12 * np.linalg.norm(expected)
+
+
 def test_a_memory_that_was_cleared_begins_anew():
     steps, changes = pairs(7, 9)
     memory = memory_of(steps[:6], changes[:6]).forget(jnp.array(True))

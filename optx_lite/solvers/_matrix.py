@@ -11,7 +11,7 @@ W has columns the matrix itself is the smaller, and it comes straight from the r
 
     B' = B - (B s) (B s)^T / s.B s + y y^T / s.y                                     (2.17)
 
-taken through the pairs from theta I on. That is `Dense`.
+taken through the pairs from theta I on. That is `Dense`, which keeps a digit more, too.
 """
 
 from __future__ import annotations
