@@ -13,7 +13,7 @@ optimization", SIAM J. Sci. Comput. 16 (1995); J. L. Morales, J. Nocedal, "Remar
 3. A line search along d = x^ - x (`_more_thuente`) gives the next x.
 4. The pair s, y joins the memory if s.y > eps * |g.s|.
 
-Without bounds 1 and 2 are one product with B^-1. Every call of `step` is one evaluation of f and
+Without bounds 1 and 2 are one product with H = B^-1. Every call of `step` is one evaluation of f and
 its gradient; the trials of the line search are states.
 
 Different from the original code:
