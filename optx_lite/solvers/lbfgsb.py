@@ -2,7 +2,7 @@ r"""L-BFGS-B: a limited-memory quasi-Newton method in a box.
 
 R. H. Byrd, P. Lu, J. Nocedal, C. Zhu, "A limited memory algorithm for bound constrained
 optimization", SIAM J. Sci. Comput. 16 (1995); J. L. Morales, J. Nocedal, "Remark on Algorithm
-778", ACM TOMS 38 (2011). An iteration, from x with gradient g and the matrix B of `_memory`:
+778", ACM TOMS 38 (2011). An iteration, from x with gradient g and the matrix B of `_matrix`:
 
 1. The generalized Cauchy point x^c tells which variables are held at bounds (`_cauchy`).
 2. The quadratic is minimised in the others, F, from there:
@@ -13,8 +13,8 @@ optimization", SIAM J. Sci. Comput. 16 (1995); J. L. Morales, J. Nocedal, "Remar
 3. A line search along d = x^ - x (`_more_thuente`) gives the next x.
 4. The pair s, y joins the memory if s.y > eps * |g.s|.
 
-Without bounds 1 and 2 are one product with H = B^-1. Every call of `step` is one evaluation of f and
-its gradient; the trials of the line search are states.
+Without bounds 1 and 2 are one product with H = B^-1, see `_memory`. Every call of `step` is one
+evaluation of f and its gradient; the trials of the line search are states.
 
 Different from the original code:
 
