@@ -1,5 +1,6 @@
 """SciPy's optimisers in JAX: inside jit, vmap and grad, over pytrees, differentiable."""
 
+from . import elementwise as elementwise
 from ._build import least_squares_problem as least_squares_problem
 from ._implicit import ImplicitAdjoint as ImplicitAdjoint
 from ._implicit import UnrolledAdjoint as UnrolledAdjoint
