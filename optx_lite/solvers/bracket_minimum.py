@@ -22,7 +22,7 @@ from jaxtyping import Array
 
 from .._elementwise_result import BAD_INPUT, CONVERGED, LIMIT, NONFINITE, RUNNING, BracketResult
 from ._elementwise import AbstractElementwiseMachine, AbstractElementwiseState, Function
-from ._elementwise import kept, swapped
+from ._elementwise import alone, kept, swapped
 
 
 class DownhillState(AbstractElementwiseState):
@@ -84,13 +84,13 @@ class BracketMinimum(AbstractElementwiseMachine[DownhillState]):
 
     def step(self, fun: Function, state: DownhillState) -> DownhillState:
         """One step further downhill."""
-        step = state.step * state.growth
+        active = self.active(state)
+        step = alone(state.step * state.growth, active)
         before = state.limit - step  # (2)
         before = jnp.where(before == state.xr, state.limit, before)
         x = jnp.where(jnp.isinf(state.limit), state.first + step, before)  # (1)
         x = lax.optimization_barrier(x)
         f = lax.optimization_barrier(fun(x))
-        active = self.active(state)
         xs = kept(active, (state.xm, state.xr, x), (state.xl, state.xm, state.xr))
         fs = kept(active, (state.fm, state.fr, f), (state.fl, state.fm, state.fr))
         xs, fs = lax.optimization_barrier((xs, fs))

@@ -24,13 +24,13 @@ from jaxtyping import Array
 
 from .._elementwise_result import BAD_INPUT, CONVERGED, LIMIT, NONFINITE, RUNNING, BracketResult
 from ._elementwise import AbstractElementwiseMachine, AbstractElementwiseState, Function
-from ._elementwise import kept
+from ._elementwise import alone, kept
 
 CALLED_OFF = 2  # the other side has found a bracket
 
 
 class SearchState(AbstractElementwiseState):
-    """The searches to the left and to the right, one array (2, n) each, but for the factor."""
+    """The searches to the left and to the right, one array (2, n) each."""
 
     x: Array  # the end that moves
     f: Array
@@ -39,7 +39,7 @@ class SearchState(AbstractElementwiseState):
     fixed: Array  # x0 of (1)
     distance: Array  # what stands behind q^k
     limit: Array
-    factor: Array  # (n,)
+    factor: Array
     status: Array
     nit: Array
 
@@ -74,7 +74,8 @@ class BracketRoot(AbstractElementwiseMachine[SearchState]):
             fixed=x_last,
             distance=jnp.where(jnp.isinf(limit), x - x_last, limit - x),
             limit=limit,
-            factor=factor,
+            # Not broadcast later: XLA would multiply by 1/factor, and round twice.
+            factor=jnp.stack([factor, factor]),
             status=status.astype(jnp.int32),
             nit=jnp.zeros(status.shape, jnp.int32),
         )  # fmt: skip
@@ -86,11 +87,12 @@ class BracketRoot(AbstractElementwiseMachine[SearchState]):
     def step(self, fun: Function, state: SearchState) -> SearchState:
         """One step to each side."""
         free = jnp.isinf(state.limit)
+        active = self.active(state)
         distance = jnp.where(free, state.distance * state.factor, state.distance / state.factor)
+        distance = alone(distance, active)
         x = jnp.where(free, state.fixed + distance, state.limit - distance)  # (1), (2)
         x = lax.optimization_barrier(x)
         f = lax.optimization_barrier(jax.vmap(fun)(x))
-        active = self.active(state)
         x, f, x_last, f_last, distance = lax.optimization_barrier(
             kept(
                 active,

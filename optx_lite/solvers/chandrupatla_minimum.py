@@ -21,7 +21,7 @@ that distance. The end is where, with
 
     |x3 - x2| <= 2 xtol    or    f1 - 2 f2 + f3 <= 2 ftol.                       (9), (11)
 
-As in SciPy, in all of this and to the last digit, up to how XLA rounds a product and a sum.
+As in SciPy, to the last digit.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ from jaxtyping import Array
 from .._elementwise_result import BAD_INPUT, CONVERGED, INVALID, NONFINITE, RUNNING
 from .._elementwise_result import ElementwiseResult
 from ._elementwise import AbstractElementwiseMachine, AbstractElementwiseState, Function
-from ._elementwise import has_no_answer, kept, not_valid, swapped
+from ._elementwise import alone, has_no_answer, kept, not_valid, swapped
 
-GOLDEN = 2 - (0.5 + 0.5 * 5**0.5)  # of the larger interval
+GOLDEN_RATIO = 0.5 + 0.5 * 5**0.5
 
 
 class MinimumState(AbstractElementwiseState):
@@ -71,7 +71,7 @@ class ChandrupatlaMinimum(AbstractElementwiseMachine[MinimumState]):
         (x1, f1), (x2, f2) = _in_order((x1, f1), (x2, f2))
         (x2, f2), (x3, f3) = _in_order((x2, f2), (x3, f3))
         (x1, f1), (x2, f2) = _in_order((x1, f1), (x2, f2))
-        status = self._judge((x1, x2, x3), (f1, f2, f3))
+        status = self._judge((x1, x2, x3), (f1, f2, f3), jnp.isfinite(x2))
         bad = not_valid(self.xatol, self.xrtol, self.fatol, self.frtol)
         status = jnp.where(bad, BAD_INPUT, status).astype(jnp.int32)
         q0 = x3  # after (7): "At the start, Q0 is set at x3"
@@ -88,7 +88,8 @@ class ChandrupatlaMinimum(AbstractElementwiseMachine[MinimumState]):
     def step(self, fun: Function, state: MinimumState) -> MinimumState:
         """Cut the larger interval once more."""
         x1, x2, x3 = state.x1, state.x2, state.x3
-        x, q1 = self._propose(state)
+        active = self.active(state)
+        x, q1 = self._propose(state, active)
         # Each barrier keeps XLA from computing what is before it once for each array after it.
         f = lax.optimization_barrier(fun(x))
 
@@ -100,12 +101,11 @@ class ChandrupatlaMinimum(AbstractElementwiseMachine[MinimumState]):
         # Section 3: "Points 1 and 3 are interchanged if necessary".
         ends = swapped(~at_first, edge, kept_end)
         smaller = jnp.abs(ends[1] - middle) < jnp.abs(middle - ends[0])
-        active = self.active(state)
         choice = _pack(worse, at_first, at_first != smaller, active)
 
         x1, x2, x3 = _choose(choice, x, x1, x2, x3)
         f1, f2, f3 = _choose(choice, f, state.f1, state.f2, state.f3)
-        status = self._judge((x1, x2, x3), (f1, f2, f3))
+        status = self._judge((x1, x2, x3), (f1, f2, f3), active)
         return MinimumState(
             x1=x1, f1=f1, x2=x2, f2=f2, x3=x3, f3=f3,
             q0=jnp.where(active, q1, state.q0),
@@ -130,25 +130,29 @@ class ChandrupatlaMinimum(AbstractElementwiseMachine[MinimumState]):
             f_bracket=(fl, f_x, fr),
         )
 
-    def _propose(self, state: MinimumState) -> tuple[Array, Array]:
+    def _propose(self, state: MinimumState, active: Array) -> tuple[Array, Array]:
         """The next point, and Q1."""
         x1, x2, x3 = state.x1, state.x2, state.x3
         x21, x32 = x2 - x1, x3 - x2
-        a, b = x21 * (state.f3 - state.f2), x32 * (state.f1 - state.f2)  # (6)
-        c = a / (a + b)
-        q1 = lax.optimization_barrier(0.5 * (c * (x1 - x3) + x2 + x3))  # (5)
+        a = alone(x21 * (state.f3 - state.f2), active)  # (6)
+        b = alone(x32 * (state.f1 - state.f2), active)
+        weighted = alone(a / (a + b) * (x1 - x3), active)
+        q1 = lax.optimization_barrier(0.5 * (weighted + x2 + x3))  # (5)
         fits = jnp.abs(q1 - state.q0) < 0.5 * jnp.abs(x21)  # (7)
-        xtol = jnp.abs(x2) * self.xrtol + self.xatol  # (8)
+        xtol = alone(jnp.abs(x2) * self.xrtol, active) + self.xatol  # (8)
         close = jnp.abs(q1 - x2) <= xtol
         by_fit = jnp.where(close, x2 + jnp.sign(x32) * xtol, q1)
-        x = jnp.where(fits, by_fit, x2 + GOLDEN * x32)
+        section = 2 - jnp.asarray(GOLDEN_RATIO, x2.dtype)  # rounded first, as in SciPy
+        x = jnp.where(fits, by_fit, x2 + alone(section * x32, active))
         return lax.optimization_barrier(x), q1
 
-    def _judge(self, points: tuple[Array, ...], values: tuple[Array, ...]) -> Array:
+    def _judge(
+        self, points: tuple[Array, ...], values: tuple[Array, ...], active: Array
+    ) -> Array:
         """The status of a bracket, whichever of its ends comes first."""
         (x1, x2, x3), (f1, f2, f3) = points, values
-        xtol = jnp.abs(x2) * self.xrtol + self.xatol  # (8)
-        ftol = jnp.abs(f2) * self.frtol + self.fatol  # (10)
+        xtol = alone(jnp.abs(x2) * self.xrtol, active) + self.xatol  # (8)
+        ftol = alone(jnp.abs(f2) * self.frtol, active) + self.fatol  # (10)
         larger = jnp.maximum(jnp.abs(x3 - x2), jnp.abs(x2 - x1))
         # Equality lets tolerances of zero end.
         done = (larger <= 2 * xtol) | (f1 - 2 * f2 + f3 <= 2 * ftol)  # (9), (11)

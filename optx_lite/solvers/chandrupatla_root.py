@@ -32,7 +32,7 @@ from jaxtyping import Array
 from .._elementwise_result import BAD_INPUT, CONVERGED, INVALID, NONFINITE, RUNNING
 from .._elementwise_result import ElementwiseResult
 from ._elementwise import AbstractElementwiseMachine, AbstractElementwiseState, Function
-from ._elementwise import has_no_answer, kept, not_valid, swapped
+from ._elementwise import alone, has_no_answer, kept, not_valid, swapped
 
 
 class RootState(AbstractElementwiseState):
@@ -64,8 +64,9 @@ class ChandrupatlaRoot(AbstractElementwiseMachine[RootState]):
     def init(self, points: tuple[Array, ...], values: tuple[Array, ...]) -> RootState:
         """Judge the bracket."""
         (x1, x2), (f1, f2) = points, values
-        ftol = self.fatol + self.frtol * jnp.minimum(jnp.abs(f1), jnp.abs(f2))
-        status = self._judge(x1, f1, x2, f2, ftol)
+        usual = jnp.isfinite(x1)
+        ftol = self.fatol + alone(self.frtol * jnp.minimum(jnp.abs(f1), jnp.abs(f2)), usual)
+        status = self._judge((x1, x2), (f1, f2), ftol, usual)
         bad = not_valid(self.xatol, self.xrtol, self.fatol, self.frtol)
         status = jnp.where(bad, BAD_INPUT, status).astype(jnp.int32)
         # With x3 = x2 there is no quadratic, and the first step a bisection.
@@ -78,10 +79,11 @@ class ChandrupatlaRoot(AbstractElementwiseMachine[RootState]):
 
     def step(self, fun: Function, state: RootState) -> RootState:
         """Put one more point into the bracket."""
-        x = lax.optimization_barrier(state.x1 + self._fraction(state) * (state.x2 - state.x1))
+        active = self.active(state)
+        forward = alone(self._fraction(state, active) * (state.x2 - state.x1), active)
+        x = lax.optimization_barrier(state.x1 + forward)
         f = lax.optimization_barrier(fun(x))
         same = jnp.sign(f) == jnp.sign(state.f1)
-        active = self.active(state)
         x1, x2, x3 = kept(
             active,
             (x, jnp.where(same, state.x2, state.x1), jnp.where(same, state.x1, state.x2)),
@@ -93,7 +95,7 @@ class ChandrupatlaRoot(AbstractElementwiseMachine[RootState]):
             (state.f1, state.f2, state.f3),
         )
         x1, f1, x2, f2, x3, f3 = lax.optimization_barrier((x1, f1, x2, f2, x3, f3))
-        status = jnp.where(active, self._judge(x1, f1, x2, f2, state.ftol), state.status)
+        status = jnp.where(active, self._judge((x1, x2), (f1, f2), state.ftol, active), state.status)
         return RootState(
             x1=x1, f1=f1, x2=x2, f2=f2, x3=x3, f3=f3,
             ftol=state.ftol,
@@ -116,7 +118,7 @@ class ChandrupatlaRoot(AbstractElementwiseMachine[RootState]):
             f_bracket=swapped(turned, state.f1, state.f2),
         )
 
-    def _fraction(self, state: RootState) -> Array:
+    def _fraction(self, state: RootState, active: Array) -> Array:
         """How far from x1 to x2 the next point lies."""
         x1, x2, x3 = state.x1, state.x2, state.x3
         f1, f2, f3 = state.f1, state.f2, state.f3
@@ -125,16 +127,19 @@ class ChandrupatlaRoot(AbstractElementwiseMachine[RootState]):
         alpha = (x3 - x1) / (x2 - x1)
         t = f1 / (f1 - f2) * f3 / (f3 - f2) - alpha * f1 / (f3 - f1) * f2 / (f2 - f3)
         # "Adjust T away from the interval boundary"
-        least = 0.5 * self._xtol(_smaller(state)[0]) / jnp.abs(x2 - x1)
+        least = 0.5 * self._xtol(_smaller(state)[0], active) / jnp.abs(x2 - x1)
         return jnp.clip(jnp.where(safe, t, 0.5), least, 1 - least)
 
-    def _xtol(self, xmin: Array) -> Array:
-        return jnp.abs(xmin) * self.xrtol + self.xatol  # (4)
+    def _xtol(self, xmin: Array, active: Array) -> Array:
+        return alone(jnp.abs(xmin) * self.xrtol, active) + self.xatol  # (4)
 
-    def _judge(self, x1: Array, f1: Array, x2: Array, f2: Array, ftol: Array) -> Array:
+    def _judge(
+        self, points: tuple[Array, ...], values: tuple[Array, ...], ftol: Array, active: Array
+    ) -> Array:
+        (x1, x2), (f1, f2) = points, values
         xmin, fmin = _smaller_of(x1, f1, x2, f2)
         finite = jnp.isfinite(x1) & jnp.isfinite(x2) & ~(jnp.isnan(f1) & jnp.isnan(f2))
-        narrow = jnp.abs(x2 - x1) < self._xtol(xmin)  # (4)
+        narrow = jnp.abs(x2 - x1) < self._xtol(xmin, active)  # (4)
         status = jnp.where(narrow, CONVERGED, RUNNING)
         status = jnp.where(finite, status, NONFINITE)
         status = jnp.where(jnp.sign(f1) == jnp.sign(f2), INVALID, status)
