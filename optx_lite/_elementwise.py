@@ -1,4 +1,4 @@
-r"""From a user's elementwise function to the answer, and the derivative of that answer.
+r"""From an elementwise problem to its answer, and the derivative of that answer.
 
 A root has f(x; a) = 0, a minimum f_x(x; a) = 0, each element by itself. So
 
@@ -10,8 +10,9 @@ a root not at all:
 
     df = f_a da     (minima),        df = f_a da + f_x dx = 0     (roots).            (2)
 
-What f closes over counts as a. The first points, limits and tolerances have no influence, and the
-bracket that is left has no derivative: both are 0. There is none either where the search did not
+A minimiser that rests on a limit follows the limit, dx = dlimit, and f along with it. What f closes
+over counts as a. First points and tolerances have no influence, and the bracket
+that is left has no derivative: both are 0. There is none either where the search did not
 converge, where f_x = 0 at a root, or where not f_xx > 0 at a minimum (a kink, a plateau, x^4):
 there it is NaN.
 
@@ -29,209 +30,121 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jax.core import Tracer
 from jaxtyping import Array
 
 from ._elements import Task, work_off
-from ._elementwise_result import CALLBACK_STOP, MAXITER, RUNNING, ElementwiseResult
-from ._implicit import no_tangent
-from ._lift import Lifted, lift
-from ._monitor import Watch
-from ._pointwise import pointwise
-from .solvers._elementwise import AbstractElementwiseMachine
-
-NEWTON = 2  # steps: the error is squared by each, and they start from the root of eps
-SHAPE_MESSAGE = (
-    "The shape of the array returned by `func` must be the same as the broadcasted shape of `x` "
-    "and all other `args`."
+from ._elementwise_problem import ElementwiseProblem
+from ._elementwise_result import (
+    CALLBACK_STOP,
+    CONVERGED,
+    LIMIT,
+    MAXITER,
+    RUNNING,
+    AbstractElementwiseResult,
+    ElementwiseResult,
+    ScalarResult,
 )
+from ._implicit import no_tangent
+from ._monitor import Watch
+from .solvers._elementwise import AbstractElementwiseMachine
+from .solvers.chandrupatla_root import ChandrupatlaRoot
+
+NEWTON = 2  # steps of a polish: each squares the error, and they start from the root of eps
 
 
-class ElementwiseProblem(eqx.Module):
-    """A function of arrays, element by element, with all that it is given.
+class Search(eqx.Module):
+    """One machine, run to its end."""
 
-    Attributes
-    ----------
-    fun : Lifted
-        On whole arrays of the common dtype.
-    first : Lifted
-        The same on the dtype of the first points; which that of ``fun``'s values may widen.
-    args : tuple of arrays
-        Positional ones and, after them, those given by name.
-    points : tuple of arrays, some of them None
-        What the search begins with.
-    shape : tuple of int
-        To which all of them broadcast.
-    dtype, first_dtype : dtype
-        The common one, and that of the first points.
+    machine: AbstractElementwiseMachine
+
+    def __call__(self, problem: ElementwiseProblem, watch: Watch | None) -> Any:
+        """The machine's answer, each field of the problem's shape."""
+        machine = self.machine
+        task, may_be_parted = problem.task(machine)
+        size = math.prod(problem.shape)
+        status: Any = MAXITER
+        if watch is not None:
+            state, status = _heard(task, task.begin(size), watch, problem.shape)
+        else:
+            state = work_off(task, size) if may_be_parted else task.run(task.begin(size))
+        ended = jnp.where(state.status == RUNNING, status, state.status)
+        state = eqx.tree_at(lambda state: state.status, state, ended.astype(state.status.dtype))
+        return _in_shape(machine.finish(state), problem.shape)
+
+
+class Polished(eqx.Module):
+    """A search for a minimum, and then Newton's steps on f'.
+
+    A step counts where the curvature is positive, |f'| falls, and the point stays in the bracket;
+    which is taken twice as wide to each side, since rounding may have cut off the minimum.
     """
 
-    fun: Lifted
-    first: Lifted
-    args: tuple[Any, ...]
-    points: tuple[Any, ...]
-    shape: tuple[int, ...] = eqx.field(static=True)
-    dtype: Any = eqx.field(static=True)
-    first_dtype: Any = eqx.field(static=True)
+    search: Search
 
-    def __call__(self, x: Array) -> Array:
-        """Compute the function of a whole array."""
-        return self.fun(x, *self.args).astype(self.dtype)
+    def __call__(self, problem: ElementwiseProblem, watch: Watch | None) -> ElementwiseResult:
+        """The minimiser, told to eps."""
+        result = self.search(problem, watch)
+        left, _, right = result.bracket
+        low, high = left - (right - left), right + (right - left)
 
-    def slope(self, x: Array) -> Array:
-        """Its derivative, each element's by its own x."""
-        return jax.jvp(self, (x,), (jnp.ones_like(x),))[1]
+        def newton(_: Any, now: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+            x, slope, curvature = now
+            to = x - slope / curvature
+            new = (to, *problem.slope_and_curvature(to))
+            good = result.success & (curvature > 0) & (low <= to) & (to <= high)
+            good = good & (jnp.abs(new[1]) < jnp.abs(slope))
+            return jax.tree.map(lambda a, b: jnp.where(good, a, b), new, now)
 
-    def slope_and_curvature(self, x: Array) -> tuple[Array, Array]:
-        """Its first two derivatives."""
-        return jax.jvp(self.slope, (x,), (jnp.ones_like(x),))
-
-    def task(self, machine: AbstractElementwiseMachine) -> tuple[Task, bool]:
-        """What a machine is to do, in flat arrays; and whether its elements may be parted."""
-        points = tuple(None if point is None else self._flat(point) for point in self.points)
-        fun = pointwise(self.fun, self.shape, self.args)
-        first = fun
-        if self.first is not self.fun:
-            first = pointwise(self.first, self.shape, self.args)
-        if fun is not None and first is not None:
-            return Task(machine, fun, first, points, self.dtype), True
-        on_whole = (ft.partial(self._on_flat, lifted) for lifted in (self.fun, self.first))
-        return Task(machine, *map(jax.tree_util.Partial, on_whole), points, self.dtype), False
-
-    def _flat(self, point: Any) -> Array:
-        point = jnp.asarray(point).astype(self.first_dtype)
-        if point.size == 1:
-            return point.reshape(())
-        return jnp.broadcast_to(point, self.shape).reshape(-1)
-
-    def _on_flat(self, fun: Lifted, x: Array) -> Array:
-        return fun(x.reshape(self.shape), *self.args).reshape(-1)
+        start = (result.x, *problem.slope_and_curvature(result.x))
+        x, *_ = lax.fori_loop(0, NEWTON, newton, start)
+        return dataclasses.replace(result, x=x, f_x=problem(x))
 
 
-def elementwise_problem(
-    fun: Callable[..., Any],
-    points: tuple[Any, ...],
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any] | None,
-) -> ElementwiseProblem:
-    """Trace the function on arrays of the shape to which all inputs broadcast.
+class BracketAndSearch(eqx.Module):
+    """First downhill to a bracket, then the minimum in it; or the limit that it falls towards.
 
-    Raises
-    ------
-    ValueError
-        If the shapes do not fit, or numbers are complex.
+    Close to a limit values differ by rounding only, so that a bracket may be found there which is
+    none. There the sign of f' decides.
     """
-    names = tuple(kwargs or ())
-    args = tuple(map(_as_array, (*args, *(kwargs or {}).values())))
-    given = tuple(None if point is None else _as_array(point) for point in points)
-    there = [point for point in given if point is not None]
-    shape = _broadcast_shape([*there, *args])
-    whole = _on_whole(fun, names, shape)
 
-    def trace(dtype: Any) -> tuple[Lifted, Any]:
-        lifted = lift(whole, jax.ShapeDtypeStruct(shape, dtype), *args, label="`func`")
-        out = lifted.out_shape
-        if getattr(out, "shape", None) != shape:
-            raise ValueError(SHAPE_MESSAGE)
-        return lifted, _common(dtype, out.dtype)
+    bracket: Search
+    search: Search | Polished
 
-    first_dtype = _floating(there)
-    first, dtype = trace(first_dtype)
-    on_common = first if dtype == first_dtype else trace(dtype)[0]
-    return ElementwiseProblem(on_common, first, args, given, shape, dtype, first_dtype)
-
-
-def _on_whole(fun: Callable, names: tuple[str, ...], shape: tuple[int, ...]) -> Callable:
-    """The function of arrays that all have the shape, as the user may expect them."""
-
-    def whole(x: Array, *args: Any) -> Any:
-        full = [jnp.broadcast_to(arg, shape) for arg in args]
-        positional = full[: len(full) - len(names)]
-        out = fun(x, *positional, **dict(zip(names, full[len(positional) :], strict=True)))
-        return jnp.asarray(out) if isinstance(out, (list, tuple)) else out
-
-    return whole
+    def __call__(self, problem: ElementwiseProblem, watch: Watch | None) -> ScalarResult:
+        """Both answers as one."""
+        found = self.bracket(problem, None)
+        (xl, _, xr), (fl, _, fr) = found.bracket, found.f_bracket
+        inside = self.search(problem.within(found.bracket), watch)
+        ended = found.status == LIMIT
+        x = jnp.where(ended, jnp.where(fl < fr, xl, xr), inside.x)
+        side = jnp.where(ended, jnp.where(fl < fr, -1, 1), _side(problem, x))
+        x = jnp.where(side == 0, x, problem.limit(side))
+        status = jnp.where(found.status == CONVERGED, inside.status, found.status)
+        return ScalarResult(
+            status=jnp.where(ended, CONVERGED, status).astype(jnp.int32),
+            x=x,
+            fun=jnp.where(side == 0, inside.f_x, problem(x)),
+            nfev=found.nfev + jnp.where(found.status == CONVERGED, inside.nfev, 0),
+            nit=found.nit + inside.nit,
+            active_mask=side.astype(jnp.int32),
+        )
 
 
-def _as_array(value: Any) -> Any:
-    """Whatever NumPy makes an array of; arrays and numbers as they are."""
-    if isinstance(value, (jax.Array, np.ndarray, np.generic, bool, int, float, complex)):
-        return value
-    if isinstance(value, (list, tuple)) and any(isinstance(v, jax.Array) for v in value):
-        return jnp.stack([jnp.asarray(v) for v in value])
-    array = np.asarray(value)
-    if array.dtype.kind not in "biufc":
-        raise TypeError(f"Points and arguments must be arrays of numbers, got {value!r:.60}.")
-    return array
+def _side(problem: ElementwiseProblem, x: Array) -> Array:
+    """-1 or 1 where x is all but at the lower or upper limit, and f falls towards it; else 0."""
+    slope = problem.slope(x)
+    start = jnp.asarray(problem.points[1]).astype(x.dtype)
 
+    def near(side: int) -> Array:
+        limit = problem.limit(jnp.full(problem.shape, side))
+        reach = jnp.abs(limit) + jnp.abs(start - limit)
+        close = jnp.abs(x - limit) <= jnp.sqrt(jnp.finfo(x.dtype).eps) * reach
+        return close & jnp.isfinite(limit) & jnp.isfinite(x)
 
-def _broadcast_shape(arrays: list[Any]) -> tuple[int, ...]:
-    shapes = [jnp.shape(array) for array in arrays]
-    try:
-        return np.broadcast_shapes(*shapes)
-    except ValueError as error:
-        raise ValueError(
-            "Array shapes are incompatible for broadcasting. The first points, limits and "
-            f"arguments could not be broadcast together: {', '.join(map(str, shapes))}."
-        ) from error
-
-
-def _floating(points: list[Any]) -> Any:
-    """The dtype of all points together; integers count as JAX's default floats."""
-    kinds = [
-        point if isinstance(point, (int, float, complex)) or _is_inexact(point) else np.dtype(float)
-        for point in points
-    ]
-    with jax.numpy_dtype_promotion("standard"):
-        return _common(*kinds)
-
-
-def _is_inexact(point: Any) -> bool:
-    return jnp.issubdtype(jnp.result_type(point), jnp.inexact)
-
-
-def _common(*kinds: Any) -> Any:
-    with jax.numpy_dtype_promotion("standard"):
-        dtype = jnp.result_type(*kinds)
-    if jnp.issubdtype(dtype, jnp.complexfloating):
-        raise ValueError("Abscissae and function output must be real numbers.")
-    return dtype if jnp.issubdtype(dtype, jnp.floating) else jnp.result_type(float)
-
-
-# -- to the end ----------------------------------------------------------------------------
-
-
-def solve(
-    machine: AbstractElementwiseMachine,
-    problem: ElementwiseProblem,
-    watch: Watch | None = None,
-    polish: bool = False,
-) -> Any:
-    """Run a machine to its end; an answer with an x has the derivative of that x."""
-    leaves, treedef = jax.tree.flatten((machine, problem, watch))
-    static = treedef, bool(polish)
-    if not any(isinstance(leaf, Tracer) for leaf in leaves):
-        return _run(static, leaves)  # nothing to differentiate
-    return _solve(static, leaves)
-
-
-@ft.partial(jax.jit, static_argnums=0)
-def _run(static: Any, leaves: list[Array]) -> Any:
-    treedef, polish = static
-    machine, problem, watch = jax.tree.unflatten(treedef, leaves)
-    task, may_be_parted = problem.task(machine)
-    size = math.prod(problem.shape)
-    status: Any = MAXITER
-    if watch is not None:
-        state, status = _heard(task, task.begin(size), watch, problem.shape)
-    else:
-        state = work_off(task, size) if may_be_parted else task.run(task.begin(size))
-    ended = jnp.where(state.status == RUNNING, status, state.status)
-    state = eqx.tree_at(lambda state: state.status, state, ended.astype(state.status.dtype))
-    result = _in_shape(machine.finish(state), problem.shape)
-    return _polished(problem, result) if polish else result
+    at_lower, at_upper = near(-1) & (slope > 0), near(1) & (slope < 0)
+    return at_upper.astype(jnp.int32) - at_lower.astype(jnp.int32)
 
 
 def _in_shape(result: Any, shape: tuple[int, ...]) -> Any:
@@ -259,51 +172,46 @@ def _heard(task: Task, state: Any, watch: Watch, shape: tuple[int, ...]) -> tupl
     return state, jnp.where(stopped, CALLBACK_STOP, MAXITER)
 
 
-def _polished(problem: ElementwiseProblem, result: ElementwiseResult) -> ElementwiseResult:
-    """The minimiser to eps, by Newton's steps on f'.
-
-    A step counts where the curvature is positive, the point stays in the bracket, and |f'| falls.
-    """
-    low, _, high = result.bracket
-
-    def newton(_: Any, now: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-        x, slope, curvature = now
-        to = x - slope / curvature
-        to_slope, to_curvature = problem.slope_and_curvature(to)
-        good = (curvature > 0) & (low <= to) & (to <= high) & (jnp.abs(to_slope) < jnp.abs(slope))
-        new = (to, to_slope, to_curvature)
-        return jax.tree.map(lambda a, b: jnp.where(good & result.success, a, b), new, now)
-
-    start = (result.x, *problem.slope_and_curvature(result.x))
-    x, *_ = lax.fori_loop(0, NEWTON, newton, start)
-    return dataclasses.replace(result, x=x, f_x=problem(x))
+# -- with its derivative -------------------------------------------------------------------
 
 
-# -- the derivative ------------------------------------------------------------------------
+def solve(search: Any, problem: ElementwiseProblem, watch: Watch | None = None) -> Any:
+    """Run a search to its end; an answer with an x has the derivative of that x."""
+    leaves, treedef = jax.tree.flatten((search, problem, watch))
+    if not any(isinstance(leaf, Tracer) for leaf in leaves):
+        return _run(treedef, leaves)  # nothing to differentiate
+    return _solve(treedef, leaves)
+
+
+@ft.partial(jax.jit, static_argnums=0)
+def _run(treedef: Any, leaves: list[Array]) -> AbstractElementwiseResult:
+    search, problem, watch = jax.tree.unflatten(treedef, leaves)
+    return search(problem, watch)
 
 
 @ft.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _solve(static: Any, leaves: list[Array]) -> Any:
-    return _run(static, leaves)
+def _solve(treedef: Any, leaves: list[Array]) -> AbstractElementwiseResult:
+    return _run(treedef, leaves)
 
 
 @_solve.defjvp
-def _solve_jvp(static: Any, primals: Any, tangents: Any) -> Any:
+def _solve_jvp(treedef: Any, primals: Any, tangents: Any) -> Any:
     (leaves,), (dots,) = primals, tangents
-    result = _solve(static, leaves)
+    result = _solve(treedef, leaves)
     d_result = jax.tree.map(no_tangent, result)
-    if isinstance(result, ElementwiseResult):
-        moved = _tangents(static[0], result.x, result.success, leaves, dots)
-        d_result = eqx.tree_at(lambda result: (result.x, result.f_x), d_result, moved)
+    if isinstance(result, (ElementwiseResult, ScalarResult)):
+        side = result.active_mask if isinstance(result, ScalarResult) else None
+        moved = _tangents(treedef, result.x, result.success, side, leaves, dots)
+        d_result = eqx.tree_at(lambda result: (result.x, result.value), d_result, moved)
     return result, d_result
 
 
 @ft.partial(jax.jit, static_argnums=0)
 def _tangents(
-    treedef: Any, x: Array, success: Array, leaves: list[Array], dots: list[Any]
+    treedef: Any, x: Array, success: Array, side: Any, leaves: list[Array], dots: list[Any]
 ) -> tuple[Array, Array]:
     """(1) and (2)."""
-    machine, problem, _ = jax.tree.unflatten(treedef, leaves)
+    search, problem, _ = jax.tree.unflatten(treedef, leaves)
     moving = [i for i, leaf in enumerate(leaves) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
 
     def problem_of(values: list[Array]) -> ElementwiseProblem:
@@ -317,13 +225,19 @@ def _tangents(
         values, d_values = [leaves[i] for i in moving], [dots[i] for i in moving]
         return jax.jvp(lambda values: fun(problem_of(values)), (values,), (d_values,))[1]
 
-    d_f = along(lambda problem: problem(x))
-    if machine.SEEKS_ROOT:
+    # NaN comes in as a factor or a divisor: one that is only chosen would be lost in a transpose.
+    d_f = along(lambda problem: problem(x)) * jnp.where(success, 1, jnp.nan).astype(x.dtype)
+    if isinstance(search, Search) and isinstance(search.machine, ChandrupatlaRoot):
         slope = problem.slope(x)
-        d_x = -d_f / jnp.where(success & (slope != 0), slope, jnp.nan)
+        d_x = -d_f / jnp.where(slope != 0, slope, jnp.nan)
         return d_x, d_f + slope * d_x
-    _, curvature = problem.slope_and_curvature(x)
-    curvature = jnp.where(success & (curvature > 0), curvature, jnp.nan)
-    d_x = -along(lambda problem: problem.slope(x)) / curvature
-    # A factor, since a NaN that is only chosen would be lost when this is transposed.
-    return d_x, d_f * jnp.where(success, 1, jnp.nan).astype(d_f.dtype)
+    slope, curvature = problem.slope_and_curvature(x)
+    d_slope = along(lambda problem: problem.slope(x))
+    free = success & (curvature > 0)
+    if side is None:
+        return -d_slope / jnp.where(free, curvature, jnp.nan), d_f
+    held = side != 0
+    d_limit = along(lambda problem: problem.limit(side))
+    d_x = -jnp.where(held, 0, d_slope) / jnp.where(held, 1, jnp.where(free, curvature, jnp.nan))
+    d_held = jnp.where(held, d_limit, 0)
+    return d_x + d_held, d_f + slope * d_held

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -58,7 +58,7 @@ class ElementwiseResult(AbstractElementwiseResult):
         The last bracket, from left to right, and the function there.
     """
 
-    MESSAGES = {
+    MESSAGES: ClassVar[dict[int, str]] = {
         **_MESSAGES,
         CONVERGED: "The algorithm converged to the specified tolerances.",
         INVALID: "The initial bracket was invalid.",
@@ -72,6 +72,49 @@ class ElementwiseResult(AbstractElementwiseResult):
     nit: Any
     bracket: tuple[Any, ...]
     f_bracket: tuple[Any, ...]
+
+    @property
+    def value(self) -> Any:
+        """The function at x."""
+        return self.f_x
+
+
+class ScalarResult(AbstractElementwiseResult):
+    """The answer of `minimize_scalar`; a pytree of arrays of one shape.
+
+    Attributes
+    ----------
+    status : array of int32
+        0 converged, to a minimum or to a bound that the function falls towards, -1 the bracket is
+        none, -2 out of iterations, -3 a value was not finite, -5 bad input (inside ``jit``).
+    x : array
+        The minimiser; NaN where status is below -2 or is -1.
+    fun : array
+        The function there.
+    nfev, nit : array of int32
+        Evaluations and iterations, those of the search for a bracket included.
+    active_mask : array of int32
+        -1 at the lower bound, 1 at the upper bound, 0 elsewhere.
+    """
+
+    MESSAGES: ClassVar[dict[int, str]] = {
+        **_MESSAGES,
+        CONVERGED: "The algorithm converged to the specified tolerances.",
+        INVALID: "The initial bracket was invalid.",
+        BAD_INPUT: "The bounds are reversed or equal, or a tolerance is negative or NaN.",
+    }
+
+    status: Any
+    x: Any
+    fun: Any
+    nfev: Any
+    nit: Any
+    active_mask: Any
+
+    @property
+    def value(self) -> Any:
+        """The function at x."""
+        return self.fun
 
 
 class BracketResult(AbstractElementwiseResult):
@@ -88,7 +131,7 @@ class BracketResult(AbstractElementwiseResult):
         Evaluations and iterations, for each element.
     """
 
-    MESSAGES = {
+    MESSAGES: ClassVar[dict[int, str]] = {
         **_MESSAGES,
         CONVERGED: "The algorithm produced a valid bracket.",
         LIMIT: "The bracket expanded to the allowable limits.",

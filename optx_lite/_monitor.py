@@ -139,7 +139,7 @@ _LISTENERS: dict[int, Listener] = {}
 _TICKETS = itertools.count(1)
 
 
-def register(listener: Listener) -> Watch:
+def register(listener: Any) -> Watch:
     """Make a listener reachable from compiled code."""
     ticket = next(_TICKETS)
     _LISTENERS[ticket] = listener

@@ -115,7 +115,9 @@ def pointwise(fun: Lifted, shape: tuple[int, ...], args: Any) -> Pointwise | Non
     jaxpr = fun.structure.jaxpr
     if jaxpr.effects:
         return None
-    captured, ((x, _), *rest) = fun.bindings(jnp.zeros(shape, fun.structure.in_avals[0].dtype), *args)
+    captured, ((x, _), *rest) = fun.bindings(
+        jnp.zeros(shape, fun.structure.in_avals[0].dtype), *args
+    )
     outside = {var: _Outer(value) for var, value in [*captured, *rest]}
     reader = _Reader(shape)
     try:
@@ -146,7 +148,8 @@ class _Outer:
 
 def _look_up(atom: Any, env: dict[Any, Any]) -> Any:
     if isinstance(atom, core.Literal):
-        return _Outer(jnp.asarray(atom.val, atom.aval.dtype))
+        aval: Any = atom.aval
+        return _Outer(jnp.asarray(atom.val, aval.dtype))
     return env[atom]
 
 

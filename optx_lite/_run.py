@@ -71,7 +71,7 @@ def solve(
     return problem.restore(result)
 
 
-def heard(solve: Callable[[Watch], Any], listener: Listener) -> Any:
+def heard(solve: Callable[[Watch], Any], listener: Any) -> Any:
     """Solve with somebody listening, and let go of the listener when the solve is over."""
     watch = register(listener)
     result = solve(watch)

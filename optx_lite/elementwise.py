@@ -17,25 +17,27 @@ Examples
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 
-from ._elementwise import ElementwiseProblem, elementwise_problem, solve
+from ._elementwise import Polished, Search, solve
+from ._elementwise_inputs import (
+    as_tuple,
+    check_bracket,
+    check_search,
+    count,
+    limits_of,
+    minimum_finder,
+    root_finder,
+)
+from ._elementwise_problem import elementwise_problem
 from ._elementwise_result import BracketResult, ElementwiseResult
 from ._run import heard
-from ._tree import as_dtype, is_concrete
 from .solvers.bracket_minimum import BracketMinimum
 from .solvers.bracket_root import BracketRoot
-from .solvers.chandrupatla_minimum import ChandrupatlaMinimum
-from .solvers.chandrupatla_root import ChandrupatlaRoot
-
-TOLERANCES = ("xatol", "xrtol", "fatol", "frtol")
 
 
 def find_minimum(
@@ -100,14 +102,12 @@ def find_minimum(
     [-0.88  0.12] 1.0
     """
     x1, x2, x3 = init
-    chosen = _check(f, tolerances, maxiter, callback)
-    problem = elementwise_problem(f, (x1, x2, x3), _as_tuple(args), kwargs)
-    tiny, eps = _precision(problem)
-    default = {"xatol": tiny, "xrtol": math.sqrt(eps), "fatol": tiny, "frtol": tiny}
-    machine = ChandrupatlaMinimum(**_in_dtype(default | chosen, problem), maxiter=_count(maxiter))
-    if callback is None:
-        return solve(machine, problem, polish=polish)
-    return heard(lambda watch: solve(machine, problem, watch, polish), _Caller(callback))
+    chosen = check_search(f, tolerances, maxiter, callback)
+    problem = elementwise_problem(f, (x1, x2, x3), as_tuple(args), kwargs)
+    search: Any = Search(minimum_finder(problem, chosen, maxiter))
+    if polish:
+        search = Polished(search)
+    return _solve(search, problem, callback)
 
 
 def find_root(
@@ -156,16 +156,9 @@ def find_root(
     [1.893 2.    2.095] 0.1
     """
     xl, xr = init
-    chosen = _check(f, tolerances, maxiter, callback)
-    problem = elementwise_problem(f, (xl, xr), _as_tuple(args), kwargs)
-    tiny, eps = _precision(problem)
-    if maxiter is None:
-        maxiter = math.ceil(math.log2(float(jnp.finfo(problem.dtype).max)) - math.log2(tiny))
-    default = {"xatol": 4 * tiny, "xrtol": 4 * eps, "fatol": tiny, "frtol": 0.0}
-    machine = ChandrupatlaRoot(**_in_dtype(default | chosen, problem), maxiter=_count(maxiter))
-    if callback is None:
-        return solve(machine, problem)
-    return heard(lambda watch: solve(machine, problem, watch), _Caller(callback))
+    chosen = check_search(f, tolerances, maxiter, callback)
+    problem = elementwise_problem(f, (xl, xr), as_tuple(args), kwargs)
+    return _solve(Search(root_finder(problem, chosen, maxiter)), problem, callback)
 
 
 def bracket_minimum(
@@ -218,10 +211,10 @@ def bracket_minimum(
     >>> print(*res.bracket, *res.f_bracket, res.success)
     0.0 0.5 1.5 3.0 2.25 2.25 True
     """
-    limits = _limits(xmin, xmax, factor)
-    _check_bracket(f, maxiter, limits, xm0=xm0, xl0=xl0, xr0=xr0)
-    problem = elementwise_problem(f, (xl0, xm0, xr0, *limits.values()), _as_tuple(args), kwargs)
-    return solve(BracketMinimum(_count(maxiter)), problem)
+    limits = limits_of(xmin, xmax, factor)
+    check_bracket(f, maxiter, limits, xm0=xm0, xl0=xl0, xr0=xr0)
+    problem = elementwise_problem(f, (xl0, xm0, xr0, *limits.values()), as_tuple(args), kwargs)
+    return solve(Search(BracketMinimum(count(maxiter))), problem)
 
 
 def bracket_root(
@@ -263,10 +256,16 @@ def bracket_root(
     >>> print(*res.bracket, *res.f_bracket, res.nfev)
     2.0 4.0 -1.0 51.0 6
     """
-    limits = _limits(xmin, xmax, factor)
-    _check_bracket(f, maxiter, limits, xl0=xl0, xr0=xr0)
-    problem = elementwise_problem(f, (xl0, xr0, *limits.values()), _as_tuple(args), kwargs)
-    return solve(BracketRoot(_count(maxiter)), problem)
+    limits = limits_of(xmin, xmax, factor)
+    check_bracket(f, maxiter, limits, xl0=xl0, xr0=xr0)
+    problem = elementwise_problem(f, (xl0, xr0, *limits.values()), as_tuple(args), kwargs)
+    return solve(Search(BracketRoot(count(maxiter))), problem)
+
+
+def _solve(search: Any, problem: Any, callback: Callable | None) -> ElementwiseResult:
+    if callback is None:
+        return solve(search, problem)
+    return heard(lambda watch: solve(search, problem, watch), _Caller(callback))
 
 
 class _Caller:
@@ -289,85 +288,3 @@ class _Caller:
             self.error = error
             return True
         return False
-
-
-# -- what comes in -------------------------------------------------------------------------
-
-
-def _as_tuple(args: Any) -> tuple[Any, ...]:
-    return tuple(args) if np.iterable(args) else (args,)
-
-
-def _check(
-    f: Any, tolerances: dict[str, Any] | None, maxiter: Any, callback: Any
-) -> dict[str, Any]:
-    """Check what both searches take; those tolerances that are given."""
-    if not callable(f):
-        raise ValueError("`func` must be callable.")
-    unknown = set(tolerances or {}) - set(TOLERANCES)
-    if unknown:
-        raise TypeError(f"`tolerances` may have the keys {TOLERANCES}, got {sorted(unknown)}.")
-    chosen = {name: tol for name, tol in (tolerances or {}).items() if tol is not None}
-    if not all(map(_is_tolerance, chosen.values())):
-        raise ValueError("Tolerances must be non-negative scalars.")
-    if maxiter is not None:
-        _check_maxiter(maxiter)
-    if callback is not None and not callable(callback):
-        raise ValueError("`callback` must be callable.")
-    return chosen
-
-
-def _is_tolerance(tol: Any) -> bool:
-    if isinstance(tol, Tracer):
-        return tol.ndim == 0
-    number = np.asarray(tol)
-    return number.dtype.kind in "iuf" and number.ndim == 0 and bool(number >= 0)
-
-
-def _check_maxiter(maxiter: Any) -> None:
-    if isinstance(maxiter, Tracer):
-        return
-    number = np.asarray(maxiter)
-    if number.dtype.kind not in "iuf" or number.ndim or not number >= 0 or number % 1:
-        raise ValueError("`maxiter` must be a non-negative integer.")
-
-
-def _count(maxiter: Any) -> Any:
-    if isinstance(maxiter, Tracer):
-        return maxiter.astype(jnp.int32)
-    return np.asarray(min(maxiter, np.iinfo(np.int32).max), np.int32)
-
-
-def _limits(xmin: Any, xmax: Any, factor: Any) -> dict[str, Any]:
-    return {
-        "xmin": -math.inf if xmin is None else xmin,
-        "xmax": math.inf if xmax is None else xmax,
-        "factor": 2.0 if factor is None else factor,
-    }
-
-
-def _check_bracket(f: Any, maxiter: Any, limits: dict[str, Any], **points: Any) -> None:
-    """Check what both brackets take."""
-    if not callable(f):
-        raise ValueError("`func` must be callable.")
-    for name, value in {**points, **limits}.items():
-        if value is not None and jnp.iscomplexobj(np.asarray(value) if _is_list(value) else value):
-            raise ValueError(f"`{name}` must be numeric and real.")
-    factor = limits["factor"]
-    if is_concrete(factor) and not np.all(np.asarray(factor) > 1):
-        raise ValueError("All elements of `factor` must be greater than 1.")
-    _check_maxiter(maxiter)
-
-
-def _is_list(value: Any) -> bool:
-    return isinstance(value, (list, tuple))
-
-
-def _precision(problem: ElementwiseProblem) -> tuple[float, float]:
-    """The smallest normal number of the dtype, and its eps."""
-    info = jnp.finfo(problem.dtype)
-    return float(info.smallest_normal), float(info.eps)
-
-
-def _in_dtype(tolerances: dict[str, Any], problem: ElementwiseProblem) -> dict[str, Any]:
-    return {name: as_dtype(tol, problem.dtype) for name, tol in tolerances.items()}

@@ -11,8 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from .._elementwise_result import BAD_INPUT, INVALID, NONFINITE, RUNNING
-from .._elementwise_result import AbstractElementwiseResult
+from .._elementwise_result import BAD_INPUT, INVALID, NONFINITE, RUNNING, AbstractElementwiseResult
 
 State = TypeVar("State", bound="AbstractElementwiseState")
 Function = Callable[[Array], Array]
@@ -33,7 +32,6 @@ class AbstractElementwiseMachine(eqx.Module, Generic[State]):
     """
 
     EVALUATED: ClassVar[int]  # of the first points, so many are where the function is asked first
-    SEEKS_ROOT: ClassVar[bool] = False
     maxiter: eqx.AbstractVar[Any]
 
     @abc.abstractmethod

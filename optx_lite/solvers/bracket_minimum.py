@@ -21,8 +21,14 @@ from jax import lax
 from jaxtyping import Array
 
 from .._elementwise_result import BAD_INPUT, CONVERGED, LIMIT, NONFINITE, RUNNING, BracketResult
-from ._elementwise import AbstractElementwiseMachine, AbstractElementwiseState, Function
-from ._elementwise import alone, kept, swapped
+from ._elementwise import (
+    AbstractElementwiseMachine,
+    AbstractElementwiseState,
+    Function,
+    alone,
+    kept,
+    swapped,
+)
 
 
 class DownhillState(AbstractElementwiseState):

@@ -23,8 +23,13 @@ from jax import lax
 from jaxtyping import Array
 
 from .._elementwise_result import BAD_INPUT, CONVERGED, LIMIT, NONFINITE, RUNNING, BracketResult
-from ._elementwise import AbstractElementwiseMachine, AbstractElementwiseState, Function
-from ._elementwise import alone, kept
+from ._elementwise import (
+    AbstractElementwiseMachine,
+    AbstractElementwiseState,
+    Function,
+    alone,
+    kept,
+)
 
 CALLED_OFF = 2  # the other side has found a bracket
 

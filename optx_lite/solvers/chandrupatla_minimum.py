@@ -32,10 +32,24 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
-from .._elementwise_result import BAD_INPUT, CONVERGED, INVALID, NONFINITE, RUNNING
-from .._elementwise_result import ElementwiseResult
-from ._elementwise import AbstractElementwiseMachine, AbstractElementwiseState, Function
-from ._elementwise import alone, has_no_answer, kept, not_valid, swapped
+from .._elementwise_result import (
+    BAD_INPUT,
+    CONVERGED,
+    INVALID,
+    NONFINITE,
+    RUNNING,
+    ElementwiseResult,
+)
+from ._elementwise import (
+    AbstractElementwiseMachine,
+    AbstractElementwiseState,
+    Function,
+    alone,
+    has_no_answer,
+    kept,
+    not_valid,
+    swapped,
+)
 
 GOLDEN_RATIO = 0.5 + 0.5 * 5**0.5
 
@@ -146,9 +160,7 @@ class ChandrupatlaMinimum(AbstractElementwiseMachine[MinimumState]):
         x = jnp.where(fits, by_fit, x2 + alone(section * x32, active))
         return lax.optimization_barrier(x), q1
 
-    def _judge(
-        self, points: tuple[Array, ...], values: tuple[Array, ...], active: Array
-    ) -> Array:
+    def _judge(self, points: tuple[Array, ...], values: tuple[Array, ...], active: Array) -> Array:
         """The status of a bracket, whichever of its ends comes first."""
         (x1, x2, x3), (f1, f2, f3) = points, values
         xtol = alone(jnp.abs(x2) * self.xrtol, active) + self.xatol  # (8)
@@ -186,4 +198,3 @@ def _choose(choice: Array, new: Array, x1: Array, x2: Array, x3: Array) -> tuple
         jnp.where(edge_first, end, edge),
     )
     return lax.optimization_barrier(kept(active, after, (x1, x2, x3)))
-

@@ -29,10 +29,24 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
-from .._elementwise_result import BAD_INPUT, CONVERGED, INVALID, NONFINITE, RUNNING
-from .._elementwise_result import ElementwiseResult
-from ._elementwise import AbstractElementwiseMachine, AbstractElementwiseState, Function
-from ._elementwise import alone, has_no_answer, kept, not_valid, swapped
+from .._elementwise_result import (
+    BAD_INPUT,
+    CONVERGED,
+    INVALID,
+    NONFINITE,
+    RUNNING,
+    ElementwiseResult,
+)
+from ._elementwise import (
+    AbstractElementwiseMachine,
+    AbstractElementwiseState,
+    Function,
+    alone,
+    has_no_answer,
+    kept,
+    not_valid,
+    swapped,
+)
 
 
 class RootState(AbstractElementwiseState):
@@ -53,7 +67,6 @@ class ChandrupatlaRoot(AbstractElementwiseMachine[RootState]):
     """The machine of `elementwise.find_root`; its points are the ends of a bracket."""
 
     EVALUATED = 2
-    SEEKS_ROOT = True
 
     xatol: Any
     xrtol: Any
@@ -95,11 +108,11 @@ class ChandrupatlaRoot(AbstractElementwiseMachine[RootState]):
             (state.f1, state.f2, state.f3),
         )
         x1, f1, x2, f2, x3, f3 = lax.optimization_barrier((x1, f1, x2, f2, x3, f3))
-        status = jnp.where(active, self._judge((x1, x2), (f1, f2), state.ftol, active), state.status)
+        status = self._judge((x1, x2), (f1, f2), state.ftol, active)
         return RootState(
             x1=x1, f1=f1, x2=x2, f2=f2, x3=x3, f3=f3,
             ftol=state.ftol,
-            status=status,
+            status=jnp.where(active, status, state.status),
             nit=state.nit + active.astype(jnp.int32),
         )  # fmt: skip
 
