@@ -51,6 +51,7 @@ from ._monitor import Watch
 from .solvers._elementwise import AbstractElementwiseMachine
 from .solvers.chandrupatla_root import ChandrupatlaRoot
 
+DOUBT = 64  # times eps and |f|: by so much a value may be wrong
 NEWTON = 2  # steps of a polish: each squares the error, and they start from the root of eps
 
 
@@ -77,8 +78,8 @@ class Search(eqx.Module):
 class Polished(eqx.Module):
     """A search for a minimum, and then Newton's steps on f'.
 
-    A step counts where the curvature is positive, |f'| falls, and the point stays in the bracket;
-    which is taken twice as wide to each side, since rounding may have cut off the minimum.
+    A step counts where the curvature is positive, |f'| falls, and the point stays in the bracket,
+    or so close that rounding may have cut off the minimum: eps |f| = f_xx d^2 / 2.
     """
 
     search: Search
@@ -86,15 +87,16 @@ class Polished(eqx.Module):
     def __call__(self, problem: ElementwiseProblem, watch: Watch | None) -> ElementwiseResult:
         """The minimiser, told to eps."""
         result = self.search(problem, watch)
-        left, _, right = result.bracket
-        low, high = left - (right - left), right + (right - left)
+        low, _, high = result.bracket
+        noise = DOUBT * jnp.finfo(problem.dtype).eps * jnp.abs(result.f_x)
 
         def newton(_: Any, now: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
             x, slope, curvature = now
             to = x - slope / curvature
             new = (to, *problem.slope_and_curvature(to))
-            good = result.success & (curvature > 0) & (low <= to) & (to <= high)
-            good = good & (jnp.abs(new[1]) < jnp.abs(slope))
+            outside = jnp.maximum(jnp.maximum(low - to, to - high), 0)
+            good = (curvature > 0) & (curvature * outside**2 <= noise)
+            good = good & result.success & (jnp.abs(new[1]) < jnp.abs(slope))
             return jax.tree.map(lambda a, b: jnp.where(good, a, b), new, now)
 
         start = (result.x, *problem.slope_and_curvature(result.x))
@@ -234,10 +236,12 @@ def _tangents(
     slope, curvature = problem.slope_and_curvature(x)
     d_slope = along(lambda problem: problem.slope(x))
     free = success & (curvature > 0)
+    held = jnp.zeros_like(success) if side is None else side != 0
+    # By d_f, too, since f_xa may be 0 by structure, as that of |x - a|, and so pass on no NaN.
+    unknown = d_f * jnp.where(free | held, 0, jnp.nan).astype(x.dtype)
+    d_x = unknown - jnp.where(held, 0, d_slope) / jnp.where(free, curvature, 1)
     if side is None:
-        return -d_slope / jnp.where(free, curvature, jnp.nan), d_f
-    held = side != 0
+        return d_x, d_f
     d_limit = along(lambda problem: problem.limit(side))
-    d_x = -jnp.where(held, 0, d_slope) / jnp.where(held, 1, jnp.where(free, curvature, jnp.nan))
     d_held = jnp.where(held, d_limit, 0)
     return d_x + d_held, d_f + slope * d_held
