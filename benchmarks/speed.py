@@ -189,10 +189,7 @@ MINIMISE = {
     ),
 }  # fmt: skip
 ROWS |= {name: Row(*row, table="minimize") for name, row in MINIMISE.items()}
-ROWS |= {
-    name: Row(*row, elementwise.CONTENDERS, table="elementwise")
-    for name, row in elementwise.ROWS.items()
-}
+ROWS |= {name: Row(*row, table="elementwise") for name, row in elementwise.ROWS.items()}
 
 
 def prepare(contender: Contender, work: Any, task: Task, agreement: Callable) -> Entry:
