@@ -7,9 +7,10 @@ core, and a block stops when an eighth of it is left. Those left of all blocks a
 worked in blocks again, and put back; and so on, until none is left. What has ended costs little,
 and shapes stay fixed.
 
-Measured on one core, a million elements in float64: a smooth function takes a fifth of the time
-of one loop over all, of which packing saves a sixth; with a bracket that takes some elements four
-times as long as others, an eighth, of which packing saves a quarter.
+Measured on one core, a million elements in float64: with a smooth function blocks take a fifth of
+the time of one loop over all, and packing saves a sixth of that; with one that takes some elements
+four times as long as others, a sixth, and packing saves a fifth of that. Stopping at a quarter or a
+half, or blocks of half and twice the size, made no difference beyond the machine's noise.
 
 Elements do not mix, so those of all lanes of a `vmap` are only more elements. On an accelerator,
 which wants all of them at once, there are no blocks.
