@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from . import cold, minimizers, objectives, peers, workloads
+from . import cold, elementwise, minimizers, objectives, peers, workloads
 from .peers import Contender, Solve
 from .table import Column, Table, heading, put, seconds, style, waiting
 from .workloads import Workload
@@ -192,6 +192,7 @@ MINIMISE = {
     ),
 }  # fmt: skip
 ROWS |= {name: Row(*row, table="minimize") for name, row in MINIMISE.items()}
+ROWS |= {name: Row(*row, table="elementwise") for name, row in elementwise.ROWS.items()}
 
 
 def prepare(contender: Contender, work: Any, task: Task, agreement: Callable) -> Entry:
@@ -224,7 +225,9 @@ def measure(row: Row, lanes: int, rounds: int) -> list[Any]:
     """Print one row's contenders; its line of the summary."""
     jax.config.update("jax_enable_x64", row.x64)
     work = row.work(lanes)
-    title = row.title.format(lanes=f"{lanes:,}", tenth=f"{lanes // 10:,}")
+    title = row.title.format(
+        lanes=f"{lanes:,}", tenth=f"{lanes // 10:,}", hundredfold=f"{100 * lanes:,}"
+    )
     heading(title)
     waiting("the right answer")
     agreement = agreement_of_gradient(work) if row.task is gradient else work.agreement
@@ -245,6 +248,8 @@ def measure(row: Row, lanes: int, rounds: int) -> list[Any]:
 
 def _limit(work: Any, entries: list[Entry]) -> Callable[[], Any]:
     """The limit for the evaluations of our first contender."""
+    if isinstance(work, elementwise.Scalars):
+        return work.limit()
     ours = next(entry for entry in entries if entry.contender.ours)
     if isinstance(work, objectives.Objective):
         return work.limit(minimizers.optx_lite_result(work, ours.tol))

@@ -124,14 +124,15 @@ def _solve_jvp(static: Any, primals: Any, tangents: Any) -> Any:
     (leaves,), (dots,) = primals, tangents
     result = _solve(static, leaves)
     moved = _tangents(static, result.x, result.success, leaves, dots)
-    d_result = jax.tree.map(_no_tangent, result)
+    d_result = jax.tree.map(no_tangent, result)
     d_result = eqx.tree_at(
         lambda r: [getattr(r, name) for name in moved], d_result, list(moved.values())
     )
     return result, d_result
 
 
-def _no_tangent(value: Array) -> Any:
+def no_tangent(value: Array) -> Any:
+    """The tangent of what does not move."""
     if jnp.issubdtype(value.dtype, jnp.inexact):
         return jnp.zeros_like(value)
     return np.zeros(value.shape, jax.dtypes.float0)

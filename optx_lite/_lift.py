@@ -109,21 +109,32 @@ class Lifted(eqx.Module):
         Leaves that were constants to `lift` may be there or not (see `inputs`); they are not
         looked at.
         """
-        structure = self.structure
-        leaves, in_tree, _ = _split(args)
-        if in_tree != structure.in_tree:
-            raise TypeError(
-                f"arguments of the structure {structure.in_tree} expected, not {in_tree}"
-            )
-        leaves = [_as_traced(x, aval) for x, aval in zip(leaves, structure.in_avals, strict=True)]
-        out = jax.core.eval_jaxpr(structure.jaxpr, self._constants(), *leaves)
-        return jax.tree.unflatten(structure.out_tree, out)
+        out = jax.core.eval_jaxpr(self.structure.jaxpr, self._constants(), *self._leaves(args))
+        return jax.tree.unflatten(self.structure.out_tree, out)
+
+    def bindings(self, *args: Any) -> tuple[list[Any], list[Any]]:
+        """What the jaxpr's variables stand for: those of constants, then of these arguments."""
+        jaxpr, constants = self.structure.jaxpr, self._constants()
+        # Which of them JAX itself counts as constants differs between its versions.
+        variables = [*jaxpr.constvars, *jaxpr.invars]
+        of_constants, of_leaves = variables[: len(constants)], variables[len(constants) :]
+        captured = list(zip(of_constants, constants, strict=True))
+        return captured, list(zip(of_leaves, self._leaves(args), strict=True))
 
     @property
     def out_shape(self) -> Any:
         """The result's pytree of `jax.ShapeDtypeStruct`, without computing anything."""
         shapes = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in self.structure.out_avals]
         return jax.tree.unflatten(self.structure.out_tree, shapes)
+
+    def _leaves(self, args: tuple) -> list:
+        structure = self.structure
+        leaves, in_tree, _ = _split(args)
+        if in_tree != structure.in_tree:
+            raise TypeError(
+                f"arguments of the structure {structure.in_tree} expected, not {in_tree}"
+            )
+        return [_as_traced(x, aval) for x, aval in zip(leaves, structure.in_avals, strict=True)]
 
     def _constants(self) -> list:
         arrays = len(self.consts) - len(self.structure.numbers)

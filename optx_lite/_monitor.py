@@ -139,7 +139,7 @@ _LISTENERS: dict[int, Listener] = {}
 _TICKETS = itertools.count(1)
 
 
-def register(listener: Listener) -> Watch:
+def register(listener: Any) -> Watch:
     """Make a listener reachable from compiled code."""
     ticket = next(_TICKETS)
     _LISTENERS[ticket] = listener
@@ -167,9 +167,14 @@ class Watch(eqx.Module):
 
     def step(self, report: Report, active: Array, moved: Array, status: Array) -> Array:
         """The status, perhaps changed to "stopped by callback"."""
+        stop = self.asks_for_the_end(report, active, moved)
+        return jnp.where(stop, CALLBACK_STOP, status).astype(status.dtype)
+
+    def asks_for_the_end(self, report: Any, active: Array, moved: Array) -> Array:
+        """Tell the host; whether it wants no more."""
         # Not io_callback, which `vmap` refuses in a while loop. The answer is used, so the call
         # is not dropped, and the loop keeps the order.
-        stop = jax.pure_callback(
+        return jax.pure_callback(
             _deliver,
             jax.ShapeDtypeStruct((), bool),
             self.ticket,
@@ -178,7 +183,6 @@ class Watch(eqx.Module):
             report,
             vmap_method="sequential",
         )
-        return jnp.where(stop, CALLBACK_STOP, status).astype(status.dtype)
 
     def end(self, result: Any) -> None:
         """After the last step."""

@@ -46,30 +46,22 @@ MESSAGES = {
 }
 
 
-class AbstractResult(eqx.Module):
-    """What every result has: text for its codes, SciPy's two ways to a field, a good print."""
+class AbstractRecord(eqx.Module):
+    """What every record has: text for its codes, SciPy's two ways to a field, a good print."""
 
     MESSAGES: ClassVar[dict[int, str]]
-    COUNTERS: ClassVar[tuple[str, ...]]  # plain numbers outside of a trace
-    VALUE: ClassVar[str]  # what it calls that which is minimised
 
-    x: eqx.AbstractVar[Any]
     status: eqx.AbstractVar[Any]
 
     @property
     @abc.abstractmethod
     def success(self) -> Any:
-        """Whether a convergence test was met."""
+        """Whether it ended well."""
 
     @property
     def code(self) -> Any:
         """Why the solve ended, as a key of MESSAGES."""
         return self.status
-
-    @property
-    def value(self) -> Any:
-        """That which is minimised."""
-        return getattr(self, self.VALUE.lower())
 
     @property
     def message(self) -> Any:
@@ -79,14 +71,17 @@ class AbstractResult(eqx.Module):
                 "`message` is text and cannot be made inside jit, vmap or grad: "
                 "look at `status` there, and ask for the message outside."
             )
-        codes = np.asarray(self.code)
+        return self._texts(np.asarray(self.code))[()]
+
+    def _texts(self, codes: np.ndarray) -> Any:
+        """The messages of all lanes of a batch; of a single result, of lane ()."""
         texts = np.empty(codes.shape, object)
         for lane in np.ndindex(codes.shape):
             texts[lane] = self._text(int(codes[lane]), lane)
-        return texts[()]
+        return texts
 
     def _text(self, code: int, lane: tuple[int, ...]) -> str:
-        """The message of one lane of a batch; of a single result, of lane ()."""
+        """The message of one lane."""
         return self.MESSAGES[code]
 
     def keys(self) -> list[str]:
@@ -110,6 +105,20 @@ class AbstractResult(eqx.Module):
         names = ["message", "success", "status"]
         names += [name for name in _names(self) if name not in names]
         return "\n".join(_line(name, getattr(self, name)) for name in names)
+
+
+class AbstractResult(AbstractRecord):
+    """The record of a search for one x."""
+
+    COUNTERS: ClassVar[tuple[str, ...]]  # plain numbers outside of a trace
+    VALUE: ClassVar[str]  # what it calls that which is minimised
+
+    x: eqx.AbstractVar[Any]
+
+    @property
+    def value(self) -> Any:
+        """That which is minimised."""
+        return getattr(self, self.VALUE.lower())
 
 
 class Result(AbstractResult):
@@ -166,7 +175,7 @@ class Result(AbstractResult):
         return self.status > 0
 
 
-def _names(result: AbstractResult) -> list[str]:
+def _names(result: AbstractRecord) -> list[str]:
     return [field.name for field in dataclasses.fields(result)]
 
 

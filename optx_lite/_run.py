@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -9,7 +10,7 @@ from jaxtyping import Array
 
 from . import _result as codes
 from ._implicit import AbstractAdjoint, ImplicitAdjoint
-from ._monitor import Listener, forget, register
+from ._monitor import Listener, Watch, forget, register
 from ._result import to_host
 from ._tree import is_concrete, ravel
 from .solvers import AbstractSolver
@@ -63,23 +64,17 @@ def solve(
     if listener is None:
         result = adjoint.solve(solver, problem, x)
     else:
-        result = _solve_heard(solver, problem, x, adjoint, listener)
+        result = heard(lambda watch: adjoint.solve(solver, problem, x, watch), listener)
     result = to_host(result)
     if isinstance(result.status, int) and result.status == codes.NONFINITE:
         raise ValueError(codes.MESSAGES[codes.NONFINITE])
     return problem.restore(result)
 
 
-def _solve_heard(
-    solver: AbstractSolver,
-    problem: Any,
-    x: Array,
-    adjoint: AbstractAdjoint,
-    listener: Listener,
-) -> Any:
+def heard(solve: Callable[[Watch], Any], listener: Any) -> Any:
     """Solve with somebody listening, and let go of the listener when the solve is over."""
     watch = register(listener)
-    result = adjoint.solve(solver, problem, x, watch)
+    result = solve(watch)
     if not is_concrete(result):
         listener.keep_errors = False  # in a compiled program, which has to raise them itself
         return result

@@ -1,0 +1,183 @@
+"""A user's elementwise function with all that it is given: shapes and dtypes settled, traced."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from ._elements import Task
+from ._lift import Lifted, lift
+from ._pointwise import pointwise
+from .solvers._elementwise import AbstractElementwiseMachine
+
+SHAPE_MESSAGE = (
+    "The shape of the array returned by `func` must be the same as the broadcasted shape of `x` "
+    "and all other `args`."
+)
+
+
+class ElementwiseProblem(eqx.Module):
+    """A function of arrays, element by element, with all that it is given.
+
+    Attributes
+    ----------
+    fun : Lifted
+        On whole arrays of the common dtype.
+    first : Lifted
+        The same on the dtype of the first points; which that of ``fun``'s values may widen.
+    args : tuple of arrays
+        Positional ones and, after them, those given by name.
+    points : tuple of arrays, some of them None
+        What the search begins with.
+    shape : tuple of int
+        To which all of them broadcast.
+    dtype, first_dtype : dtype
+        The common one, and that of the first points.
+    """
+
+    fun: Lifted
+    first: Lifted
+    args: tuple[Any, ...]
+    points: tuple[Any, ...]
+    shape: tuple[int, ...] = eqx.field(static=True)
+    dtype: Any = eqx.field(static=True)
+    first_dtype: Any = eqx.field(static=True)
+
+    def __call__(self, x: Array) -> Array:
+        """Compute the function of a whole array."""
+        return self.fun(x, *self.args).astype(self.dtype)
+
+    def slope(self, x: Array) -> Array:
+        """Its derivative, each element's by its own x."""
+        return jax.jvp(self, (x,), (jnp.ones_like(x),))[1]
+
+    def slope_and_curvature(self, x: Array) -> tuple[Array, Array]:
+        """Its first two derivatives."""
+        return jax.jvp(self.slope, (x,), (jnp.ones_like(x),))
+
+    def limit(self, side: Array) -> Array:
+        """Where ``side`` is below 0 or above it, the lower or the upper limit of a bracket."""
+        low, high = (jnp.asarray(point).astype(self.dtype) for point in self.points[3:5])
+        return jnp.where(side < 0, low, jnp.where(side > 0, high, 0))
+
+    def within(self, bracket: tuple[Array, ...]) -> ElementwiseProblem:
+        """The same with a bracket of the common dtype as the first points."""
+        return dataclasses.replace(self, points=bracket, first=self.fun, first_dtype=self.dtype)
+
+    def task(self, machine: AbstractElementwiseMachine) -> tuple[Task, bool]:
+        """What a machine is to do, in flat arrays; and whether its elements may be parted."""
+        points = tuple(None if point is None else self._flat(point) for point in self.points)
+        fun = pointwise(self.fun, self.shape, self.args)
+        first = fun
+        if self.first is not self.fun:
+            first = pointwise(self.first, self.shape, self.args)
+        if fun is not None and first is not None:
+            return Task(machine, fun, first, points, self.dtype), True
+        fun, first = (jax.tree_util.Partial(self._on_flat, f) for f in (self.fun, self.first))
+        return Task(machine, fun, first, points, self.dtype), False
+
+    def _flat(self, point: Any) -> Array:
+        point = jnp.asarray(point).astype(self.first_dtype)
+        if point.size == 1:
+            return point.reshape(())
+        return jnp.broadcast_to(point, self.shape).reshape(-1)
+
+    def _on_flat(self, fun: Lifted, x: Array) -> Array:
+        return fun(x.reshape(self.shape), *self.args).reshape(-1)
+
+
+def elementwise_problem(
+    fun: Callable[..., Any],
+    points: tuple[Any, ...],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any] | None,
+) -> ElementwiseProblem:
+    """Trace the function on arrays of the shape to which all inputs broadcast.
+
+    Raises
+    ------
+    ValueError
+        If the shapes do not fit, or numbers are complex.
+    """
+    names = tuple(kwargs or ())
+    args = tuple(map(_as_array, (*args, *(kwargs or {}).values())))
+    given = tuple(None if point is None else _as_array(point) for point in points)
+    there = [point for point in given if point is not None]
+    shape = _broadcast_shape([*there, *args])
+    whole = _on_whole(fun, names, shape)
+
+    def trace(dtype: Any) -> tuple[Lifted, Any]:
+        lifted = lift(whole, jax.ShapeDtypeStruct(shape, dtype), *args, label="`func`")
+        out = lifted.out_shape
+        if getattr(out, "shape", None) != shape:
+            raise ValueError(SHAPE_MESSAGE)
+        return lifted, _common(dtype, out.dtype)
+
+    first_dtype = _floating(there)
+    first, dtype = trace(first_dtype)
+    on_common = first if dtype == first_dtype else trace(dtype)[0]
+    return ElementwiseProblem(on_common, first, args, given, shape, dtype, first_dtype)
+
+
+def _on_whole(fun: Callable, names: tuple[str, ...], shape: tuple[int, ...]) -> Callable:
+    """The function of arrays that all have the shape, as the user may expect them."""
+
+    def whole(x: Array, *args: Any) -> Any:
+        full = [jnp.broadcast_to(arg, shape) for arg in args]
+        positional = full[: len(full) - len(names)]
+        out = fun(x, *positional, **dict(zip(names, full[len(positional) :], strict=True)))
+        return jnp.asarray(out) if isinstance(out, (list, tuple)) else out
+
+    return whole
+
+
+def _as_array(value: Any) -> Any:
+    """Whatever NumPy makes an array of; arrays and numbers as they are."""
+    if isinstance(value, (jax.Array, np.ndarray, np.generic, bool, int, float, complex)):
+        return value
+    if isinstance(value, (list, tuple)) and any(isinstance(v, jax.Array) for v in value):
+        return jnp.stack([jnp.asarray(v) for v in value])
+    array = np.asarray(value)
+    if array.dtype.kind not in "biufc":
+        raise TypeError(f"Points and arguments must be arrays of numbers, got {value!r:.60}.")
+    return array
+
+
+def _broadcast_shape(arrays: list[Any]) -> tuple[int, ...]:
+    shapes = [jnp.shape(array) for array in arrays]
+    try:
+        return np.broadcast_shapes(*shapes)
+    except ValueError as error:
+        raise ValueError(
+            "Array shapes are incompatible for broadcasting. The first points, limits and "
+            f"arguments could not be broadcast together: {', '.join(map(str, shapes))}."
+        ) from error
+
+
+def _floating(points: list[Any]) -> Any:
+    """The dtype of all points together; integers count as JAX's default floats."""
+    kinds = [
+        point if isinstance(point, (int, float, complex)) or _is_inexact(point) else np.dtype(float)
+        for point in points
+    ]
+    with jax.numpy_dtype_promotion("standard"):
+        return _common(*kinds)
+
+
+def _is_inexact(point: Any) -> bool:
+    return jnp.issubdtype(jnp.result_type(point), jnp.inexact)
+
+
+def _common(*kinds: Any) -> Any:
+    with jax.numpy_dtype_promotion("standard"):
+        dtype = jnp.result_type(*kinds)
+    if jnp.issubdtype(dtype, jnp.complexfloating):
+        raise ValueError("Abscissae and function output must be real numbers.")
+    return dtype if jnp.issubdtype(dtype, jnp.floating) else jnp.result_type(float)
