@@ -63,7 +63,7 @@ class Search(eqx.Module):
     def __call__(self, problem: ElementwiseProblem, watch: Watch | None) -> Any:
         """The machine's answer, each field of the problem's shape."""
         machine = self.machine
-        task, may_be_parted = problem.task(machine)
+        task, may_be_parted = _task(machine, problem)
         size = math.prod(problem.shape)
         status: Any = MAXITER
         if watch is not None:
@@ -147,6 +147,19 @@ def _side(problem: ElementwiseProblem, x: Array) -> Array:
 
     at_lower, at_upper = near(-1) & (slope > 0), near(1) & (slope < 0)
     return at_upper.astype(jnp.int32) - at_lower.astype(jnp.int32)
+
+
+def _task(machine: AbstractElementwiseMachine, problem: ElementwiseProblem) -> tuple[Task, bool]:
+    """What a machine is to do; and whether its elements may be parted."""
+    points = tuple(None if point is None else problem.in_row(point) for point in problem.points)
+    fun = problem.parted(problem.fun)
+    first = fun if problem.first is problem.fun else problem.parted(problem.first)
+    if fun is not None and first is not None:
+        return Task(machine, fun, first, points, problem.dtype), True
+    fun, first = (
+        jax.tree_util.Partial(problem.on_row, fun) for fun in (problem.fun, problem.first)
+    )
+    return Task(machine, fun, first, points, problem.dtype), False
 
 
 def _in_shape(result: Any, shape: tuple[int, ...]) -> Any:

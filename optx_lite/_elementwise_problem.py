@@ -12,10 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from ._elements import Task
 from ._lift import Lifted, lift
-from ._pointwise import pointwise
-from .solvers._elementwise import AbstractElementwiseMachine
+from ._pointwise import Pointwise, pointwise
 
 SHAPE_MESSAGE = (
     "The shape of the array returned by `func` must be the same as the broadcasted shape of `x` "
@@ -71,26 +69,20 @@ class ElementwiseProblem(eqx.Module):
         """The same with a bracket of the common dtype as the first points."""
         return dataclasses.replace(self, points=bracket, first=self.fun, first_dtype=self.dtype)
 
-    def task(self, machine: AbstractElementwiseMachine) -> tuple[Task, bool]:
-        """What a machine is to do, in flat arrays; and whether its elements may be parted."""
-        points = tuple(None if point is None else self._flat(point) for point in self.points)
-        fun = pointwise(self.fun, self.shape, self.args)
-        first = fun
-        if self.first is not self.fun:
-            first = pointwise(self.first, self.shape, self.args)
-        if fun is not None and first is not None:
-            return Task(machine, fun, first, points, self.dtype), True
-        fun, first = (jax.tree_util.Partial(self._on_flat, f) for f in (self.fun, self.first))
-        return Task(machine, fun, first, points, self.dtype), False
+    def parted(self, fun: Lifted) -> Pointwise | None:
+        """One of the two functions on any part of the elements, in a row; None if it may not be."""
+        return pointwise(fun, self.shape, self.args)
 
-    def _flat(self, point: Any) -> Array:
+    def on_row(self, fun: Lifted, x: Array) -> Array:
+        """The same on all elements, in a row."""
+        return fun(x.reshape(self.shape), *self.args).reshape(-1)
+
+    def in_row(self, point: Any) -> Array:
+        """A first point, in a row; or one number if it is the same for all."""
         point = jnp.asarray(point).astype(self.first_dtype)
         if point.size == 1:
             return point.reshape(())
         return jnp.broadcast_to(point, self.shape).reshape(-1)
-
-    def _on_flat(self, fun: Lifted, x: Array) -> Array:
-        return fun(x.reshape(self.shape), *self.args).reshape(-1)
 
 
 def elementwise_problem(
