@@ -100,6 +100,11 @@ class Memory(eqx.Module):
         cleared = jnp.where(wanted, 0, self.age), jnp.where(wanted, 0, self.inverse)
         return eqx.tree_at(lambda memory: (memory.age, memory.inverse), self, cleared)
 
+    def flatness(self) -> Array:
+        """Largest s.s / s.y, the inverse of the least curvature that was seen; 0 without pairs."""
+        _, _, sy, ss = self.blocks()
+        return jnp.max(safe_divide(jnp.diagonal(ss), jnp.diagonal(sy)))
+
     def in_order(self) -> tuple[Array, Array]:
         """S and Y as rows, the oldest first; zeros, before all, for the empty slots."""
         order = jnp.argsort(self.age)

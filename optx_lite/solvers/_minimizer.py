@@ -9,7 +9,12 @@ the quadratic that it knows of, and no test counts unless that is small, too:
 
 Far from a minimum a quadratic made of unsuitable pairs may promise nothing for some iterations
 on end. So the first way of (1) must hold for as many of them as ftol asks for digits, at most
-`CALM`, unless q is below the rounding of f.
+`CALM`, unless q is below the rounding of f; and for `PATIENCE` times as many if the gradient
+might hide more than q: if all of it lay along the flattest direction that was seen,
+
+    g_F.g_F / (2 kappa) > ftol |f|,    kappa the least s.y / s.s,                    (2)
+
+F the variables which g does not hold at a bound.
 
 An f that goes to 0 would never be "small relative to |f|": in (1) |f| is at least the root of
 epsilon of all that f has fallen by. And where q is so small that the line search does not go by
@@ -44,6 +49,7 @@ from ._base import AbstractSolver
 from ._more_thuente import DOUBT, NOISE
 
 CALM = 10
+PATIENCE = 5
 
 
 class BestSeen(eqx.Module):
@@ -99,9 +105,17 @@ class AbstractMinimizer(AbstractSolver[MinimizationProblem, State]):
         return self.maxfun
 
     def judge(
-        self, problem: MinimizationProblem, state: State, before: Array, promised: Array
+        self,
+        problem: MinimizationProblem,
+        state: State,
+        before: Array,
+        promised: Array,
+        possible: Array,
     ) -> tuple[Array, Array]:
-        """The status by (1), and ``calm``; ``before`` is f one iteration ago, inf at the first."""
+        """The status by (1), and ``calm``.
+
+        ``before`` is f one iteration ago, inf at the first; ``possible`` the left of (2).
+        """
         eps = jnp.finfo(state.value.dtype).eps
         fallen = eps**0.5 * (state.value0 - state.value)
         size = jnp.maximum(jnp.abs(state.value), fallen)
@@ -111,6 +125,7 @@ class AbstractMinimizer(AbstractSolver[MinimizationProblem, State]):
         small = settled & (jnp.abs(before - state.value) <= least)
         calm = jnp.where(small, state.calm + 1, 0)
         asked = jnp.clip(-jnp.log10(ftol), 1, CALM)
+        asked = jnp.where(possible <= least, asked, PATIENCE * asked)
         over = small & ((calm.astype(asked.dtype) >= asked) | (promised <= eps * size))
         optimality = self.optimality(problem, state)
         status = jnp.where(state.nit >= self.maxiter, MAXITER, RUNNING)

@@ -83,7 +83,8 @@ class FirstOrder(AbstractMinimizer[State]):
                 state.nit + (finite & ~first).astype(jnp.int32),
             ),
         )  # fmt: skip
-        status, calm = self.judge(problem, here, state.last_value, _promise(problem, here))
+        promise = _promise(problem, here)
+        status, calm = self.judge(problem, here, state.last_value, promise, promise)
         status = jnp.where(finite, status, jnp.where(first, NONFINITE, LOST)).astype(jnp.int32)
         taken = finite & ((status != RUNNING) | first | (value < state.value))
 

@@ -157,7 +157,9 @@ class LBFGSB(AbstractMinimizer[State]):
             longest = jnp.full_like(state.value, LONGEST)
         slope = grad @ direction
         before = jnp.where(accepted, state.line.search.start.value, jnp.inf)
-        status, calm = self.judge(problem, state, before, -0.5 * slope)
+        free = _projected(problem, x, grad)
+        possible = 0.5 * (free @ free) * state.memory.flatness()
+        status, calm = self.judge(problem, state, before, -0.5 * slope, possible)
         if problem.bounded:
             status = jnp.where(jnp.all(problem.lower == problem.upper), ALL_FIXED, status)
         status = jnp.where(state.status == RUNNING, status, state.status).astype(jnp.int32)
