@@ -14,7 +14,8 @@ might hide more than q: if all of it lay along the flattest direction that was s
 
     g_F.g_F / (2 kappa) > ftol |f|,    kappa the least s.y / s.s,                    (2)
 
-F the variables which g does not hold at a bound.
+F the variables which g does not hold at a bound. (Where ftol asks for all that values can tell,
+there is nothing to wait for.)
 
 An f that goes to 0 would never be "small relative to |f|": in (1) |f| is at least the root of
 epsilon of all that f has fallen by. And where q is so small that the line search does not go by
@@ -119,13 +120,15 @@ class AbstractMinimizer(AbstractSolver[MinimizationProblem, State]):
         eps = jnp.finfo(state.value.dtype).eps
         fallen = eps**0.5 * (state.value0 - state.value)
         size = jnp.maximum(jnp.abs(state.value), fallen)
-        ftol = jnp.maximum(self.ftol, DOUBT * NOISE * eps)
+        finest = DOUBT * NOISE * eps
+        ftol = jnp.maximum(self.ftol, finest)
         least = ftol * size
         settled = promised <= least
         small = settled & (jnp.abs(before - state.value) <= least)
         calm = jnp.where(small, state.calm + 1, 0)
         asked = jnp.clip(-jnp.log10(ftol), 1, CALM)
-        asked = jnp.where(possible <= least, asked, PATIENCE * asked)
+        hidden = (possible > least) & (self.ftol > finest)
+        asked = jnp.where(hidden, PATIENCE * asked, asked)
         over = small & ((calm.astype(asked.dtype) >= asked) | (promised <= eps * size))
         optimality = self.optimality(problem, state)
         status = jnp.where(state.nit >= self.maxiter, MAXITER, RUNNING)
