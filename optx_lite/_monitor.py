@@ -37,7 +37,41 @@ class Report(eqx.Module):
     nfev: Array
 
 
-class Listener:
+class AbstractListener:
+    """Somebody on the host who is told of each step, and may end the solve.
+
+    Attributes
+    ----------
+    keep_errors : bool
+        Whether an error of the callback waits in ``error`` for the end of an eager solve; a
+        compiled program has to raise it itself.
+    """
+
+    def __init__(self) -> None:
+        self.keep_errors = True
+        self.error: BaseException | None = None
+
+    def step(self, report: Any, moved: bool) -> bool:
+        """After a step; True asks for the end."""
+        raise NotImplementedError
+
+    def end(self, code: Any, nfev: Any, value: Any, optimality: Any) -> None:
+        """After the last step."""
+
+    def ask(self, callback: Callable[[], Any]) -> bool:
+        """Whether the callback wants no more: by its answer, StopIteration or an error."""
+        try:
+            return bool(callback())
+        except StopIteration:
+            return True
+        except BaseException as error:
+            if not self.keep_errors:
+                raise
+            self.error = error
+            return True
+
+
+class Listener(AbstractListener):
     """The host's end: prints what `verbose` asks for and calls the user's callback.
 
     Parameters
@@ -51,21 +85,15 @@ class Listener:
         From a flat x to the user's structure.
     kind : type
         The class of the result: its messages, and what it calls the value that is minimised.
-
-    Attributes
-    ----------
-    keep_errors : bool
-        Whether an exception of the callback waits in ``error`` for the front door to raise it.
     """
 
     def __init__(self, callback: Any, verbose: int, restore: Callable, kind: type[AbstractResult]):
+        super().__init__()
         self.callback = callback
         self.verbose = verbose
         self.restore = restore
         self.kind = kind
-        self.keep_errors = True
         self.by_result = callback is not None and _wants_result(callback)
-        self.error: BaseException | None = None
         self.initial_value: float | None = None
 
     def step(self, report: Report, moved: bool) -> bool:
@@ -79,15 +107,7 @@ class Listener:
             print(_row(report, first))
         if self.callback is None or not moved:
             return False
-        try:
-            return bool(self._call(report))
-        except StopIteration:
-            return True
-        except BaseException as error:
-            if not self.keep_errors:
-                raise
-            self.error = error
-            return True
+        return self.ask(lambda: self._call(report))
 
     def end(self, code: Any, nfev: Any, value: Any, optimality: Any) -> None:
         """After the last step."""
@@ -135,11 +155,11 @@ def _row(report: Report, first: bool) -> str:
     )
 
 
-_LISTENERS: dict[int, Listener] = {}
+_LISTENERS: dict[int, AbstractListener] = {}
 _TICKETS = itertools.count(1)
 
 
-def register(listener: Any) -> Watch:
+def register(listener: AbstractListener) -> Watch:
     """Make a listener reachable from compiled code."""
     ticket = next(_TICKETS)
     _LISTENERS[ticket] = listener

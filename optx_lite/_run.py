@@ -10,7 +10,7 @@ from jaxtyping import Array
 
 from . import _result as codes
 from ._implicit import AbstractAdjoint, ImplicitAdjoint
-from ._monitor import Listener, Watch, forget, register
+from ._monitor import AbstractListener, Listener, Watch, forget, register
 from ._result import to_host
 from ._tree import is_concrete, ravel
 from .solvers import AbstractSolver
@@ -71,7 +71,7 @@ def solve(
     return problem.restore(result)
 
 
-def heard(solve: Callable[[Watch], Any], listener: Any) -> Any:
+def heard(solve: Callable[[Watch], Any], listener: AbstractListener) -> Any:
     """Solve with somebody listening, and let go of the listener when the solve is over."""
     watch = register(listener)
     result = solve(watch)

@@ -35,6 +35,7 @@ from ._elementwise_inputs import (
 )
 from ._elementwise_problem import elementwise_problem
 from ._elementwise_result import BracketResult, ElementwiseResult
+from ._monitor import AbstractListener
 from ._run import heard
 from .solvers.bracket_minimum import BracketMinimum
 from .solvers.bracket_root import BracketRoot
@@ -153,8 +154,8 @@ def find_root(
     >>> import jax, jax.numpy as jnp, optx_lite as ox
     >>> f = lambda x, c: x**3 - 2 * x - c
     >>> find = lambda c: ox.elementwise.find_root(f, (0.0, 3.0), args=(c,)).x
-    >>> print(find(jnp.array([3.0, 4.0, 5.0])).round(1), f"{jax.grad(find)(4.0):.2f}")
-    [1.9 2.  2.1] 0.10
+    >>> print(find(jnp.array([0.375, 4.0, 10.625])).round(1), f"{jax.grad(find)(4.0):.2f}")
+    [1.5 2.  2.5] 0.10
     """
     xl, xr = init
     chosen = check_search(f, tolerances, maxiter, callback)
@@ -269,23 +270,17 @@ def _solve(search: Any, problem: Any, callback: Callable | None) -> ElementwiseR
     return heard(lambda watch: solve(search, problem, watch), _Caller(callback))
 
 
-class _Caller:
-    """The host's end of a search that somebody listens to; see `_monitor.Listener`."""
+class _Caller(AbstractListener):
+    """Hands each iteration's result to the callback, whose answer does not count."""
 
     def __init__(self, callback: Callable):
+        super().__init__()
         self.callback = callback
-        self.keep_errors = True
-        self.error: BaseException | None = None
 
-    def step(self, result: ElementwiseResult, moved: bool) -> bool:
+    def step(self, report: ElementwiseResult, moved: bool) -> bool:
         """After an iteration; True asks for the end."""
-        try:
-            self.callback(jax.tree.map(np.asarray, result))
-        except StopIteration:
-            return True
-        except BaseException as error:
-            if not self.keep_errors:
-                raise
-            self.error = error
-            return True
-        return False
+
+        def tell() -> None:
+            self.callback(jax.tree.map(np.asarray, report))
+
+        return self.ask(tell)

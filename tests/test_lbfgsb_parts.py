@@ -131,6 +131,13 @@ def test_the_smaller_form_is_taken():
     assert isinstance(matrix_of(Memory.empty(SLOTS, 2 * SLOTS + 1, float)), Compact)
 
 
+def test_the_flattest_direction_seen_is_among_those_remembered():
+    steps, changes = pairs(7, 10)
+    seen = [s @ s / (s @ y) for s, y in zip(steps, changes, strict=True)]
+    assert_allclose(memory_of(steps, changes).flatness(), max(seen[-SLOTS:]), rtol=1e-14)
+    assert memory_of(steps[:0], changes[:0]).flatness() == 0
+
+
 def test_what_is_not_wanted_is_not_remembered():
     steps, changes = pairs(5, 3)
     memory = memory_of(steps, changes)

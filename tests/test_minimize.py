@@ -2,6 +2,7 @@
 
 import types
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -433,3 +434,18 @@ def test_float32():
     res = ox.minimize(rosenbrock, start(5).astype(np.float32))
     assert res.success
     assert_allclose(res.x, 1, atol=2e-2)
+
+
+@pytest.mark.parametrize("possible, iterations", [(0.0, 9), (1.0, 45)])
+def test_a_plateau_must_last_longer_where_something_may_hide(possible, iterations):
+    # ftol asks for nine digits; the quadratic promises less than that, but not nothing.
+    problem, x0 = ox.minimization_problem(lambda x: x @ x, np.ones(2))
+    solver = ox.LBFGSB(ftol=1e-9, gtol=0.0)
+    state = solver.step(problem, solver.init(problem, x0))
+    judge = jax.jit(solver.judge)
+    lasted = 0
+    while state.status == 0:
+        status, calm = judge(problem, state, state.value, state.value * 1e-12, jnp.array(possible))
+        state = eqx.tree_at(lambda s: (s.status, s.calm), state, (status, calm))
+        lasted += 1
+    assert lasted == iterations
