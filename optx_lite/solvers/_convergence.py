@@ -1,7 +1,7 @@
 r"""When a trust-region machine has arrived.
 
-R, q are the triangular factor and Q^T f of the weighted Jacobian, restricted to the free
-variables, and p = -R^{-1} q is the Gauss-Newton step.
+R, q are the triangular factor and Q^T f of the weighted Jacobian, with the row w of
+`_trust_region` in it, restricted to the free variables, and p = -R^{-1} q is the Gauss-Newton step.
 
     gtol   ||q|| <= gtol ||f||                                                      (1)
     ftol   dF <= ftol F, both as it was and as the model said, with 1/4 < ratio     (2)
@@ -23,8 +23,23 @@ active ones put on their bounds exactly, for as long as they shrink, the cost do
 above its rounding, and p is not yet below the tolerance relative to x. The last phase ends
 with the status that opened it.
 
-A radius that collapses with the gradient still there is not convergence: status -4. Nor is a
-point far out on a plateau, where a parameter that had an effect on f has none: status -5.
+Nothing left. Near a minimum where the cost is flat, or noisy by rounding, no step reduces it any
+more, and the radius collapses. That is convergence if there was nothing to be gained: if the
+parabola through cost and slope at x and the cost at a trial that failed,
+
+    phi(t) = F + s t + k t^2 / 2,    k = 2 (F(x + p) - F - s),    s = g.p,                (4)
+
+has its minimum s^2 / 2k below the rounding of F, for each of the trials since the last step that
+gained more than this, of those at least whose parabola tells where its minimum is (-s / k >= 0.1).
+A wrong derivative, a kink or noise in f promise more, at the longest of those trials at the latest:
+status -4, stalled.
+
+Plateaus. A parameter that had an effect on f and has none at the end may have run away, along an
+exponential's tail for one: status -5, the point is stationary just because it is far out. Or the
+other parameters switched it off, as a height of 0 does with the position of a peak; or it has an
+effect to second order only, as a in a^2 at 0. Then a small move of all parameters brings effects
+back that are much larger than those at the end. So before a success is claimed with such a
+parameter, one evaluation more is made at a point nearby, the `probe`.
 """
 
 from __future__ import annotations
@@ -42,6 +57,8 @@ from ..linalg import norm, safe_divide, safe_sqrt, solve_upper, triangularize
 from ._state import State
 
 SHRINK = 0.9  # a polishing step must be this much shorter than the one before
+NEAR = 0.1  # of a trial step: from there on a parabola tells where it is lowest
+NOISE = 8  # times epsilon: by so much a cost may be wrong
 MARGIN = 0.1  # error that may be left in x, relative to the tolerance
 
 
@@ -53,8 +70,9 @@ class Outlook(eqx.Module):
     size: Array  # () largest |dx_j| / |x_j|
     left: Array  # () the same for all the steps that are still to come, by their rate so far
     offset: Array  # () the relative offset (1), bounds included
-    steepest: Array  # () largest cosine between f and a free column of J
-    scatter: Array  # () |J| |x|, x here or one step before: f is known to eps of this
+    cosine: Array  # () largest between f and a free column of J
+    steepest: Array  # () the same with the curvature of f in the length of the column
+    scatter: Array  # () |J| |x|: f is known to eps of this
 
 
 def look_ahead(problem: LeastSquaresProblem, before: State, state: State) -> Outlook:
@@ -79,19 +97,54 @@ def look_ahead(problem: LeastSquaresProblem, before: State, state: State) -> Out
     size = jnp.max(safe_divide(jnp.abs(goal - x), jnp.maximum(jnp.abs(x), jnp.abs(goal))))
     free = (before.pending > 0) | ~before.trial.limited
     rate = jnp.where(free, safe_divide(size, before.size), 0)
-    lengths = safe_sqrt(columns)
+
+    def steepest(lengths: Array) -> Array:
+        onto_bounds = safe_divide(safe_sqrt(blocked), fnorm)
+        return jnp.maximum(jnp.max(safe_divide(slope, lengths * fnorm)), onto_bounds)
+
     return Outlook(
         step=step,
         x=goal,
         size=size,
         left=jnp.where(rate < 1, size / (1 - jnp.minimum(rate, 0.99)), jnp.inf),
         offset=safe_divide(safe_sqrt(qtf @ qtf + blocked), fnorm),
-        steepest=jnp.maximum(
-            jnp.max(safe_divide(slope, lengths * fnorm)), safe_divide(safe_sqrt(blocked), fnorm)
-        ),
-        # The step that led here was rounded, too.
-        scatter=norm(lengths * jnp.maximum(jnp.abs(x), jnp.abs(before.x))),
+        cosine=steepest(model.lengths),
+        steepest=steepest(safe_sqrt(columns)),
+        scatter=norm(model.lengths * x),
     )
+
+
+def possible_reduction(
+    problem: LeastSquaresProblem,
+    before: State,
+    state: State,
+    outlook: Outlook,
+    accepted: Array,
+    reduction: Array,
+    known: Array,
+) -> Array:
+    """(4): the most that failed trials since the last significant step leave to be gained.
+
+    Infinite if none of them was near enough to say so. ``known``: whether the trial of
+    ``before`` failed in a way that tells, by its ``reduction``, how f curves along it.
+    """
+    noise = _cost_rounding(problem, state, outlook)
+    slope = before.model.grad @ (before.trial.x - before.x)
+    rise = -reduction
+    curvature = 2 * (rise - slope)
+    # A parabola through a trial far beyond its lowest point says nothing of that point.
+    near = -slope >= NEAR * curvature
+    gain = jnp.where(rise <= noise, -slope, 0.5 * safe_divide(slope**2, curvature))
+    failed = ~accepted & (before.nfev > 0) & (before.pending == 0) & ~before.trial.corrected
+    tells = failed & known & (slope < 0) & (near | (rise <= noise))
+    hope = jnp.where(jnp.isfinite(before.hope), jnp.maximum(before.hope, gain), gain)
+    hope = jnp.where(tells, hope, before.hope)
+    significant = accepted & (reduction > noise)
+    return jnp.where(significant, jnp.inf, hope)
+
+
+def _cost_rounding(problem: LeastSquaresProblem, state: State, outlook: Outlook) -> Array:
+    return NOISE * problem.precision * state.fnorm * (state.fnorm + outlook.scatter)
 
 
 def judge(
@@ -119,7 +172,7 @@ def judge(
     gtol = (flat <= jnp.maximum(solver.gtol, eps)) | nothing  # (1)
     ftol = (
         (accepted & ~first & (ratio > 0.25))
-        & (~trial.limited | (outlook.steepest**2 <= solver.ftol))
+        & (~trial.limited | (outlook.cosine**2 <= solver.ftol))
         & (gained <= solver.ftol * before.cost)
     )  # (2)
     xtol = accepted & ~first & ~trial.limited & (trial.length <= solver.xtol * whole)  # (3)
@@ -143,7 +196,8 @@ def judge(
     stuck = too_short & ~(accepted | first | polishing)
     # No descent, and none to be had: f is orthogonal to J, or nearly rounding.
     small = state.fnorm <= eps ** (2 / 3) * outlook.scatter
-    done = (outlook.steepest <= eps ** (1 / 3)) | small
+    nothing_left = state.hope <= _cost_rounding(problem, state, outlook)
+    done = (outlook.steepest <= eps ** (1 / 3)) | small | nothing_left
     stalled = jnp.where(stuck, jnp.where(done, codes.XTOL, codes.STALLED), codes.RUNNING)
     reached = _name(solver, problem, state, pending)
     # The last phase came too early where f is still far from orthogonal to J: beside a huge
@@ -155,17 +209,55 @@ def judge(
 
 
 def _name(solver: Any, problem: LeastSquaresProblem, state: State, status: Array) -> Array:
-    """SciPy's code: 1 wherever its absolute test on the gradient holds as well.
+    """SciPy's code: 1 wherever its absolute test on the gradient holds as well."""
+    return jnp.where(solver.optimality(problem, state) < solver.gtol, codes.GTOL, status)
 
-    And no success where a parameter which had an effect on f has none any more: the point is
-    stationary because it is far out on a plateau.
+
+def verify(
+    problem: LeastSquaresProblem,
+    before: State,
+    state: State,
+    outlook: Outlook,
+    status: Array,
+    pending: Array,
+    revived: Array,
+    in_doubt: Array,
+) -> tuple[Array, Array, Array]:
+    """Status, what waits, and whether the next trial is the probe of a plateau.
+
+    ``revived``: what the last trial told if it was one. ``in_doubt``: whether a plateau may still
+    be anything else than where the minimum is.
     """
+    rounding = state.fnorm <= problem.precision * outlook.scatter
+    dead = jnp.any(_dead(problem, state)) & ~rounding & in_doubt
+    probing = (status > 0) & dead & ~before.probing
+    proven = jnp.where(revived, before.pending, codes.PLATEAU)
+    pending = jnp.where(probing, status, pending)
+    status = jnp.where(before.probing, proven, jnp.where(probing, codes.RUNNING, status))
+    return status, pending.astype(jnp.int32), probing
+
+
+def _dead(problem: LeastSquaresProblem, state: State) -> Array:
+    """Parameters that had an effect on f and have none any more, while others have."""
     # Effects are compared with f, which may have fallen by as much as they; in its unit f was
     # of the size of 1 when that was taken.
     least = problem.precision * jnp.minimum(state.fnorm, 1)
-    dead = safe_sqrt(state.model.columns) <= least * state.lengths
+    dead = state.model.lengths <= least * state.lengths
     if problem.bounded:
         dead = dead & (state.x > problem.lower) & (state.x < problem.upper)
-    plateau = jnp.any(dead & (state.lengths > 0)) & ~jnp.all(dead)
-    status = jnp.where(solver.optimality(problem, state) < solver.gtol, codes.GTOL, status)
-    return jnp.where(plateau, codes.PLATEAU, status)
+    return dead & (state.lengths > 0) & ~jnp.all(dead)
+
+
+def probe(problem: LeastSquaresProblem, state: State) -> Array:
+    """A point nearby, each parameter moved by a small part of what moves f by its own size."""
+    part = problem.precision**0.25 * safe_divide(state.fnorm, state.lengths)
+    if not problem.bounded:
+        return state.x + part
+    ahead = state.x + part <= problem.upper
+    return jnp.clip(state.x + jnp.where(ahead, part, -part), problem.lower, problem.upper)
+
+
+def revives(problem: LeastSquaresProblem, state: State, lengths: Array) -> Array:
+    """Whether columns of these lengths have the effects that are missing at ``state.x``."""
+    least = problem.precision ** (-1 / 8) * state.model.lengths
+    return jnp.all(~_dead(problem, state) | (lengths > least))

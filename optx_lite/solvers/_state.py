@@ -11,16 +11,21 @@ from ..linalg import Detour, diagonal, safe_sqrt, solve_transposed
 
 
 class Model(eqx.Module):
-    """The weighted linear model at the current point, in units of s: 0.5 || J p + f ||^2."""
+    """The weighted quadratic model at the current point, in units of s, see `_trust_region`.
 
-    rows: Array  # (n, m) transposed weighted Jacobian
-    upper: Array  # (n, n) its triangular factor R
+    0.5 || J p + f ||^2 + 0.5 (w . p)^2
+    """
+
+    rows: Array  # (n, m) transposed weighted Jacobian J^T
+    secant: Array  # (n,) w
+    lengths: Array  # (n,) norms of the columns of J
+    upper: Array  # (n, n) triangular factor R of J with w as one more row
     qtf: Array  # (n,) Q^T f
     grad: Array  # (n,) J^T f
 
     @property
     def columns(self) -> Array:
-        """Squared norms of the columns of J, (n,)."""
+        """Squared norms of the columns of R, (n,): the curvature along each variable."""
         return jnp.sum(self.upper * self.upper, axis=0)
 
     @property
@@ -75,8 +80,11 @@ class State(eqx.Module):
     trial: Trial
     size: Array  # () of the Gauss-Newton step from x, relative to x
     pending: Array  # () status of the test which opened the last phase, 0 before
+    probing: Array  # () bool: the trial is there to tell whether this is a plateau
+    hope: Array  # () the reduction that failed trials leave possible; inf if none of them tells
+    refused: Array  # () trials with a lower cost that were not taken, as they lay on a plateau
     slow: Array  # () evaluations since the trust region was last out of the way
-    switched: Array  # () bool: the fallback scaling is in force
+    switches: Array  # () how often the scaling has been changed: odd, the fallback is in force
     nfev: Array  # () evaluations of f
     nit: Array  # () steps that were taken
     status: Array  # () 0 while it runs

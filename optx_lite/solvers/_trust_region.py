@@ -20,10 +20,31 @@ the step of Transtrum & Sethna ("Improvements to the Levenberg-Marquardt algorit
 nonlinear least-squares minimization", 2012), whose second derivative is had here for nothing.
 On NIST's 54 problems it halves the evaluations of lm.
 
+The curvature of the residuals. J^T J lacks sum_i f_i f_i'', which is all there is where a column
+of J vanishes at the minimum and f does not: without it the Gauss-Newton step points to infinity
+there, and where f is large it makes the last digits dear. The change of J along the last step
+tells it in one direction, by the structured secant condition of J. E. Dennis, D. M. Gay and R. E.
+Welsch ("An adaptive nonlinear least-squares algorithm", ACM TOMS 7, 1981),
+
+    S p = y,    y = (J_+ - J)^T f_+,    S = y y^T / y.p = w w^T                       (2)
+
+the symmetric matrix of rank one, which takes part as one more row w of J if it is positive and
+if the cost fell by no more than `SETTLED` in that step: far from the minimum f is still to fall,
+and J^T J the better of the two (Rosenbrock's valley takes four times as many evaluations
+otherwise). ENSO's 55 evaluations become 15, those of 84 bounded problems half.
+
 The fallback. No scaling wins everywhere: the columns of J on badly scaled parameters, 1 on
 functions whose columns change by orders of magnitude. Unless the user chose one, the machine
 goes over to the other after `PATIENCE` evaluations in which the trust region was in the way and
-the cost did not fall by a tenth, and once more before it gives up.
+the cost did not fall by a tenth, with twice the patience each time, and once before it gives up.
+
+Plateaus. A step after which a parameter has no effect any more, in one go, went too far, as a
+rule: out on the tail of an exponential, beyond the data. It is not taken, though the cost may be
+lower. But that may also be where the minimum is: a peak whose height is 0 has no position, and a
+break may belong beyond the data. So after `REFUSALS` of them no more are refused, after
+`REFUSALS_AT_BOUNDS` if the step brings a variable to a bound, and none once nothing else is left.
+
+The first radius is the size of x0, or the Cauchy step where x0 is nothing beside that.
 
 When it has arrived: see `_convergence`.
 """
@@ -45,10 +66,23 @@ from .._bounds import active_mask, coleman_li, within
 from .._monitor import Report
 from .._problem import LeastSquaresProblem
 from .._result import Result
-from ..linalg import norm, safe_divide, triangularize
+from ..linalg import norm, safe_divide, safe_sqrt, triangularize
 from ._base import AbstractSolver
-from ._convergence import Outlook, judge, look_ahead
+from ._convergence import (
+    Outlook,
+    judge,
+    look_ahead,
+    possible_reduction,
+    probe,
+    revives,
+    verify,
+)
 from ._state import Correction, Model, State, Trial
+
+SETTLED = 0.01  # a cost that falls by no more, relatively, in a step: the residual is there to stay
+REFUSALS = 20  # of trials on a plateau
+REFUSALS_AT_BOUNDS = 2  # of those that bring a variable to a bound
+NEGLIGIBLE = 1e-3  # an x0 so small beside the Cauchy step says nothing of the size of x
 
 
 class TrustRegionSolver(AbstractSolver[LeastSquaresProblem, State]):
@@ -94,7 +128,14 @@ class TrustRegionSolver(AbstractSolver[LeastSquaresProblem, State]):
             f=constant(0, (m,)),
             cost=infinite,
             unit=constant(1),
-            model=Model(rows=constant(0, (n, m)), upper=constant(0, (n, n)), qtf=zeros, grad=zeros),
+            model=Model(
+                rows=constant(0, (n, m)),
+                secant=zeros,
+                lengths=zeros,
+                upper=constant(0, (n, n)),
+                qtf=zeros,
+                grad=zeros,
+            ),
             lengths=zeros,
             scale=zeros + 1 if self.x_scale is None else zeros + self.x_scale,
             radius=infinite,
@@ -109,8 +150,11 @@ class TrustRegionSolver(AbstractSolver[LeastSquaresProblem, State]):
             ),
             size=infinite,
             pending=none,
+            probing=no,
+            hope=infinite,
+            refused=none,
             slow=none,
-            switched=no,
+            switches=none,
             nfev=none,
             nit=none,
             status=status,
@@ -141,55 +185,72 @@ class TrustRegionSolver(AbstractSolver[LeastSquaresProblem, State]):
         # In the last phase the steps tell; the cost, which is rounded, only warns.
         noise = problem.precision ** (2 / 3) * state.cost
         better = jnp.where(polishing, reduction >= -noise, self.acceptable(reduction, ratio))
-        better = finite & (first | better)
+        better = finite & (first | better) & ~state.probing
         finer = _finer_unit(f, cost, unit)
         in_finer = problem.loss.cost(f, finer)
-        model, accepted = lax.cond(
-            better,
-            lambda: _linearized(problem, state, f, in_finer, finer, jacobian()),
-            lambda: (state.model, jnp.zeros((), bool)),
+        settled = ~first & better & (reduction <= SETTLED * cost)
+        model, accepted, revived = lax.cond(
+            better | state.probing,
+            lambda: _linearized(problem, state, f, in_finer, finer, settled, jacobian()),
+            lambda: (state.model, jnp.array(False), jnp.array(False)),
         )
         ratio = jnp.where(better & ~accepted, -1, ratio)
         moved = self._moved(state, f, cost, model, accepted)
+        refused = state.refused + (better & ~accepted).astype(jnp.int32)
         moved = eqx.tree_at(
-            lambda s: (s.cost, s.unit),
+            lambda s: (s.cost, s.unit, s.refused),
             moved,
-            (jnp.where(accepted, in_finer, state.cost), jnp.where(accepted, finer, unit)),
+            (jnp.where(accepted, in_finer, state.cost), jnp.where(accepted, finer, unit), refused),
         )
         outlook = look_ahead(problem, state, moved)
+        # A trial where f or J is not finite, or on a plateau, tells nothing of the curvature of f;
+        # nor does one that a bound cut short.
+        cut = state.trial.limited & (state.trial.length < 0.9 * state.radius)
+        known = finite & ~better & ~cut
+        hope = possible_reduction(problem, state, moved, outlook, accepted, reduction, known)
+        moved = eqx.tree_at(lambda s: s.hope, moved, hope)
         radius = self._radius(problem, state, moved, cost, ratio, finite, accepted)
         moved = eqx.tree_at(lambda s: (s.radius, s.size), moved, (radius, outlook.size))
         status, pending = judge(self, problem, state, moved, outlook, accepted, ratio)
+        plain = moved.refused < REFUSALS
+        status, pending, probing = verify(
+            problem, state, moved, outlook, status, pending, revived, plain
+        )
         status = jnp.where(first & ~accepted, codes.NONFINITE, status).astype(jnp.int32)
-        if self.falls_back:
-            moved, status = self._last_resort(problem, moved, status)
+        moved, status = self._last_resort(problem, state, moved, status)
 
         shrunk = safe_divide(state.radius, moved.radius)
-        anew = moved.switched != state.switched
+        anew = moved.switches != state.switches
         damping = jnp.where(first | anew, 0, state.trial.damping * shrunk)
         damping = jnp.where(jnp.isfinite(damping), damping, 0)
         failed = finite & ~better & ~polishing & ~state.trial.corrected
         correction = self._correction(problem, state, f, failed)
         trial = self.propose(problem, moved, outlook, damping, correction)
         trial = trial.or_corrected(state.trial)
-        trial = eqx.tree_at(lambda t: t.x, trial, jnp.where(pending > 0, outlook.x, trial.x))
+        x = jnp.where(pending > 0, outlook.x, trial.x)
+        x = jnp.where(probing, probe(problem, moved), x)
+        trial = eqx.tree_at(lambda t: t.x, trial, x)
         return eqx.tree_at(
-            lambda s: (s.trial, s.pending, s.status), moved, (trial, pending, status)
+            lambda s: (s.trial, s.pending, s.probing, s.status),
+            moved,
+            (trial, pending, probing, status),
         )
 
     def _moved(self, state: State, f: Array, cost: Array, model: Model, accepted: Array) -> State:
         """The state at the trial if it was accepted; cost, unit and radius are still old."""
         trial = state.trial
-        lengths = jnp.maximum(jnp.sqrt(model.columns), state.lengths)
+        lengths = jnp.maximum(model.lengths, state.lengths)
         out_of_the_way = accepted & (~trial.limited | (cost < 0.9 * state.cost))
         slow = jnp.where(out_of_the_way, 0, state.slow + 1)
-        switched, scale = state.switched, state.scale
+        switches, scale = state.switches, state.scale
         if self.from_jacobian:
             scale = _inverse(lengths)
         elif self.falls_back:
-            switched = switched ^ (accepted & (slow >= self.PATIENCE))
-            slow = jnp.where(switched == state.switched, slow, 0)
-            scale = self._scale(switched, lengths)
+            # Each time with twice the patience, or two unsuitable scalings would take turns.
+            impatient = accepted & (slow >= self.PATIENCE * 2**switches)
+            switches = switches + impatient.astype(jnp.int32)
+            slow = jnp.where(impatient, 0, slow)
+            scale = self._scale(switches, lengths)
         return State(
             x=jnp.where(accepted, trial.x, state.x),
             f=jnp.where(accepted, f, state.f),
@@ -202,8 +263,11 @@ class TrustRegionSolver(AbstractSolver[LeastSquaresProblem, State]):
             trial=trial,
             size=state.size,
             pending=state.pending,
+            probing=state.probing,
+            hope=state.hope,
+            refused=state.refused,
             slow=slow,
-            switched=switched,
+            switches=switches,
             nfev=state.nfev + 1,
             nit=state.nit + (accepted & (state.nfev > 0)).astype(jnp.int32),
             status=state.status,
@@ -214,23 +278,33 @@ class TrustRegionSolver(AbstractSolver[LeastSquaresProblem, State]):
         """Whether the scaling is the machine's to choose."""
         return self.x_scale is None and not self.from_jacobian
 
-    def _scale(self, switched: Array, lengths: Array) -> Array:
-        return jnp.where(switched == self.JACOBIAN_FIRST, 1, _inverse(lengths))
+    def _scale(self, switches: Array, lengths: Array) -> Array:
+        by_jacobian = (switches % 2 == 1) != self.JACOBIAN_FIRST
+        return jnp.where(by_jacobian, _inverse(lengths), 1)
 
     def _last_resort(
-        self, problem: LeastSquaresProblem, state: State, status: Array
+        self, problem: LeastSquaresProblem, before: State, state: State, status: Array
     ) -> tuple[State, Array]:
-        """With the other scaling, not yet tried, where the machine would have stalled."""
-        tried = (status == codes.STALLED) & ~state.switched
+        """What has not been tried yet, where the solver would have stalled.
+
+        With the other scaling, and onto a plateau if there was one with a lower cost.
+        """
+        stalled = status == codes.STALLED
+        to_plateau = stalled & (state.refused > 0) & (before.refused < REFUSALS)
+        rescaled = stalled & (state.switches == 0) & self.falls_back
+        switches = state.switches + rescaled.astype(jnp.int32)
+        scale = self._scale(switches, state.lengths) if self.falls_back else state.scale
         anew = eqx.tree_at(
-            lambda s: (s.switched, s.slow, s.scale),
+            lambda s: (s.refused, s.switches, s.slow, s.scale),
             state,
             (
-                state.switched | tried,
-                jnp.where(tried, 0, state.slow),
-                jnp.where(tried, self._scale(~state.switched, state.lengths), state.scale),
+                jnp.where(to_plateau, REFUSALS, state.refused),
+                switches,
+                jnp.where(rescaled, 0, state.slow),
+                scale,
             ),
         )
+        tried = to_plateau | rescaled
         radius = jnp.where(tried, self.first_radius(problem, anew), state.radius)
         anew = eqx.tree_at(lambda s: s.radius, anew, radius)
         return anew, jnp.where(tried, codes.RUNNING, status).astype(jnp.int32)
@@ -254,9 +328,11 @@ class TrustRegionSolver(AbstractSolver[LeastSquaresProblem, State]):
         radius = jnp.where(trial.corrected, corrected, usual)
         radius = jnp.where(before.pending > 0, before.radius, radius)
         if self.falls_back:
-            anew = state.switched != before.switched
+            anew = state.switches != before.switches
             radius = jnp.where(anew, 2 * norm((state.x - before.x) / state.scale), radius)
-        return jnp.where(before.nfev == 0, self.first_radius(problem, state), radius)
+        # After the last refusal a plateau may be where the minimum is: begin again, towards it.
+        anew = (before.nfev == 0) | ((state.refused == REFUSALS) & (before.refused < REFUSALS))
+        return jnp.where(anew, self.first_radius(problem, state), radius)
 
     def _correction(
         self, problem: LeastSquaresProblem, state: State, f: Array, failed: Array
@@ -350,23 +426,58 @@ class TrustRegionSolver(AbstractSolver[LeastSquaresProblem, State]):
 
 
 def _linearized(
-    problem: LeastSquaresProblem, state: State, f: Array, cost: Array, unit: Array, rows: Array
-) -> tuple[Model, Array]:
-    """The model at the trial and True; the old one and False if the new one is not sound.
+    problem: LeastSquaresProblem,
+    state: State,
+    f: Array,
+    cost: Array,
+    unit: Array,
+    settled: Array,
+    rows: Array,
+) -> tuple[Model, Array, Array]:
+    """The model at the trial and True; the old one and False if the new one is not taken.
 
-    It is not sound where the Jacobian is not finite, nor where a parameter which had an effect
-    on f has suddenly none: such a step went too far, onto a plateau.
+    It is not where the Jacobian is not finite, nor where a parameter which had an effect on f has
+    suddenly none: such a step went too far, onto a plateau. And whether it has effects that the
+    old one had not, see `_convergence`.
     """
+    old = state.model
     weighted, rows = problem.weighted(f, rows)
     weighted, rows = weighted / unit, rows / unit
-    upper, qtf = triangularize(rows, weighted)
-    model, old = Model(rows=rows, upper=upper, qtf=qtf, grad=rows @ weighted), state.model
+    step = state.trial.x - state.x
+    secant = _secant(rows - old.rows * (state.unit / unit), weighted, step, settled)
+    with_secant = jnp.concatenate([rows, secant[:, None]], axis=1)
+    upper, qtf = triangularize(with_secant, jnp.pad(weighted, (0, 1)))
+    lengths, grad = safe_sqrt(jnp.sum(rows * rows, axis=1)), rows @ weighted
+    model = Model(rows=rows, secant=secant, lengths=lengths, upper=upper, qtf=qtf, grad=grad)
     # Effects are compared with f, which may fall by as much.
-    lost = model.columns * state.cost < problem.precision * old.columns * cost
-    on_plateau = jnp.any(lost) & ~jnp.all(lost | (old.columns == 0))
-    finite = jnp.isfinite(jnp.sum(model.columns) + jnp.sum(qtf) + jnp.sum(model.grad))
-    sound = finite & ~on_plateau
-    return jax.tree.map(lambda new, old: jnp.where(sound, new, old), model, old), sound
+    lost = lengths**2 * state.cost < problem.precision * old.lengths**2 * cost
+    on_plateau = jnp.any(lost) & ~jnp.all(lost | (old.lengths == 0))
+    patience = jnp.where(_lands(problem, state), REFUSALS_AT_BOUNDS, REFUSALS)
+    on_plateau = on_plateau & (state.refused < patience)
+    finite = jnp.isfinite(jnp.sum(lengths) + jnp.sum(qtf) + jnp.sum(grad))
+    taken = finite & ~on_plateau & ~state.probing
+    revived = finite & revives(problem, state, model.lengths)
+    model = jax.tree.map(lambda new, old: jnp.where(taken, new, old), model, old)
+    return model, taken, revived
+
+
+def _lands(problem: LeastSquaresProblem, state: State) -> Array:
+    """Whether the trial brings a variable to a bound, all but: that may switch others off."""
+    if not problem.bounded:
+        return jnp.zeros((), bool)
+
+    def room(x: Array) -> Array:
+        return jnp.minimum(x - problem.lower, problem.upper - x)
+
+    return jnp.any(room(state.trial.x) < problem.precision**0.25 * room(state.x))
+
+
+def _secant(change: Array, f: Array, step: Array, settled: Array) -> Array:
+    """w of (2), from the change of J^T along a step; 0 where there is none."""
+    curved = change @ f
+    along = curved @ step
+    wanted = settled & (along > 0)
+    return jnp.where(wanted, curved / jnp.sqrt(jnp.where(wanted, along, 1)), 0)
 
 
 def _finer_unit(f: Array, cost: Array, unit: Array) -> Array:
@@ -387,6 +498,18 @@ def scipy_radius(before: State, ratio: Array, finite: Array) -> Array:
     shrunk = 0.25 * before.trial.length
     grown = jnp.where((ratio > 0.75) & at_edge, 2 * before.radius, before.radius)
     return jnp.where(finite & (ratio >= 0.25), grown, shrunk)
+
+
+def starting_radius(size: Array, cauchy: Array) -> Array:
+    """The size of x0, unless that is nothing beside the Cauchy step: then the length of this."""
+    by_model = jnp.where((cauchy > 0) & jnp.isfinite(cauchy), cauchy, 1)
+    return jnp.where(size > NEGLIGIBLE * cauchy, size, by_model)
+
+
+def cauchy_factor(upper: Array, grad: Array) -> Array:
+    """t at which the model is least along -t grad."""
+    moved = upper @ grad
+    return safe_divide(grad @ grad, moved @ moved)
 
 
 def _inverse(lengths: Array) -> Array:

@@ -29,12 +29,20 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from .._bounds import onto_bounds, step_to_bound, within
+from .._bounds import coleman_li, onto_bounds, step_to_bound, within
 from .._problem import LeastSquaresProblem
 from ..linalg import safe_divide, solve_transposed, solve_upper, triangularize
 from ._convergence import Outlook
 from ._state import Correction, State, Trial
-from ._trust_region import TrustRegionSolver, evaluate_model, scipy_radius
+from ._trust_region import (
+    TrustRegionSolver,
+    cauchy_factor,
+    evaluate_model,
+    scipy_radius,
+    starting_radius,
+)
+
+NEAR = 0.1  # of the step that a variable would take alone
 
 
 class Dogbox(TrustRegionSolver):
@@ -43,9 +51,12 @@ class Dogbox(TrustRegionSolver):
     PATIENCE = 10
 
     def first_radius(self, problem: LeastSquaresProblem, state: State) -> Array:
-        """The largest |x0_j| / s_j, 1 for x0 = 0."""
-        size = jnp.max(jnp.abs(state.x / state.scale))
-        return jnp.where(size > 0, size, 1)
+        """The largest |x0_j| / s_j, or of the Cauchy step if x0 is nothing beside it."""
+        down = state.model.grad
+        if problem.bounded:
+            down = jnp.where(_held(problem, state)[0], 0, down)
+        cauchy = cauchy_factor(state.model.upper, down) * _length(down, state)
+        return starting_radius(_length(state.x, state), cauchy)
 
     def next_radius(self, before: State, cost: Array, ratio: Array, finite: Array) -> Array:
         """SciPy's rule."""
@@ -55,7 +66,8 @@ class Dogbox(TrustRegionSolver):
         """The largest gradient entry among the variables that are not held."""
         grad = state.model.grad * state.unit**2
         if problem.bounded:
-            grad = jnp.where(_held(problem, state), 0, grad)
+            on_bound = coleman_li(state.x, grad, problem.lower, problem.upper)[0] <= 0
+            grad = jnp.where(on_bound | (problem.lower == problem.upper), 0, grad)
         return jnp.max(jnp.abs(grad))
 
     def propose(
@@ -71,12 +83,15 @@ class Dogbox(TrustRegionSolver):
         missed = correction.grad
         low = jnp.full_like(x, -1) * state.radius * state.scale
         high = -low
+        onto = jnp.zeros_like(x)
         if problem.bounded:
-            held = _held(problem, state)
-            grad, missed = jnp.where(held, 0, grad), jnp.where(held, 0, missed)
-            upper, qtf = triangularize(jnp.where(held, 0, upper).T, qtf)
             low = jnp.maximum(problem.lower - x, low)
             high = jnp.minimum(problem.upper - x, high)
+            held, onto = _held(problem, state)
+            moved = upper @ onto
+            grad = jnp.where(held, 0, grad + upper.T @ moved)
+            missed = jnp.where(held, 0, missed)
+            upper, qtf = triangularize(jnp.where(held, 0, upper).T, qtf + moved)
         newton = -solve_upper(upper, qtf)
         zero = jnp.zeros_like(x)
         down, _ = step_to_bound(zero, -grad, low, high)
@@ -84,11 +99,14 @@ class Dogbox(TrustRegionSolver):
         best = safe_divide(jnp.sum(grad * grad), jnp.sum(along * along))
         cauchy = -jnp.where(best > 0, jnp.minimum(best, down), down) * grad
         cauchy = jnp.where(jnp.isfinite(cauchy), cauchy, 0)
-        part, _ = step_to_bound(cauchy, newton - cauchy, low, high)
+        part, stopped = step_to_bound(cauchy, newton - cauchy, low, high)
         inside = within(newton, low, high)
-        step = jnp.where(inside, newton, cauchy + jnp.minimum(part, 1) * (newton - cauchy))
-        step = jnp.clip(step, low, high)
-        predicted = evaluate_model(upper, qtf, step)
+        end = jnp.where(newton > cauchy, high, low)  # met exactly, not but for rounding
+        step = cauchy + jnp.minimum(part, 1) * (newton - cauchy)
+        step = jnp.where(stopped, end, jnp.clip(step, low, high))
+        step = jnp.where(inside, newton, step)
+        step = step + onto
+        predicted = evaluate_model(state.model.upper, state.model.qtf, step)
         if problem.bounded:
             aside = jnp.clip(outlook.x - x, low, high)  # (3)
             promised = evaluate_model(state.model.upper, state.model.qtf, aside)
@@ -98,7 +116,7 @@ class Dogbox(TrustRegionSolver):
             predicted = jnp.maximum(promised, predicted)
 
         bend = -solve_upper(upper, solve_transposed(upper, missed))
-        short = jnp.max(jnp.abs(bend / state.scale)) <= correction.longest
+        short = _length(bend, state) <= correction.longest
         corrected = correction.wanted & short
         start, step = jnp.where(corrected, correction.start, x), jnp.where(corrected, bend, step)
         moved = start + step
@@ -106,7 +124,7 @@ class Dogbox(TrustRegionSolver):
             moved = onto_bounds(moved, start, problem.lower, problem.upper)
         return Trial(
             x=moved,
-            length=jnp.max(jnp.abs(step / state.scale)),
+            length=_length(step, state),
             predicted=predicted,
             limited=~inside,
             damping=damping,
@@ -115,8 +133,23 @@ class Dogbox(TrustRegionSolver):
         )
 
 
-def _held(problem: LeastSquaresProblem, state: State) -> Array:
-    """Variables on a bound with the antigradient pointing outward, and fixed ones."""
+def _length(step: Array, state: State) -> Array:
+    """The largest entry, in the metric."""
+    return jnp.max(jnp.abs(step / state.scale))
+
+
+def _held(problem: LeastSquaresProblem, state: State) -> tuple[Array, Array]:
+    """Variables that rest on their bound in this step, and the rest of the way to it, (n,).
+
+    They lie on a bound with the antigradient pointing outward, or so near that it has but a
+    small part of the way along this variable alone: without that, a step which is cut where it
+    first meets a bound would creep towards one. Fixed ones rest, too.
+    """
     x, grad = state.x, state.model.grad
-    outward = ((x <= problem.lower) & (grad > 0)) | ((x >= problem.upper) & (grad < 0))
-    return outward | (problem.lower == problem.upper)
+    distance, side = coleman_li(x, grad, problem.lower, problem.upper)
+    near = distance * state.model.columns <= NEAR * jnp.abs(grad)
+    near = near & (distance <= state.radius * state.scale)
+    held = (side != 0) & ((distance <= 0) | near)
+    onto = jnp.where(held, -side * distance, 0)
+    fixed = problem.lower == problem.upper
+    return held | fixed, jnp.where(fixed, 0, onto)

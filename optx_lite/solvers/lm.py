@@ -17,7 +17,7 @@ ratio = actual / predicted reduction,
 t being the minimiser of the parabola through the two costs and the slope.
 
 Different from SciPy and MINPACK: robust losses; variables with lb == ub are held; the first
-radius is ||D x0|| times `FACTOR`; ends as in `_convergence`.
+radius is ||D x0||, not a hundred times that; ends as in `_convergence`.
 """
 
 from __future__ import annotations
@@ -31,9 +31,12 @@ from .._problem import LeastSquaresProblem
 from ..linalg import norm, solve_trust_region
 from ._convergence import Outlook
 from ._state import Correction, State, Trial
-from ._trust_region import TrustRegionSolver, evaluate_model
-
-FACTOR = 1.0
+from ._trust_region import (
+    TrustRegionSolver,
+    cauchy_factor,
+    evaluate_model,
+    starting_radius,
+)
 
 
 class LevenbergMarquardt(TrustRegionSolver):
@@ -54,11 +57,10 @@ class LevenbergMarquardt(TrustRegionSolver):
         return eqx.tree_at(lambda s: s.status, state, status)
 
     def first_radius(self, problem: LeastSquaresProblem, state: State) -> Array:
-        """FACTOR ||D x0||; from x0 = 0 a step that can move f by its own size."""
-        size = norm(state.x / state.scale)
-        alone = jnp.ones_like(size) if self.x_scale is not None else state.fnorm
-        alone = jnp.where(alone > 0, alone, 1)
-        return FACTOR * jnp.where(size > 0, size, alone)
+        """||D x0||, or of the Cauchy step if x0 is nothing beside it."""
+        down = state.scale * state.model.grad
+        cauchy = cauchy_factor(state.model.upper * state.scale, down) * norm(down)
+        return starting_radius(norm(state.x / state.scale), cauchy)
 
     def next_radius(self, before: State, cost: Array, ratio: Array, finite: Array) -> Array:
         """Equations (2) and (3)."""

@@ -38,7 +38,13 @@ from .._problem import LeastSquaresProblem
 from ..linalg import norm, safe_divide, safe_sqrt, solve_trust_region
 from ._convergence import Outlook
 from ._state import Correction, State, Trial
-from ._trust_region import TrustRegionSolver, evaluate_model, scipy_radius
+from ._trust_region import (
+    TrustRegionSolver,
+    cauchy_factor,
+    evaluate_model,
+    scipy_radius,
+    starting_radius,
+)
 
 THETA = 0.995
 
@@ -47,9 +53,11 @@ class TrustRegionReflective(TrustRegionSolver):
     """``method='trf'``; see the module for the mathematics."""
 
     def first_radius(self, problem: LeastSquaresProblem, state: State) -> Array:
-        """||D^-1 x0||, 1 for x0 = 0."""
-        size = norm(safe_divide(state.x, self.metric(problem, state)[0]))
-        return jnp.where(size > 0, size, 1)
+        """||D^-1 x0||, or of the Cauchy step if x0 is nothing beside it."""
+        metric, _ = self.metric(problem, state)
+        down = metric * state.model.grad
+        cauchy = cauchy_factor(state.model.upper * metric, down) * norm(down)
+        return starting_radius(norm(safe_divide(state.x, metric)), cauchy)
 
     def next_radius(self, before: State, cost: Array, ratio: Array, finite: Array) -> Array:
         """SciPy's rule."""
