@@ -452,7 +452,7 @@ def _freeze_all(known: dict[Any, Any], eqn: Any) -> _Freezing:
 def _is_fixed(eqn: Any) -> bool:
     """Whether its rules are what their code says, or frozen already."""
     try:
-        fixed_token(rules_of(eqn), of_frozen=id)
+        fixed_token(rules_of(eqn), inner=id)
     except UnknownRule:
         return False
     return True

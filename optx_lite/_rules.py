@@ -64,24 +64,25 @@ class FrozenCall:
 # Functions of JAX and of this package, by what they are
 
 
-def fixed_token(obj: Any, of_frozen: Callable[[Any], Any]) -> Any:
+def fixed_token(obj: Any, inner: Callable[[Any], Any]) -> Any:
     """A function, and what it closes over, as a hashable value; equal for equal functions.
 
-    ``of_frozen`` says what to write for a rule that was frozen (see `optx_lite._jaxpr`).
+    ``inner`` says what to write for a jaxpr, and for rules that were frozen (see
+    `optx_lite._jaxpr`).
 
     Raises
     ------
     UnknownRule
         If anything in it was written by others: what that reads may change.
     """
-    return _Writer(of_frozen).write(obj)
+    return _Writer(inner).write(obj)
 
 
 class _Writer:
     """Writes down one function; an object met again is written as the number of its first visit."""
 
-    def __init__(self, of_frozen: Callable[[Any], Any]):
-        self.of_frozen = of_frozen
+    def __init__(self, inner: Callable[[Any], Any]):
+        self.inner = inner
         self.seen: dict[int, int] = {}
 
     def write(self, obj: Any) -> Any:
@@ -90,7 +91,7 @@ class _Writer:
             return kind, obj
         if kind in (float, complex):
             return kind, repr(obj)
-        if kind in (tuple, list):
+        if isinstance(obj, (tuple, list)):
             return (kind, *map(self.write, obj))
         if id(obj) in self.seen:
             return "again", self.seen[id(obj)]
@@ -99,9 +100,13 @@ class _Writer:
 
     def _compound(self, kind: type, obj: Any) -> Any:
         if isinstance(obj, FrozenCall):
-            return "frozen", obj.call.__name__, self.of_frozen(obj.rules)
+            return "frozen", obj.call.__name__, self.inner(obj.rules)
+        if isinstance(obj, (core.Jaxpr, core.ClosedJaxpr)):
+            return "jaxpr", self.inner(obj)
         if isinstance(obj, types.FunctionType):
             return self._function(obj)
+        if isinstance(obj, types.MethodType):
+            return "method", self.write(obj.__func__), self.write(obj.__self__)
         if isinstance(obj, functools.partial):
             return "partial", self.write(obj.func), self.write(obj.args), self._dict(obj.keywords)
         if isinstance(obj, jax.tree_util.PyTreeDef):

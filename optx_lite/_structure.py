@@ -141,9 +141,12 @@ class _KeyWriter:
 
     def _rules(self, eqn: Any) -> Any:
         try:
-            return fixed_token(rules_of(eqn), of_frozen=self._frozen)
+            return fixed_token(rules_of(eqn), inner=self._inner)
         except UnknownRule:
             return object()
+
+    def _inner(self, part: Any) -> Any:
+        return self._frozen(part) if isinstance(part, FrozenRules) else self.closed(part)
 
     def _frozen(self, rules: FrozenRules) -> Any:
         if rules.knot in self._within:
@@ -184,7 +187,7 @@ class _KeyWriter:
     def _function(self, fun: Any) -> Any:
         """A function which JAX may call when it traces: what that would see, nothing says."""
         try:
-            return fixed_token(fun, of_frozen=self._frozen)
+            return fixed_token(fun, inner=self._inner)
         except UnknownRule:
             return object()
 
