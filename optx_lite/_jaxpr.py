@@ -386,7 +386,7 @@ class FrozenRules:
         if "jvp_jaxpr_fun" in params:
             return {"jvp_jaxpr_fun": _wrapped(self, self._jvp, params["jvp_jaxpr_fun"])}
         # The backward pass gets the arrays as residuals that are arguments.
-        more = len(self.knot.arrays)
+        more = len(self.knot.avals)
         residuals = [*range(more), *(i if i is None else i + more for i in self.residuals or ())]
         residuals = [i if i is None else i + params["num_consts"] for i in residuals]
         of_results = jax.tree.structure(list(eqn.outvars))
@@ -405,7 +405,7 @@ class FrozenRules:
 
     def _backward(self, *values: Any) -> list:
         computed = iter(jax.core.eval_jaxpr(self.jaxprs[1].jaxpr, [], *values))
-        zeros = [ad.Zero(item.aval.to_ct_aval()) for item in self.knot.arrays]
+        zeros = [ad.Zero(aval.to_ct_aval()) for aval in self.knot.avals]
         return [*zeros, *(next(computed) if z is None else z for z in self.zeros)]
 
 
@@ -414,16 +414,16 @@ class Knot:
 
     Attributes
     ----------
-    arrays : list of _Input
-        What they captured.
+    avals : list
+        Types of the arrays that they captured.
     rules : list of FrozenRules
         In the order in which they are met.
 
     """
 
-    def __init__(self, arrays: list[_Input]):
-        self.arrays = arrays
-        self.rules: list[FrozenRules] = []
+    def __init__(self, avals: list, traced: list[Traced]):
+        self.avals = avals
+        self.rules = [FrozenRules(self, i, rules) for i, rules in enumerate(traced)]
 
 
 def _wrapped(rules: FrozenRules, call: Callable, rule: Any) -> Any:
@@ -467,8 +467,8 @@ class _Freezing:
         self.objects: list = []  # whose ids stand in the identities
         self.scope = _Scope()
         self._find(eqn, 0)
-        self.knot = Knot([item for _, item in self.scope.inputs])
-        self.knot.rules = [FrozenRules(self.knot, i, t) for i, t in enumerate(self.traced)]
+        self.arrays = [item for _, item in self.scope.inputs]
+        self.knot = Knot([item.aval for item in self.arrays], self.traced)
         opener = _Opener(
             lambda _, eqn, invars, scope: self.equation(eqn, invars, scope), with_numbers=False
         )
@@ -477,9 +477,9 @@ class _Freezing:
 
     def covers(self, eqn: Any) -> bool:
         """Whether all arrays that the function itself captured are there."""
-        scope = _Scope(self.knot.arrays)
+        scope = _Scope(self.arrays)
         _Opener(lambda _, eqn, *__: eqn, with_numbers=False).body(eqn.params["call_jaxpr"], scope)
-        return len(scope.inputs) == len(self.knot.arrays)
+        return len(scope.inputs) == len(self.arrays)
 
     def _find(self, eqn: Any, depth: int) -> None:
         def further(opener: _Opener, eqn: Any, invars: list, scope: _Scope) -> Any:
@@ -502,7 +502,7 @@ class _Freezing:
             opener.body(jaxpr, self.scope)
 
     def _frozen(self, opener: _Opener, traced: Traced) -> list:
-        arrays = self.knot.arrays
+        arrays = self.arrays
         jaxprs = [opener.open(jaxpr, arrays)[0] for jaxpr in traced.jaxprs]
         if traced.residuals is None:  # tangents of the arrays, after the arguments
             (jaxpr,) = jaxprs
@@ -516,7 +516,7 @@ class _Freezing:
         if _is_fixed(eqn):
             return _with_operands(eqn, invars)
         rules = self.knot.rules[self.numbers[identity(*rules_of(eqn))[0]]]
-        at, arrays = eqn.params["num_consts"], self.knot.arrays
+        at, arrays = eqn.params["num_consts"], self.arrays
         opener = _Opener(
             lambda _, eqn, invars, scope: self.equation(eqn, invars, scope), with_numbers=False
         )

@@ -242,9 +242,9 @@ _NUMBERS_AND_ARRAYS = (
 
 def _own(const: Any) -> Any:
     """A NumPy array as a JAX array of our own: the user may write into theirs."""
-    if isinstance(const, (np.ndarray, np.generic)):
-        return jnp.array(const, dtype=const.dtype, copy=True)
-    return const
+    if isinstance(const, jax.Array):
+        return const
+    return jnp.array(np.asarray(const), dtype=const.dtype, copy=True)
 
 
 def _check_result(out: Any, label: str) -> None:
