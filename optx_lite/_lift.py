@@ -18,6 +18,7 @@ remembered as long as JAX keeps that.
 from __future__ import annotations
 
 import linecache
+import re
 import threading
 import traceback
 import weakref
@@ -97,7 +98,13 @@ class Lifted(eqx.Module):
         Only their leaves count, in their order; and not those that were constants to `lift`,
         which may be there or not (see `inputs`).
         """
-        out = jax.core.eval_jaxpr(self.structure.jaxpr, self._constants(), *self._leaves(args))
+        inputs = self._constants(), *self._leaves(args)
+        try:
+            out = jax.core.eval_jaxpr(self.structure.jaxpr, *inputs)
+        except ValueError as err:
+            if "callbacks do not support JVP" in str(err):
+                raise TypeError(_NO_DERIVATIVE) from err
+            raise
         return jax.tree.unflatten(self.structure.out_tree, out)
 
     def bindings(self, *args: Any) -> tuple[list[Any], list[Any]]:
@@ -202,7 +209,7 @@ def lift(fun: Callable, *examples: Any, label: str = "fun") -> Lifted:
     try:
         closed, out_shape = jax.make_jaxpr(on_leaves, return_shape=True)(*leaves)
     except Exception as err:
-        _explain(err, label)
+        _explain(err, label, leaves)
         raise
     parts = lift_constants(closed)
     structure = _structure(parts, closed, jax.tree.structure(out_shape))
@@ -275,6 +282,8 @@ def _structure(parts: LiftedJaxpr, closed: Any, out_tree: Any) -> Structure:
 # What to say when it cannot be traced
 
 _USE_JNP = "Use jax.numpy (jnp) in the place of NumPy, SciPy and math."
+_BIND = "Close over it or bind it by functools.partial, rather than pass it in args."
+_OF_SIZES = "a traced value was used as an index, a size or a count", f"If it is a setting: {_BIND}"
 _CAUSES: tuple[tuple[type, str, str], ...] = (
     (
         jax.errors.TracerArrayConversionError,
@@ -291,16 +300,24 @@ _CAUSES: tuple[tuple[type, str, str], ...] = (
         "a decision (if, while, and, or, max, sorted) was made on a traced value",
         "Use jnp.where, jnp.maximum, jax.lax.cond or jax.lax.while_loop.",
     ),
-    (
-        jax.errors.TracerIntegerConversionError,
-        "a traced value was used as an index, a size or a count",
-        "Capture that number in a closure or by functools.partial, rather than pass it in args.",
-    ),
+    (jax.errors.TracerIntegerConversionError, *_OF_SIZES),
     (
         jax.errors.ConcretizationTypeError,
         "a traced value was to become a Python number",
         f"Leave out float(), int() and .item(). {_USE_JNP}",
     ),
+)
+# JAX has no class of errors for these.
+_SIZE_MESSAGES = (
+    "Shapes must be 1D sequences of concrete values",
+    "Slice entries must be static integers",
+    "Array slice indices must have static",
+    "As of JAX v0.7, parameters to jaxpr equations must have __hash__",
+)
+_NO_DERIVATIVE = (
+    "a function in jax.pure_callback was to be differentiated, and JAX cannot look into it. Take "
+    "jac='2-point' (or '3-point'), which needs values only. The derivative of the solution is had "
+    "where the callback stands in a jax.custom_jvp."
 )
 _OF_OBJECTS = (
     "NumPy met traced values as the elements of an array",
@@ -308,17 +325,17 @@ _OF_OBJECTS = (
 )
 
 
-def _explain(err: Exception, label: str) -> None:
+def _explain(err: Exception, label: str, leaves: list) -> None:
     """Raise in words for a user of SciPy what JAX says in its own; other errors pass."""
     cause = _cause(err)
     if cause is None:
         return
-    what, remedy = cause
+    what, remedy = _of_setting(err, leaves) or cause
     raise TypeError(
         f"{label} could not be traced by JAX: {what}{_where(err)}.\n"
         f"{label} is called with traced arrays, which have a shape and a dtype but no values "
-        f"yet. {remedy} For code that JAX cannot trace at all, wrap it in jax.pure_callback "
-        "and take jac='2-point'."
+        f"yet. {remedy} Code that JAX cannot trace at all goes into "
+        "jax.pure_callback(..., vmap_method='sequential'), with jac='2-point'."
     ) from err
 
 
@@ -327,11 +344,23 @@ def _cause(err: BaseException) -> tuple[str, str] | None:
         if isinstance(err, kind):
             return what, remedy
     message = str(err)
+    if isinstance(err, (TypeError, IndexError)) and message.startswith(_SIZE_MESSAGES):
+        return _OF_SIZES
     if isinstance(err, ValueError) and message.startswith("setting an array element"):
         return _OF_OBJECTS if isinstance(err.__cause__, jax.errors.JAXTypeError) else None
     if isinstance(err, TypeError) and "ufunc" in message and "Tracer" in message:
         return _OF_OBJECTS
     return None
+
+
+def _of_setting(err: Exception, leaves: list) -> tuple[str, str] | None:
+    """The cause if all depends on a bool or an int among the arguments, which JAX names."""
+    numbers = {int(number) for number in re.findall(r"\bleaves\[(\d+)\]", str(err))}
+    values = [leaves[number] for number in sorted(numbers)]
+    if not values or not all(isinstance(v, (bool, int, np.bool_, np.integer)) for v in values):
+        return None
+    named = " and ".join(repr(value) for value in values)
+    return f"{named}, passed in args, was used for a decision or as a size", _BIND
 
 
 def _where(err: Exception) -> str:
