@@ -266,9 +266,22 @@ def trace(eqn: Any) -> Traced:
     if eqn.params["symbolic_zeros"]:
         raise UnknownRule
     try:
-        return _trace_jvp(eqn) if "jvp_jaxpr_fun" in eqn.params else _trace_vjp(eqn)
+        traced = _trace_jvp(eqn) if "jvp_jaxpr_fun" in eqn.params else _trace_vjp(eqn)
     except Exception as err:  # a rule of the user's may raise anything; it may never be needed
         raise UnknownRule from err
+    if any(map(_is_left_over, (c for jaxpr in traced.jaxprs for c in jaxpr.consts))):
+        raise UnknownRule
+    return traced
+
+
+def _is_left_over(const: Any) -> bool:
+    """Whether a rule captured a value of the function itself, whose trace is over."""
+    if not isinstance(const, jax.core.Tracer):
+        return False
+    trace = core.get_opaque_trace_state()._trace_ref()
+    while trace is not None and trace is not const._trace:
+        trace = getattr(trace, "parent_trace", None)
+    return trace is None
 
 
 def _trace_jvp(eqn: Any) -> Traced:

@@ -19,7 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from optx_lite._lift import Lifted, inputs, lift
+import optx_lite as ox
+from optx_lite._lift import Lifted, lift
 
 X = jnp.array([0.5, 1.0, 2.0])
 
@@ -144,6 +145,32 @@ class _Rule:
         return square
 
     @staticmethod
+    def capturing(y):
+        @jax.custom_jvp
+        def square(x):
+            return x * x * y
+
+        @square.defjvp
+        def _(primals, tangents):
+            return square(*primals), 2 * primals[0] * y * tangents[0]
+
+        return square
+
+    @staticmethod
+    def sine(y):
+        sine = jax.custom_jvp(lambda x: jnp.sin(x) * y)
+        cosine = jax.custom_jvp(lambda x: jnp.cos(x) * y)
+        sine.defjvp(lambda p, t: (sine(*p), cosine(*p) * t[0]))
+        cosine.defjvp(lambda p, t: (cosine(*p), -sine(*p) * t[0]))
+        return sine
+
+    @staticmethod
+    def by_argument():
+        product = jax.custom_jvp(lambda x, y: x * y)
+        product.defjvps(lambda t, _, x, y: t * y, lambda t, _, x, y: t * x)
+        return product
+
+    @staticmethod
     def with_symbolic_zeros(slope):
         @jax.custom_jvp
         def square(x):
@@ -154,6 +181,29 @@ class _Rule:
 
         square.defjvp(rule, symbolic_zeros=True)
         return square
+
+
+class _Vjp:
+    """The same for reverse mode; what the rules say is what `y` says, not the derivative."""
+
+    @staticmethod
+    def function(y, factor=1.0):
+        @jax.custom_vjp
+        def sine(x):
+            return jnp.sin(x) * y
+
+        # The forward pass calls the function itself, and passes on its argument.
+        sine.defvjp(lambda x: (sine(x), x), lambda x, ct: (factor * ct * jnp.cos(x) * y,))
+        return sine
+
+    @staticmethod
+    def with_static(y):
+        @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+        def power(n, x):
+            return x**n * y
+
+        power.defvjp(lambda n, x: (power(n, x), x), lambda n, x, ct: (ct * n * x ** (n - 1) * y,))
+        return power
 
 
 SAME = {
@@ -180,6 +230,63 @@ SAME = {
     "linear solve": lambda y, k: lambda x: jnp.linalg.solve(jnp.diag(y), x),
     "own rule": lambda y, k: lambda x: _Rule.function(2.0, 2.0)(x - y),
     "gradient": lambda y, k: jax.grad(lambda x: jnp.sum(jax.nn.relu(x * y))),
+    "real exponent": lambda y, k: lambda x: x ** (k - 0.2) + jnp.abs(x - y) ** 0.5,
+    "base": lambda y, k: lambda x: k**x,
+    "where": lambda y, k: lambda x: jnp.where(x > k, k, x) + jnp.where(x > y, k, 3 * k),
+    "clip": lambda y, k: lambda x: jnp.clip(x * y, 0.1 * k, 3.0 * k),
+    "full": lambda y, k: lambda x: x * jnp.full(3, k),
+    "linspace": lambda y, k: lambda x: x * jnp.linspace(k, 7.0, 3),
+    "number in jit": lambda y, k: lambda x: jax.jit(lambda x: jnp.sin(k * x))(x) + y,
+    "number in scan": lambda y, k: lambda x: jax.lax.scan(lambda c, t: (c * k + t, c), x, y)[1],
+    "number in fori": lambda y, k: lambda x: jax.lax.fori_loop(0, 3, lambda i, c: c * k, x),
+    "number in while": lambda y, k: (
+        lambda x: jax.lax.while_loop(lambda c: c[0] < 4 * k, lambda c: c * k + 1.0, x)
+    ),
+    "number in cond": lambda y, k: (
+        lambda x: jax.lax.cond(x[0] > 0, lambda x: x * k, lambda x: x / k, x)
+    ),
+    "number in remat": lambda y, k: jax.checkpoint(lambda x: jnp.sin(k * x)),
+    "number in a nest": lambda y, k: (
+        lambda x: jax.lax.scan(
+            lambda c, t: (
+                jax.jit(lambda c: jax.lax.cond(t > k, jnp.sin, lambda c: k * c, c))(c),
+                0,
+            ),
+            x,
+            y,
+        )[0]
+    ),
+    "custom_vjp": lambda y, k: lambda x: _Vjp.function(2.0)(x) - y,
+    "captured by custom_vjp": lambda y, k: _Vjp.function(y),
+    "custom_vjp in a loop": lambda y, k: (
+        lambda x: jax.lax.scan(lambda c, _: (_Vjp.function(y)(c), None), x, None, length=2)[0]
+    ),
+    "custom_vjp in a branch": lambda y, k: (
+        lambda x: jax.lax.cond(x[0] > 0, _Vjp.function(y), jnp.cos, x)
+    ),
+    "custom_vjp with static arguments": lambda y, k: lambda x: _Vjp.with_static(y)(3, x),
+    "custom_gradient": lambda y, k: jax.custom_gradient(
+        lambda x: (x**2 * y, lambda g: (g * 2 * x * y,))
+    ),
+    "captured by custom_jvp": lambda y, k: _Rule.capturing(y),
+    "rules that call each other": lambda y, k: _Rule.sine(y),
+    "rules for each argument": lambda y, k: lambda x: _Rule.by_argument()(x, y),
+    "custom_root": lambda y, k: (
+        lambda x: jax.lax.custom_root(
+            lambda z: z**3 + z - x * y,
+            x,
+            lambda f, z: jax.lax.fori_loop(0, 30, lambda _, z: z - f(z) / (3 * z**2 + 1), z),
+            lambda g, b: b / g(jnp.ones_like(b)),
+        )
+    ),
+    "gelu": lambda y, k: lambda x: jax.nn.gelu(x * y) + jax.nn.silu(x),
+    "least squares": lambda y, k: (
+        lambda x: (
+            ox.least_squares(
+                lambda z, x: z**3 + z - k * x * y, jnp.ones(3), args=(x,), method="lm"
+            ).x
+        )
+    ),
     "mlp": lambda y, k: (lambda net: lambda x: net(x))(
         eqx.nn.MLP(3, 2, 4, 2, key=jax.random.key(int(10 * k)))
     ),
@@ -198,7 +305,32 @@ def test_fresh_closures_over_new_data_are_the_same_function(make):
     before = len(_COMPILED)
     got = compiled(lift(second, X), X)
     assert len(_COMPILED) == before
-    np.testing.assert_allclose(got, second(X), rtol=1e-14)
+    np.testing.assert_allclose(got, second(X), rtol=1e-13)
+
+
+WITH_RULES = [name for name in SAME if "custom" in name or "rule" in name or "least" in name]
+
+
+@pytest.mark.parametrize("make", [SAME[name] for name in WITH_RULES], ids=WITH_RULES)
+def test_derivatives_by_frozen_rules(make):
+    """To the second order, of a function whose structure came from another one."""
+    rng = np.random.default_rng(1)
+    lift(make(rng.normal(size=3) + 3, 1.5), X)
+    fun = make(rng.normal(size=3) + 3, 2.5)
+    lifted = lift(fun, X)
+
+    def loss(f):
+        return lambda x: jnp.sum(f(x) ** 2)
+
+    assert_tree_close(jax.grad(loss(lifted))(X), jax.grad(loss(fun))(X))
+    second = jax.jacrev(jax.grad(loss(lifted)))
+    try:
+        expected = jax.jacrev(jax.grad(loss(fun)))(X)
+    except Exception as error:  # what JAX itself cannot do
+        with pytest.raises(type(error)):
+            second(X)
+    else:
+        np.testing.assert_allclose(second(X), expected, rtol=1e-9, atol=1e-9)
 
 
 def _with_dtype(dtype):
@@ -240,6 +372,8 @@ DIFFERENT = {
     ),
     "derivative rule": (_Rule.function(2.0), _Rule.function(3.0)),
     "rule of the rule": (_Rule.function(2.0, 1.0), _Rule.function(2.0, 5.0)),
+    "reverse rule": (_Vjp.function(2.0), _Vjp.function(2.0, 3.0)),
+    "no reverse rule": (_Vjp.function(X), lambda x: jnp.sin(x) * X),
     "no rule": (lambda x: x * x, _Rule.function(2.0)),
     "callback": tuple(
         lambda x, f=f: jax.pure_callback(f, jax.ShapeDtypeStruct(x.shape, x.dtype), x)
@@ -257,11 +391,59 @@ def test_other_mathematics_is_another_function(pair):
         assert_tree_close(lift(fun, X)(X), fun(X))
 
 
+UNKNOWN = {
+    "rule with symbolic zeros": lambda: _Rule.with_symbolic_zeros(2.0),
+    "batching rule": lambda: _batched_by_rule(2.0),
+    "rule that captures a value": lambda: _captures_own_value,
+}
+
+
+def _batched_by_rule(k):
+    @jax.custom_batching.custom_vmap
+    def fun(x):
+        return k * x
+
+    fun.def_vmap(lambda size, batched, x: (k * x, True))
+    return fun
+
+
+def _captures_own_value(x):
+    total = jnp.sum(x)
+    fun = jax.custom_jvp(lambda x: 2 * x)
+    fun.defjvp(lambda p, t: (fun(*p), t[0] * total))
+    return fun(x)
+
+
+@pytest.mark.parametrize("make", UNKNOWN.values(), ids=UNKNOWN.keys())
+def test_what_cannot_be_known_is_never_the_same(make):
+    fun = make()
+    assert not same(fun, fun)
+    np.testing.assert_allclose(lift(fun, X)(X), fun(X))
+
+
+def test_rules_that_change_are_seen():
+    """By reverse mode as by forward mode, though the function itself does not change."""
+    factor = [1.0]
+    forward = jax.custom_jvp(lambda x: x)
+    forward.defjvp(lambda p, t: (p[0], factor[0] * t[0]))
+    reverse = jax.custom_vjp(lambda x: x)
+    reverse.defvjp(lambda x: (x, None), lambda _, ct: (factor[0] * ct,))
+
+    def slope(lifted, x):
+        return jax.grad(lambda x: jnp.sum(lifted(x)))(x)
+
+    for fun in (forward, reverse):
+        for factor[0] in (2.0, 3.0, 2.0):
+            np.testing.assert_array_equal(jax.jit(slope)(lift(fun, X), X), np.full(3, factor[0]))
+        lifted, factor[0] = lift(fun, X), 9.0  # what was lifted stays as it was
+        np.testing.assert_array_equal(slope(lifted, X), np.full(3, 2.0))
+
+
 def test_example_dtypes_shapes_and_structures_count():
     def fun(x):
         return jax.tree.map(lambda leaf: leaf * 2, x)
 
-    examples = [X, X[:2], X.astype(jnp.float32), X[0], 1.5, [X], {"a": X}]
+    examples = [X, X[:2], X.astype(jnp.float32), X[0], 1.5, [X], {"a": X}]  # results differ, too
     structures = {jax.tree.structure(lift(fun, x)) for x in examples}
     assert len(structures) == len(examples)
 
