@@ -8,9 +8,15 @@ import copy
 import dataclasses
 import enum
 import functools
+import gc
+import pathlib
 import sys
+import tempfile
 import textwrap
 import types
+import weakref
+from typing import NamedTuple
+from unittest import mock
 
 import equinox as eqx
 import jax
@@ -20,6 +26,7 @@ import numpy as np
 import pytest
 
 import optx_lite as ox
+from optx_lite import _lift
 from optx_lite._lift import Lifted, lift
 
 X = jnp.array([0.5, 1.0, 2.0])
@@ -916,6 +923,163 @@ def test_never_stale_in_a_users_module(body, monkeypatch):
     np.testing.assert_allclose(lift(fun, X)(X), 3.0 * X)
 
 
+# What a cache by closures, globals and bytecode was stale in: each time another hole.
+
+
+class _Model(eqx.Module):
+    weight: jax.Array
+    settings: list = eqx.field(static=True, default=())
+
+    def residuals(self, x, scope):
+        return self.weight * scope["helper"](x)
+
+    def by_setting(self, x):
+        return self.weight * x * self.settings[0]
+
+
+class _Pair(NamedTuple):
+    weight: jax.Array
+
+    def residuals(self, x, scope):
+        return self.weight * scope["helper"](x)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class _Registered:
+    weight: jax.Array
+
+    def residuals(self, x, scope):
+        return self.weight * scope["helper"](x)
+
+
+def _see_method(kind):
+    scope = {"helper": jnp.sin}
+    fun = functools.partial(lambda x, model, scope: model.residuals(x, scope), scope=scope)
+    return fun, (kind(X),), lambda: scope.update(helper=jnp.cos)
+
+
+def _see_static_field():
+    settings = [2.0]
+    return lambda x, m: m.by_setting(x), (_Model(X, settings),), lambda: settings.insert(0, 3.0)
+
+
+def _see_lru_cache():
+    k = [2.0]
+    cached = functools.lru_cache(lambda: k[0])
+
+    def change():
+        k[0] = 3.0
+        cached.cache_clear()
+
+    return lambda x: cached() * x, (), change
+
+
+def _see_file(write, read):
+    folder = pathlib.Path(tempfile.mkdtemp())
+    write(folder / "data", 2.0)
+    return lambda x: x * read(folder / "data"), (), lambda: write(folder / "data", 3.0)
+
+
+def _save(path, value):
+    with path.open("wb") as file:
+        np.save(file, np.full(3, value))
+
+
+def _see_mock():
+    patch = mock.patch("jax.numpy.tanh", jnp.sinh)
+    return lambda x: jnp.tanh(x), (), patch.start
+
+
+def _see_installed_module():
+    module = types.ModuleType("installed")
+    module.__file__ = np.__file__  # beside the libraries
+    module.k = 2.0
+    return lambda x: module.k * x, (), lambda: setattr(module, "k", 3.0)
+
+
+def _see_equal_checksums():
+    first, second = np.array([0.51, 5.6]), np.array([2.23, 2.03])
+    buffer = first.copy()
+    return lambda x: x[:2] * buffer, (), lambda: buffer.__setitem__(slice(None), second)
+
+
+SEEN = {
+    "method of an equinox module": lambda: _see_method(_Model),
+    "method of a named tuple": lambda: _see_method(_Pair),
+    "method of a registered dataclass": lambda: _see_method(_Registered),
+    "static field": _see_static_field,
+    "lru_cache": _see_lru_cache,
+    "np.load": lambda: _see_file(_save, np.load),
+    "np.loadtxt": lambda: _see_file(lambda p, v: p.write_text(str(v)), np.loadtxt),
+    "read_text": lambda: _see_file(
+        lambda p, v: p.write_text(str(v)), lambda p: float(p.read_text())
+    ),
+    "np.random": lambda: (lambda x: x * np.random.default_rng().normal(), (), lambda: None),
+    "mock.patch": _see_mock,
+    "attribute of an installed module": _see_installed_module,
+    "checksum": _see_equal_checksums,
+}
+
+
+@pytest.mark.parametrize("see", SEEN.values(), ids=SEEN.keys())
+def test_a_function_is_traced_at_each_call(see):
+    fun, args, change = see()
+    try:
+        before = lift(fun, X, *args)(X, *args)
+        change()
+        after = lift(fun, X, *args)(X, *args)
+        assert not np.allclose(before, after)
+        if see is not SEEN["np.random"]:
+            np.testing.assert_allclose(after, fun(X, *args))
+    finally:
+        mock.patch.stopall()
+
+
+def test_each_solve_sees_what_has_changed():
+    """Through the front doors, by values and by derivatives of the solution."""
+    table = {"target": 2.0}
+    buffer = np.array([1.0, 1.0])
+
+    def target():
+        return table["target"] * buffer
+
+    def fit(a):
+        return ox.least_squares(lambda x: x**3 - a * target(), jnp.ones(2), method="lm").x
+
+    def least(a):
+        return ox.minimize(lambda x: jnp.sum((x - a * target()) ** 2), jnp.zeros(2)).x
+
+    def root(a):
+        found = ox.elementwise.find_root(lambda x: x - a * target(), (-jnp.ones(2) * 9, 9.0))
+        return found.x
+
+    for solve, power in ((fit, 1 / 3), (least, 1.0), (root, 1.0)):
+        for table["target"], buffer[1] in ((1.5, 1.0), (2.5, 1.0), (2.5, 0.5)):
+            expected = target() ** power
+            np.testing.assert_allclose(solve(1.0), expected, rtol=1e-6)
+            np.testing.assert_allclose(jax.jacfwd(solve)(1.0), power * expected, rtol=1e-5)
+
+
+def test_a_jitted_function_is_traced_by_jax_alone():
+    """And what was worked out of its jaxpr is not worked out again."""
+    calls = []
+
+    @jax.jit
+    def fun(x, k):
+        calls.append(1)
+        return jnp.where(x > 0.7, k * x + 1.5, jax.lax.fori_loop(0, 3, lambda _, c: 2.5 * c, x))
+
+    first = lift(fun, X, 2.0)
+    (jaxpr,) = (eqn.params["jaxpr"] for eqn in first.structure.jaxpr.eqns)
+    again = lift(fun, X, 3.0)
+    assert calls == [1]
+    assert again.structure is first.structure
+    assert again.structure.jaxpr.eqns[0].params["jaxpr"] is jaxpr
+    assert _lift.lift_constants(jax.make_jaxpr(fun)(X, 2.0)).jaxpr.eqns[0].params["jaxpr"] is jaxpr
+    np.testing.assert_allclose(again(X, 3.0), fun(X, 3.0))
+
+
 def test_identities_are_not_mistaken_after_their_objects_have_gone():
     # A new array may well lie where the last one was, and have its id.
     for i in range(200):
@@ -933,6 +1097,110 @@ def test_own_memory():
     lifted = lift(lambda x: x * y, X)
     y[:] = 5.0
     np.testing.assert_array_equal(lifted(X), X)
+
+
+# ---------------------------------------------------------------------------------------
+# Memory
+
+
+def _captures(kind, data):
+    return {
+        "closure": lambda: lambda x: x * data,
+        "custom_jvp": lambda: lambda x: _Rule.capturing(data)(x),
+        "custom_vjp": lambda: lambda x: _Vjp.function(data)(x),
+        "jit": lambda: jax.jit(lambda x: x * data),
+        "jit in a loop": lambda: lambda x: jax.lax.fori_loop(0, 2, lambda _, c: c * data, x),
+        "solver": lambda: (
+            lambda x: ox.least_squares(lambda z: z**3 + z - x * data, jnp.ones(3), method="lm").x
+        ),
+    }[kind]()
+
+
+@pytest.mark.parametrize("make", [jnp.ones, np.ones], ids=["jax", "numpy"])
+@pytest.mark.parametrize(
+    "kind", ["closure", "custom_jvp", "custom_vjp", "jit", "jit in a loop", "solver"]
+)
+def test_no_data_are_kept_alive(kind, make):
+    """Neither by the structure, which compiled programs keep, nor by what is remembered."""
+    compiled = jax.jit(lambda lifted, x: lifted(x))
+
+    def use(data):
+        fun = _captures(kind, data)
+        lifted = lift(fun, X)
+        compiled(lifted, X)
+        return lifted.structure, weakref.ref(data), weakref.ref(fun)
+
+    structure, *gone = use(make(3))
+    gc.collect()
+    jnp.zeros(1)  # JAX lets go of NumPy's arrays when it is called next
+    assert [ref() for ref in gone] == [None, None]
+    assert structure is not None
+
+
+def test_no_copies_of_a_refilled_buffer_are_kept():
+    buffer = np.zeros(1_000_000)
+
+    def solve(value):
+        buffer[:] = value
+        res = ox.least_squares(lambda x: x - jnp.mean(buffer), jnp.ones(1), method="lm")
+        np.testing.assert_allclose(res.x, value, rtol=1e-6)
+
+    solve(1.0)
+    gc.collect()
+    before = sum(array.nbytes for array in jax.live_arrays())
+    for value in range(2, 8):
+        solve(float(value))
+    gc.collect()
+    assert sum(array.nbytes for array in jax.live_arrays()) - before < buffer.nbytes
+
+
+# ---------------------------------------------------------------------------------------
+# Numbers in the code
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+@pytest.mark.parametrize("exponent", [0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 1 / 3, -0.5, -1.0, -1.3])
+def test_powers_and_their_derivatives(exponent, dtype):
+    """The same where an exponent is an input: at 0, below 0 (NaN or not), and at infinity."""
+    with np.errstate(all="ignore"):
+        x = jnp.array([0.3, 1.0, 7.0, 0.0, -0.0, -2.0, jnp.inf, 1e-30, 1e30], dtype)
+
+        def power(x):
+            return x ** np.asarray(exponent, dtype)
+
+        lifted = lift(power, x[0])
+        for order in range(3):
+            got, expected = lifted, power
+            for _ in range(order):
+                got, expected = jax.grad(got), jax.grad(expected)
+            np.testing.assert_allclose(
+                jax.jit(jax.vmap(got))(x),
+                jax.jit(jax.vmap(expected))(x),
+                rtol=8 * float(jnp.finfo(dtype).eps),
+            )
+
+
+def test_numbers_have_no_derivative():
+    """Where JAX has none, it is not asked for: a logarithm of x < 0, an incomplete beta's a."""
+    for fun in (lambda x: (-x) ** 4.0, lambda x: jax.scipy.special.betainc(2.5, 1.5, x / 3)):
+        lifted = lift(fun, X)
+
+        def loss(lifted, x):
+            return jnp.sum(lifted(x))
+
+        of_consts, of_x = jax.grad(loss, (0, 1))(lifted, X)
+        expected = jax.grad(functools.partial(loss, fun))(X)
+        np.testing.assert_allclose(of_x, expected, rtol=1e-12)
+        assert all(not leaf.any() for leaf in jax.tree.leaves(of_consts))
+
+
+@pytest.mark.parametrize("x64", [True, False])
+def test_weak_types_are_kept(x64):
+    with jax.enable_x64(x64):
+        x = jnp.ones(2, jnp.float32)
+        fun = jax.jit(lambda x, k: (x * k, k, jnp.where(x > k, k, 2 * x)))
+        lifted = lift(lambda x: fun(x, 2.5), x)
+        assert [leaf.aval for leaf in lifted(x)] == [leaf.aval for leaf in fun(x, 2.5)]
 
 
 # ---------------------------------------------------------------------------------------
@@ -1081,6 +1349,58 @@ def test_the_line_shown_is_the_users():
 
     with pytest.raises(TypeError, match=r"in fun\n    return np.cos\(y\)"):
         lift(fun, X)
+
+
+def _with_flag(x, flag):
+    return x if flag else -x
+
+
+SETTINGS = {
+    "flag": (_with_flag, True),
+    "flag in a dict": (lambda x, o: _with_flag(x, o["flag"]), {"flag": False}),
+    "comparison": (lambda x, n: x if n == 2 else -x, 2),
+    "shape": (lambda x, n: x[0] + jnp.zeros(n), 3),
+    "arange": (lambda x, n: x + jnp.arange(n, dtype=x.dtype), 3),
+    "reshape": (lambda x, n: x.reshape(n, 1), 3),
+    "range": (lambda x, n: [x for _ in range(n)], 3),
+    "axis": (lambda x, n: jnp.sum(x, n), 0),
+    "eye": (lambda x, n: jnp.eye(n) @ x, np.int64(3)),
+}
+
+
+@pytest.mark.parametrize(("fun", "setting"), SETTINGS.values(), ids=SETTINGS.keys())
+def test_a_setting_among_the_arguments_is_to_be_bound(fun, setting):
+    with pytest.raises(TypeError, match=r"could not be traced by JAX: .* passed in args") as caught:
+        lift(fun, X, setting)
+    assert "Close over it or bind it by functools.partial" in str(caught.value)
+    assert "jnp.where" not in str(caught.value)
+    bound = functools.partial(lambda s, x: fun(x, s), setting)
+    np.testing.assert_allclose(lift(bound, X)(X), fun(X, setting))
+
+
+@pytest.mark.parametrize("fun", [lambda x, n: x[:n], lambda x, n: jnp.tile(x, n)])
+def test_a_size_among_the_arguments_is_explained(fun):
+    with pytest.raises(TypeError, match=r"index, a size or a count[\s\S]*Close over it"):
+        lift(fun, X, 2)
+
+
+def _by_callback(x):
+    shape = jax.ShapeDtypeStruct(x.shape, x.dtype)
+    return jax.pure_callback(lambda x: np.asarray(x) - 1.0, shape, x, vmap_method="sequential")
+
+
+def test_a_callback_that_meets_differentiation_is_explained():
+    def objective(x):
+        return jnp.sum(_by_callback(x) ** 2)
+
+    for jac in ("jacfwd", "jacrev"):
+        with pytest.raises(TypeError, match="jac='2-point'"):
+            ox.least_squares(_by_callback, X, jac=jac, method="lm")
+    with pytest.raises(TypeError, match="jac='2-point'"):
+        ox.minimize(objective, X)
+    fit = ox.least_squares(_by_callback, X, jac="2-point", method="lm")
+    np.testing.assert_allclose(fit.x, 1.0)
+    np.testing.assert_allclose(ox.minimize(objective, X, jac="2-point").x, 1.0, rtol=1e-6)
 
 
 class _OwnError(ValueError):
