@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
+import jax.core
 import numpy as np
 from jax.extend import core
 from jax.interpreters import ad
