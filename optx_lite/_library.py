@@ -45,4 +45,4 @@ def is_library_file(filename: str) -> bool:
 @functools.lru_cache(maxsize=4096)
 def is_fixed_file(filename: str) -> bool:
     """Whether it belongs to JAX or to this package."""
-    return os.path.realpath(filename).startswith(_FIXED_FOLDERS)
+    return not filename.startswith("<") and os.path.realpath(filename).startswith(_FIXED_FOLDERS)

@@ -9,8 +9,8 @@ each trace and wrapped many times over. Three questions are asked of it here.
   the function that they belong to, and one who follows them must see where he has been.
 - What does it compute (`trace_jvp`, `trace_vjp`)? That may be asked of every rule.
 
-All that is known here of JAX's inside, and not promised by JAX, is in `_PLUMBING` and in the
-parameters of the two equations. If JAX changes it, a rule is taken for one that nothing is known
+All that is known here of JAX's inside, and not promised by JAX, is in `_PLUMBING`, in the
+parameters of the two equations and in what `_is_left_over` reads. If JAX changes it, a rule is taken for one that nothing is known
 of: functions with such rules then compile anew each time, and `tests/test_lift.py` says so.
 """
 
@@ -197,6 +197,8 @@ def _inside_plumbing(fun: types.FunctionType) -> list | None:
     if names is None or not is_fixed_file(fun.__code__.co_filename):
         return None
     cells = dict(zip(fun.__code__.co_freevars, fun.__closure__ or (), strict=True))
+    if not cells.keys() >= set(names):
+        raise UnknownRule
     return [cells[name].cell_contents for name in names]
 
 
@@ -268,9 +270,10 @@ def trace(eqn: Any) -> Traced:
         raise UnknownRule
     try:
         traced = _trace_jvp(eqn) if "jvp_jaxpr_fun" in eqn.params else _trace_vjp(eqn)
+        left_over = any(_is_left_over(c) for jaxpr in traced.jaxprs for c in jaxpr.consts)
     except Exception as err:  # a rule of the user's may raise anything; it may never be needed
         raise UnknownRule from err
-    if any(map(_is_left_over, (c for jaxpr in traced.jaxprs for c in jaxpr.consts))):
+    if left_over:
         raise UnknownRule
     return traced
 
