@@ -10,8 +10,9 @@ each trace and wrapped many times over. Three questions are asked of it here.
 - What does it compute (`trace_jvp`, `trace_vjp`)? That may be asked of every rule.
 
 All that is known here of JAX's inside, and not promised by JAX, is in `_PLUMBING`, in the
-parameters of the two equations and in what `_is_left_over` reads. If JAX changes it, a rule is taken for one that nothing is known
-of: functions with such rules then compile anew each time, and `tests/test_lift.py` says so.
+parameters of the two equations and in what `_is_left_over` reads. If JAX changes it, a rule is
+taken for one that nothing is known of: functions with such rules then compile anew each time,
+and `tests/test_lift.py` says so.
 """
 
 from __future__ import annotations

@@ -204,6 +204,13 @@ class _Vjp:
         return sine
 
     @staticmethod
+    def apart(y):
+        """Its rules do not call the function, so that they can be differentiated forwards."""
+        sine = jax.custom_vjp(lambda x: jnp.sin(x) * y)
+        sine.defvjp(lambda x: (jnp.sin(x) * y, x), lambda x, ct: (ct * jnp.cos(x) * y,))
+        return sine
+
+    @staticmethod
     def with_static(y):
         @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
         def power(n, x):
@@ -1135,6 +1142,33 @@ def test_no_data_are_kept_alive(kind, make):
     jnp.zeros(1)  # JAX lets go of NumPy's arrays when it is called next
     assert [ref() for ref in gone] == [None, None]
     assert structure is not None
+
+
+def test_eager_derivatives_and_batches_compile_once():
+    """Each with a new function, new data and a new number."""
+
+    def solve(k, make):
+        fun = make()
+        return lambda y: (
+            ox.minimize(
+                lambda x: jnp.sum((k * fun(x) - y) ** 2) + jnp.sum(x**4), 0.2 * jnp.ones(3)
+            ).x
+        )
+
+    def batch(fun):
+        return lambda y: jax.vmap(fun)(jnp.stack([y, 2 * y]))
+
+    def slope(fun):
+        return jax.grad(lambda y: jnp.sum(fun(y)))
+
+    for make in (lambda: _Vjp.apart(2.0), lambda: _Rule.capturing(np.ones(3))):
+        for transform in (slope, batch):
+            results = []
+            for k, y in ((1.5, X), (1.7, X + 0.1)):
+                before = len(_COMPILED)
+                results.append(transform(solve(k, make))(y))
+            assert len(_COMPILED) == before
+            assert not np.allclose(*results)
 
 
 def test_no_copies_of_a_refilled_buffer_are_kept():
