@@ -1144,6 +1144,7 @@ def test_no_data_are_kept_alive(kind, make):
     assert structure is not None
 
 
+@pytest.mark.slow
 def test_eager_derivatives_and_batches_compile_once():
     """Each with a new function, new data and a new number."""
 
