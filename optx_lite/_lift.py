@@ -1,21 +1,24 @@
 """A Python function as a value: its jaxpr, with everything it captured as inputs.
 
-`lift(fun, *examples)` traces `fun` once and gives a `Lifted`, a pytree. Its leaves are the
-arrays that `fun` captured; its structure is the mathematics alone. So it can be handed to a
-compiled function like any other argument, and
+`lift(fun, *examples)` traces `fun` and gives a `Lifted`, a pytree. Its leaves are the arrays
+that `fun` captured; its structure is the mathematics alone. So it can be handed to a compiled
+function like any other argument, and
 
-- a fresh lambda with the same mathematics over other data does not compile again, because
-  its structure equals the last one's;
+- a function with the same mathematics over other data does not compile again, because its
+  structure equals the last one's;
 - captured tracers of an outer `jit`, `vmap` or `grad` are plain inputs, and carry their
-  derivatives;
-- called again, an unchanged function is not even traced: what it can see is compared with
-  what it saw (`optx_lite._fingerprint`).
+  derivatives.
+
+What `fun` computes may depend on all that Python code can read: closures, globals, files, a
+redefined helper. So it is traced each time; nothing else is safe. A function under `jax.jit` is
+traced by JAX when JAX finds that to be necessary, and what was worked out of its jaxpr here is
+remembered as long as JAX keeps that.
 """
 
 from __future__ import annotations
 
-import collections
 import linecache
+import re
 import threading
 import traceback
 import weakref
@@ -27,24 +30,16 @@ import jax
 import jax.core
 import jax.numpy as jnp
 import numpy as np
-from jax.extend import core
+from jax import lax
+from jax.extend.core.primitives import convert_element_type_p
 
-# The settings of JAX on which a trace depends (x64, promotion, precision, mesh, ...) as one
-# value. There is no public name for all of them; without it, nothing is cached.
-try:
-    from jax._src.config import trace_context as _trace_context
-except ImportError:
-    _trace_context = None
-
-from ._fingerprint import by_identity, fingerprint, is_library_file
-from ._jaxpr import StructureKey, lift_constants, structure_key
-
-_CACHE_ENTRIES = 256
+from ._jaxpr import LiftedJaxpr, Number, lift_constants
+from ._library import is_library_file
+from ._structure import structure_key
 
 
-@by_identity
 class Structure:
-    """What stays the same when the data change: the jaxpr and the pytrees around it.
+    """What stays the same when the data change: the jaxpr and the structure of its result.
 
     Structures that compute the same are one and the same object while any is in use (see
     `_structure`), so that comparing them, as each call of a compiled function does, is free.
@@ -53,29 +48,23 @@ class Structure:
     ----------
     jaxpr : Jaxpr
         Constants first, then the arguments' leaves.
-    in_tree, out_tree : PyTreeDef
-        Of the tuple of arguments, its static leaves left out, and of the result.
+    out_tree : PyTreeDef
+        Of the result.
     in_avals, out_avals : tuple
-        Shapes and dtypes of their leaves.
-    numbers : tuple of int
+        Shapes and dtypes of the leaves of arguments and result.
+    numbers : tuple of (Number, int)
         The last constants are vectors with so many numbers each.
 
     """
 
-    # fmt: off
-    __slots__ = (
-        "__weakref__", "in_avals", "in_tree", "jaxpr", "key", "numbers", "out_avals", "out_tree",
-    )
-    # fmt: on
+    __slots__ = ("__weakref__", "in_avals", "jaxpr", "key", "numbers", "out_avals", "out_tree")
 
-    def __init__(
-        self, key: StructureKey, jaxpr: Any, trees: tuple, avals: tuple, numbers: tuple[int, ...]
-    ):
+    def __init__(self, key: tuple, jaxpr: Any, out_tree: Any, avals: tuple):
         self.key = key
         self.jaxpr = jaxpr
-        self.in_tree, self.out_tree = trees
+        self.out_tree = out_tree
         self.in_avals, self.out_avals = avals
-        self.numbers = numbers
+        self.numbers: tuple[tuple[Number, int], ...] = key[-1]
 
     def __hash__(self) -> int:
         return hash(self.key)
@@ -104,12 +93,18 @@ class Lifted(eqx.Module):
     structure: Structure = eqx.field(static=True)
 
     def __call__(self, *args: Any) -> Any:
-        """Compute the function from arguments of the examples' structure, shapes and dtypes.
+        """Compute the function from arguments of the examples' shapes and dtypes.
 
-        Leaves that were constants to `lift` may be there or not (see `inputs`); they are not
-        looked at.
+        Only their leaves count, in their order; and not those that were constants to `lift`,
+        which may be there or not (see `inputs`).
         """
-        out = jax.core.eval_jaxpr(self.structure.jaxpr, self._constants(), *self._leaves(args))
+        inputs = self._constants(), *self._leaves(args)
+        try:
+            out = jax.core.eval_jaxpr(self.structure.jaxpr, *inputs)
+        except ValueError as err:
+            if "callbacks do not support JVP" in str(err):
+                raise TypeError(_NO_DERIVATIVE) from err
+            raise
         return jax.tree.unflatten(self.structure.out_tree, out)
 
     def bindings(self, *args: Any) -> tuple[list[Any], list[Any]]:
@@ -128,22 +123,28 @@ class Lifted(eqx.Module):
         return jax.tree.unflatten(self.structure.out_tree, shapes)
 
     def _leaves(self, args: tuple) -> list:
-        structure = self.structure
-        leaves, in_tree, _ = _split(args)
-        if in_tree != structure.in_tree:
-            raise TypeError(
-                f"arguments of the structure {structure.in_tree} expected, not {in_tree}"
-            )
-        return [_as_traced(x, aval) for x, aval in zip(leaves, structure.in_avals, strict=True)]
+        leaves, avals = inputs(args), self.structure.in_avals
+        if len(leaves) != len(avals):
+            raise TypeError(f"{len(avals)} arrays expected, not {len(leaves)}")
+        return [_as_traced(x, aval) for x, aval in zip(leaves, avals, strict=True)]
 
     def _constants(self) -> list:
-        arrays = len(self.consts) - len(self.structure.numbers)
-        numbers = [
-            jax.lax.index_in_dim(vector, i, keepdims=False)
-            for vector, count in zip(self.consts[arrays:], self.structure.numbers, strict=True)
-            for i in range(count)
-        ]
-        return [*self.consts[:arrays], *numbers]
+        of_numbers = self.structure.numbers
+        arrays = len(self.consts) - len(of_numbers)
+        constants = list(self.consts[:arrays])
+        for vector, (number, count) in zip(self.consts[arrays:], of_numbers, strict=True):
+            constants += _one_by_one(vector, number, count)
+        return constants
+
+
+def _one_by_one(vector: Any, number: Number, count: int) -> list:
+    """The numbers in a vector; they are constants to every derivative."""
+    vector = lax.stop_gradient(vector)
+    if number.weak_type:
+        vector = convert_element_type_p.bind(
+            vector, new_dtype=vector.dtype, weak_type=True, sharding=None
+        )
+    return [lax.squeeze(part, (0,)) for part in lax.split(vector, (1,) * count)]
 
 
 def _as_traced(leaf: Any, aval: Any) -> Any:
@@ -174,8 +175,7 @@ def lift(fun: Callable, *examples: Any, label: str = "fun") -> Lifted:
     Returns
     -------
     Lifted
-        Of the same values and derivatives. If nothing that `fun` can see has changed since
-        the last call, it is the one made then, and `fun` is not called.
+        Of the same values and derivatives.
 
     Raises
     ------
@@ -197,48 +197,38 @@ def lift(fun: Callable, *examples: Any, label: str = "fun") -> Lifted:
     [1.   0.9  0.82]
 
     """
-    leaves, in_tree, static = _split(examples)
-    # Under a transformation JAX traces the caller once, and keeps that.
-    if _trace_context is None or core.get_opaque_trace_state() != _EAGER:
-        return _trace(fun, leaves, in_tree, static, label, numbers=False)
+    dynamic, static = eqx.partition(examples, _is_dynamic)
+    leaves, in_tree = jax.tree.flatten(dynamic)
 
-    seen = fingerprint((fun, static) if static else fun)
-    request = (in_tree, *map(_aval, leaves), _trace_context())
-    if seen is not None and (lifted := _CACHE.get((seen, *request))) is not None:
-        return lifted
-    lifted = _trace(fun, leaves, in_tree, static, label, numbers=True)
-    # A function that counts its calls has changed what it sees. What matters is whether
-    # anyone changes it from here on.
-    seen = seen and fingerprint((fun, static) if static else fun)
-    if seen is not None and not any(isinstance(c, jax.core.Tracer) for c in lifted.consts):
-        _CACHE.put((seen.without_objects(), *request), lifted, seen.objects)
-    return lifted
+    # A new function each time: JAX, too, remembers what it traced, by identity alone.
+    def on_leaves(*leaves: Any) -> Any:
+        out = fun(*eqx.combine(jax.tree.unflatten(in_tree, leaves), static))
+        _check_result(out, label)
+        return out
 
-
-# The state of JAX outside of all transformations.
-with jax.core.eval_context():
-    _EAGER = core.get_opaque_trace_state()
-
-
-def _split(args: tuple) -> tuple[list, Any, Any]:
-    """Leaves that are inputs, their structure, and a tree of the others, None if there are none."""
-    leaves, treedef = jax.tree.flatten(args)
-    if all(map(_is_dynamic, leaves)):
-        return leaves, treedef, None
-    dynamic, static = eqx.partition(args, _is_dynamic)
-    return *jax.tree.flatten(dynamic), static
+    try:
+        closed, out_shape = jax.make_jaxpr(on_leaves, return_shape=True)(*leaves)
+    except Exception as err:
+        _explain(err, label, leaves)
+        raise
+    parts = lift_constants(closed)
+    structure = _structure(parts, closed, jax.tree.structure(out_shape))
+    with jax.ensure_compile_time_eval():  # an outer trace shall not stage the copies out
+        arrays = [_own(const) for const in parts.consts]
+        vectors = [jnp.array(np.array(values, kind.dtype)) for kind, values in parts.numbers]
+    return Lifted((*arrays, *vectors), structure)
 
 
-def inputs(tree: Any) -> Any:
-    """The part of a pytree of arguments that a `Lifted` takes, with None for each other leaf.
+def inputs(tree: Any) -> list:
+    """The leaves of a pytree of arguments that a `Lifted` takes.
 
     Examples
     --------
     >>> inputs({"rate": 0.1, "kind": "slow"})
-    {'kind': None, 'rate': 0.1}
+    [0.1]
 
     """
-    return eqx.filter(tree, _is_dynamic)
+    return [leaf for leaf in jax.tree.leaves(tree) if _is_dynamic(leaf)]
 
 
 def _is_dynamic(leaf: Any) -> bool:
@@ -257,44 +247,11 @@ _NUMBERS_AND_ARRAYS = (
 )
 
 
-def _aval(leaf: Any) -> Any:
-    if isinstance(leaf, jax.ShapeDtypeStruct):
-        return leaf.shape, leaf.dtype, leaf.sharding, leaf.weak_type
-    return jax.typeof(leaf)
-
-
-# ---------------------------------------------------------------------------------------
-# Tracing
-
-
-def _trace(
-    fun: Callable, leaves: list, in_tree: Any, static: Any, label: str, *, numbers: bool
-) -> Lifted:
-    # A new function each time: JAX, too, remembers what it traced, by identity alone.
-    def on_leaves(*leaves: Any) -> Any:
-        args = jax.tree.unflatten(in_tree, leaves)
-        out = fun(*args) if static is None else fun(*eqx.combine(args, static))
-        _check_result(out, label)
-        return out
-
-    try:
-        closed, out_shape = jax.make_jaxpr(on_leaves, return_shape=True)(*leaves)
-    except Exception as err:
-        _explain(err, label)
-        raise
-    parts = lift_constants(closed, numbers=numbers)
-    structure = _structure(parts, closed, (in_tree, jax.tree.structure(out_shape)))
-    with jax.ensure_compile_time_eval():  # an outer trace shall not stage the copies out
-        arrays = [_own(const) for const in parts.consts]
-        vectors = [jnp.array(np.array(values, dtype)) for dtype, values in parts.numbers]
-    return Lifted((*arrays, *vectors), structure)
-
-
 def _own(const: Any) -> Any:
     """A NumPy array as a JAX array of our own: the user may write into theirs."""
-    if isinstance(const, (np.ndarray, np.generic)):
-        return jnp.array(const, dtype=const.dtype, copy=True)
-    return const
+    if isinstance(const, jax.Array):
+        return const
+    return jnp.array(np.asarray(const), dtype=const.dtype, copy=True)
 
 
 def _check_result(out: Any, label: str) -> None:
@@ -306,102 +263,27 @@ def _check_result(out: Any, label: str) -> None:
             )
 
 
-_STRUCTURES: weakref.WeakValueDictionary[StructureKey, Structure] = weakref.WeakValueDictionary()
+_STRUCTURES: weakref.WeakValueDictionary[tuple, Structure] = weakref.WeakValueDictionary()
 _LOCK = threading.RLock()
 
 
-def _structure(parts: Any, closed: Any, trees: tuple) -> Structure:
-    counts = tuple(len(values) for _, values in parts.numbers)
-    key = structure_key(parts.jaxpr, *trees, counts)
+def _structure(parts: LiftedJaxpr, closed: Any, out_tree: Any) -> Structure:
+    numbers = tuple((kind, len(values)) for kind, values in parts.numbers)
     with _LOCK:
+        key: tuple = structure_key(parts.jaxpr), out_tree, numbers
         known = _STRUCTURES.get(key)
         if known is None:
             avals = tuple(closed.in_avals), tuple(closed.out_avals)
-            known = _STRUCTURES[key] = Structure(key, parts.jaxpr, trees, avals, counts)
+            known = _STRUCTURES[key] = Structure(key, parts.jaxpr, out_tree, avals)
         return known
-
-
-# ---------------------------------------------------------------------------------------
-# Not tracing again
-
-
-class _Entry:
-    """A `Lifted` that keeps no data alive but its own.
-
-    It refers weakly to all that its function saw, and is void when any of it is gone: then
-    the function cannot be called again as it was, and ids may be used anew.
-    """
-
-    __slots__ = ("__weakref__", "consts", "references", "treedef")
-
-    def __init__(self, lifted: Lifted, objects: tuple):
-        captured = {id(obj) for obj in objects}
-        consts, self.treedef = jax.tree.flatten(lifted)
-        self.consts: list | None = [
-            weakref.ref(const) if id(const) in captured else (lambda const=const: const)
-            for const in consts
-        ]
-        self.references = [_weak_or_strong(obj, _Void(self)) for obj in objects]
-
-    def get(self) -> Lifted | None:
-        consts = None if self.consts is None else [const() for const in self.consts]
-        if consts is None or any(const is None for const in consts):
-            return None
-        return jax.tree.unflatten(self.treedef, consts)  # quicker than Lifted's own init
-
-
-class _Void:
-    """Voids an entry, when called as an object that it depends on goes."""
-
-    def __init__(self, entry: _Entry):
-        self.entry = weakref.ref(entry)
-
-    def __call__(self, _: Any) -> None:
-        entry = self.entry()
-        if entry is not None:
-            entry.consts = None
-
-
-def _weak_or_strong(obj: Any, when_gone: Callable) -> Any:
-    try:
-        return weakref.ref(obj, when_gone)
-    except TypeError:
-        return obj
-
-
-class _Cache:
-    """The most recently used functions."""
-
-    def __init__(self, size: int):
-        self.size = size
-        self.entries: collections.OrderedDict[Any, _Entry] = collections.OrderedDict()
-
-    def get(self, key: Any) -> Lifted | None:
-        with _LOCK:
-            entry = self.entries.get(key)
-            if entry is None:
-                return None
-            self.entries.move_to_end(key)
-            return entry.get()
-
-    def put(self, key: Any, lifted: Lifted, objects: tuple) -> None:
-        with _LOCK:
-            self.entries[key] = _Entry(lifted, objects)
-            while len(self.entries) > self.size:
-                self.entries.popitem(last=False)
-
-    def clear(self) -> None:
-        with _LOCK:
-            self.entries.clear()
-
-
-_CACHE = _Cache(_CACHE_ENTRIES)
 
 
 # ---------------------------------------------------------------------------------------
 # What to say when it cannot be traced
 
 _USE_JNP = "Use jax.numpy (jnp) in the place of NumPy, SciPy and math."
+_BIND = "Close over it or bind it by functools.partial, rather than pass it in args."
+_OF_SIZES = "a traced value was used as an index, a size or a count", f"If it is a setting: {_BIND}"
 _CAUSES: tuple[tuple[type, str, str], ...] = (
     (
         jax.errors.TracerArrayConversionError,
@@ -418,16 +300,24 @@ _CAUSES: tuple[tuple[type, str, str], ...] = (
         "a decision (if, while, and, or, max, sorted) was made on a traced value",
         "Use jnp.where, jnp.maximum, jax.lax.cond or jax.lax.while_loop.",
     ),
-    (
-        jax.errors.TracerIntegerConversionError,
-        "a traced value was used as an index, a size or a count",
-        "Capture that number in a closure or by functools.partial, rather than pass it in args.",
-    ),
+    (jax.errors.TracerIntegerConversionError, *_OF_SIZES),
     (
         jax.errors.ConcretizationTypeError,
         "a traced value was to become a Python number",
         f"Leave out float(), int() and .item(). {_USE_JNP}",
     ),
+)
+# JAX has no class of errors for these.
+_SIZE_MESSAGES = (
+    "Shapes must be 1D sequences of concrete values",
+    "Slice entries must be static integers",
+    "Array slice indices must have static",
+    "As of JAX v0.7, parameters to jaxpr equations must have __hash__",
+)
+_NO_DERIVATIVE = (
+    "a function in jax.pure_callback was to be differentiated, and JAX cannot look into it. Take "
+    "jac='2-point' (or '3-point'), which needs values only. The derivative of the solution is had "
+    "where the callback stands in a jax.custom_jvp."
 )
 _OF_OBJECTS = (
     "NumPy met traced values as the elements of an array",
@@ -435,17 +325,17 @@ _OF_OBJECTS = (
 )
 
 
-def _explain(err: Exception, label: str) -> None:
+def _explain(err: Exception, label: str, leaves: list) -> None:
     """Raise in words for a user of SciPy what JAX says in its own; other errors pass."""
     cause = _cause(err)
     if cause is None:
         return
-    what, remedy = cause
+    what, remedy = _of_setting(err, leaves) or cause
     raise TypeError(
         f"{label} could not be traced by JAX: {what}{_where(err)}.\n"
         f"{label} is called with traced arrays, which have a shape and a dtype but no values "
-        f"yet. {remedy} For code that JAX cannot trace at all, wrap it in jax.pure_callback "
-        "and take jac='2-point'."
+        f"yet. {remedy} Code that JAX cannot trace at all goes into "
+        "jax.pure_callback(..., vmap_method='sequential'), with jac='2-point'."
     ) from err
 
 
@@ -454,11 +344,23 @@ def _cause(err: BaseException) -> tuple[str, str] | None:
         if isinstance(err, kind):
             return what, remedy
     message = str(err)
+    if isinstance(err, (TypeError, IndexError)) and message.startswith(_SIZE_MESSAGES):
+        return _OF_SIZES
     if isinstance(err, ValueError) and message.startswith("setting an array element"):
         return _OF_OBJECTS if isinstance(err.__cause__, jax.errors.JAXTypeError) else None
     if isinstance(err, TypeError) and "ufunc" in message and "Tracer" in message:
         return _OF_OBJECTS
     return None
+
+
+def _of_setting(err: Exception, leaves: list) -> tuple[str, str] | None:
+    """The cause if all depends on a bool or an int among the arguments, which JAX names."""
+    numbers = {int(number) for number in re.findall(r"\bleaves\[(\d+)\]", str(err))}
+    values = [leaves[number] for number in sorted(numbers)]
+    if not values or not all(isinstance(v, (bool, int, np.bool_, np.integer)) for v in values):
+        return None
+    named = " and ".join(repr(value) for value in values)
+    return f"{named}, passed in args, was used for a decision or as a size", _BIND
 
 
 def _where(err: Exception) -> str:
