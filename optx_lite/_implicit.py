@@ -28,6 +28,7 @@ solve is stopped early on purpose and its answer is a function of x0 too.
 from __future__ import annotations
 
 import functools as ft
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -36,13 +37,21 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.core import Tracer
+from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array
 
 from ._bounds import coleman_li
 from ._lanes import in_chunks
 from ._loop import Checkpointed, FixedSteps, drive, drive_as_one
 from ._result import AbstractResult
-from .linalg import safe_sqrt, solve_by_products, solve_symmetric
+from .linalg import (
+    diagonal,
+    equilibrate,
+    exponent,
+    power_of_two,
+    solve_by_products,
+    solve_symmetric,
+)
 
 DENSE = 200  # variables: up to here the Hessian is written out
 
@@ -119,16 +128,19 @@ def _solve(static: Any, leaves: list[Array]) -> AbstractResult:
     return _run(static, leaves)
 
 
-@_solve.defjvp
 def _solve_jvp(static: Any, primals: Any, tangents: Any) -> Any:
     (leaves,), (dots,) = primals, tangents
     result = _solve(static, leaves)
-    moved = _tangents(static, result.x, result.success, leaves, dots)
+    moving = tuple(i for i, dot in enumerate(dots) if not isinstance(dot, SymbolicZero))
+    moved = _tangents((*static, moving), result, leaves, [dots[i] for i in moving])
     d_result = jax.tree.map(no_tangent, result)
     d_result = eqx.tree_at(
         lambda r: [getattr(r, name) for name in moved], d_result, list(moved.values())
     )
     return result, d_result
+
+
+_solve.defjvp(_solve_jvp, symbolic_zeros=True)
 
 
 def no_tangent(value: Array) -> Any:
@@ -140,11 +152,10 @@ def no_tangent(value: Array) -> Any:
 
 @ft.partial(jax.jit, static_argnums=0)
 def _tangents(
-    static: Any, x: Array, success: Array, leaves: list[Array], dots: list[Any]
+    static: Any, result: Any, leaves: list[Array], d_values: list[Array]
 ) -> dict[str, Array]:
-    """d x by (2), and with it d of the fields which follow from x."""
-    treedef, unconverged = static
-    moving = [i for i, leaf in enumerate(leaves) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
+    """d x by (1), and with it d of the fields which follow from x."""
+    treedef, unconverged, moving = static
 
     def problem_of(values: list[Array]) -> Any:
         full = list(leaves)
@@ -152,56 +163,128 @@ def _tangents(
             full[i] = value
         return jax.tree.unflatten(treedef, full)[1]
 
-    values, d_values = [leaves[i] for i in moving], [dots[i] for i in moving]
-    problem, d_problem = jax.jvp(lambda v: _arrays(problem_of(v)), (values,), (d_values,))
+    x, values = result.x, [leaves[i] for i in moving]
     problem = problem_of(values)
-    grad, d_grad = jax.jvp(lambda v: problem_of(v).gradient(x), (values,), (d_values,))
-    d_bound, root, weight = _bound_terms(problem, d_problem, x, grad)
+    unit, size = problem.units(result)
+
+    def d_gradient(d_values: list[Array]) -> tuple[Array, Array]:
+        return jax.jvp(lambda v: problem_of(v).gradient(x, unit), (values,), (d_values,))
 
     def hessian_times(p: Array) -> Array:
-        return jax.jvp(problem.gradient, (x,), (p,))[1]
+        return jax.jvp(lambda x: problem.gradient(x, unit), (x,), (p,))[1]
 
-    if x.shape[0] <= DENSE:
-        hessian = jax.vmap(hessian_times)(jnp.eye(x.shape[0], dtype=x.dtype))
-        matrix = root[:, None] * hessian * root[None, :] + jnp.diag(weight)
-        rhs = -root * (d_grad + hessian @ d_bound)
-        y = lax.custom_linear_solve(
-            lambda y: matrix @ y, rhs, lambda _, b: solve_symmetric(matrix, b), symmetric=True
-        )
-    else:
-        y = lax.custom_linear_solve(
-            lambda y: root * hessian_times(root * y) + weight * y,
-            -root * (d_grad + hessian_times(d_bound)),
-            solve_by_products,
-            symmetric=True,
-        )
-    d_x = d_bound + root * y
+    grad, d_grad = d_gradient(d_values)
+    dense = problem.dense or x.shape[0] <= DENSE
+    hessian = (_Dense if dense else _ByProducts)(hessian_times, size)
+    free, d_bound = jnp.ones(x.shape, bool), jnp.zeros_like(x)
+    if problem.bounded:
+        sides = jax.jvp(lambda v: _sides(problem_of(v)), (values,), (d_values,))
+        free, d_bound = _held(*sides, x, grad, size, hessian)
+    rhs = -(hessian.unit * d_grad + hessian.times(d_bound / hessian.unit))
+    step = hessian.solve(
+        jnp.where(free, rhs, 0),
+        free,
+        lambda: jnp.where(free, hessian.unit * d_gradient([_shaken(v) for v in values])[1], 0),
+    )
+    d_x = d_bound + hessian.unit * step
+    # A factor, since a NaN that is only chosen would be lost when this is transposed.
+    known = jnp.ones_like(grad[0])
     if unconverged == "nan":
-        # A factor, since a NaN that is only chosen would be lost when this is transposed.
-        d_x = d_x * jnp.where(success, 1, jnp.nan).astype(x.dtype)
+        known = jnp.where(result.success, known, jnp.nan)
+    d_x = d_x * known
 
     def describe(x: Array, values: list[Array]) -> dict[str, Array]:
         return problem_of(values).describe(x)
 
     _, described = jax.jvp(describe, (x, values), (d_x, d_values))
-    return {"x": d_x, **described}
+    return {"x": d_x, **{name: d_field * known for name, d_field in described.items()}}
 
 
-def _arrays(problem: Any) -> tuple[Array, Array]:
+class _Dense:
+    """S H S, S = diag(unit), written out."""
+
+    def __init__(self, hessian_times: Callable[[Array], Array], size: Array):
+        columns = jax.vmap(hessian_times)(jnp.diag(size))  # H e_j size_j
+        self.columns = jnp.abs(columns)
+        self.curvature = diagonal(columns)  # H_jj size_j
+        self.unit = _unit_diagonal(self.curvature, size)
+        self.matrix = columns * (self.unit / size)[:, None] * self.unit
+
+    def times(self, y: Array) -> Array:
+        """S H S y."""
+        return self.matrix @ y
+
+    def rounding(self, x: Array) -> Array:
+        """Of the gradient, for that of x; both divided by their units."""
+        return x @ self.columns
+
+    def solve(self, rhs: Array, free: Array, probe: Callable[[], Array]) -> Array:
+        """y with S H S y = ``rhs`` among the ``free`` variables, 0 for the others."""
+        eye = jnp.eye(rhs.shape[0], dtype=rhs.dtype)
+        matrix = jnp.where(free[:, None] & free, self.matrix, eye)
+        return lax.custom_linear_solve(
+            lambda y: matrix @ y,
+            rhs,
+            lambda _, b: solve_symmetric(matrix, b, self.unit, probe),
+            symmetric=True,
+        )
+
+
+class _ByProducts:
+    """The same of which only products are known."""
+
+    def __init__(self, hessian_times: Callable[[Array], Array], size: Array):
+        self.unit = equilibrate(hessian_times, size)
+        self.curvature = size / self.unit / self.unit  # not less than H_jj size_j
+        self.times = lambda y: self.unit * hessian_times(self.unit * y)
+
+    def rounding(self, x: Array) -> Array:
+        """See `_Dense`."""
+        return x * self.curvature
+
+    def solve(self, rhs: Array, free: Array, probe: Callable[[], Array]) -> Array:
+        """See `_Dense`."""
+        return lax.custom_linear_solve(
+            lambda y: jnp.where(free, self.times(jnp.where(free, y, 0)), y),
+            rhs,
+            solve_by_products,
+            symmetric=True,
+        )
+
+
+def _unit_diagonal(curvature: Array, size: Array) -> Array:
+    """s, powers of two, with s_j^2 H_jj about 1, from H_jj size_j; as the others where H_jj = 0."""
+    of_size = exponent(size)
+    relative = -(exponent(curvature) + of_size) // 2
+    there = curvature != 0
+    largest = jnp.max(jnp.where(there, relative, jnp.iinfo(relative.dtype).min))
+    largest = jnp.where(jnp.any(there), largest, 0)
+    return power_of_two(of_size + jnp.where(there, relative, largest), size.dtype)
+
+
+def _sides(problem: Any) -> tuple[Array, Array]:
     return problem.lower, problem.upper
 
 
-def _bound_terms(
-    problem: Any, d_problem: tuple[Array, Array], x: Array, grad: Array
-) -> tuple[Array, Array, Array]:
-    """d b, V^1/2 and |g v'| of (2)."""
-    if not problem.bounded:
-        zero = jnp.zeros_like(x)
-        return zero, jnp.ones_like(x), zero
-    d_lower, d_upper = d_problem
-    distance, side = coleman_li(x, grad, problem.lower, problem.upper)
-    fixed = problem.lower == problem.upper
-    distance = jnp.where(fixed, 0, distance)
-    d_bound = jnp.where(side < 0, d_upper, jnp.where((side > 0) | fixed, d_lower, 0))
-    weight = jnp.where(fixed, 1, jnp.abs(grad * side))
-    return d_bound, safe_sqrt(distance), weight
+def _held(
+    sides: tuple[Array, Array], d_sides: tuple[Array, Array],
+    x: Array, grad: Array, size: Array, hessian: _Dense | _ByProducts,
+) -> tuple[Array, Array]:  # fmt: skip
+    """Which variables are free, and d of the bounds that hold the others."""
+    (lower, upper), (d_lower, d_upper) = sides, d_sides
+    distance, side = coleman_li(x, grad, lower, upper)
+    # What the rounding of x leaves in the gradient holds nothing.
+    rounding = 4 * jnp.finfo(x.dtype).eps * hessian.rounding(jnp.abs(x) / size)
+    enough = distance / size * jnp.maximum(hessian.curvature, 0) + rounding
+    held = (side != 0) & (jnp.abs(grad) > enough)
+    fixed = lower == upper
+    d_bound = jnp.where(held & (side < 0), d_upper, jnp.where(held | fixed, d_lower, 0))
+    return ~(held | fixed), d_bound
+
+
+def _shaken(value: Array) -> Array:
+    """A change of every entry, of the size of the array, with no pattern in it."""
+    flat = jnp.where(jnp.isfinite(value), value, 0).reshape(-1)
+    size = jnp.max(jnp.abs(flat), initial=0)
+    angles = 2.399963 * jnp.arange(1, flat.size + 1, dtype=value.dtype)  # the golden one
+    return (jnp.where(size > 0, size, 1) * jnp.cos(angles)).reshape(value.shape)
