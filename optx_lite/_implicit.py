@@ -1,25 +1,38 @@
 r"""The derivative of a solution: the implicit function theorem at the minimum.
 
-The solution x(theta) of min f(x; theta), lower <= x <= upper, satisfies v_j g_j = 0, g the
-gradient and v_j the distance to the bound which -g_j points to (1 where there is none).
-Differentiated (Coleman & Li 1996, equation (2.3)):
+At the solution x(theta) of min f(x; theta), lower <= x <= upper, some variables, A, are held by
+a bound b and the others, F, are free, with gradient g_F = 0. Differentiated:
 
-    (V H + diag|g|) dx = -V dg + |g| db                                             (1)
+    H_FF dx_F = -(dg_F + H_FA db),        dx_A = db                                    (1)
 
 H the exact Hessian of the cost, loss included (Gauss-Newton's J^T J is 6-18 % wrong where the
-residual is not zero); dg the change of the gradient at fixed x; db that of the bound. A free
-variable has g = 0 and follows -H^{-1} dg; an active one has v = 0 and follows its bound. With
-dx = db + V^1/2 y it is symmetric and needs no tolerance that says what is active:
+residual is not zero); dg the change of the gradient at fixed x; db that of the bound. x0 has no
+influence: its derivative is 0. Where the solve did not converge there is no derivative: it is
+NaN, unless asked otherwise. (Counters, `optimality` and `hess_inv` tell how the solve went; their
+tangents are 0.)
 
-    (V^1/2 H V^1/2 + diag|g|) y = -V^1/2 (dg + H db)                                (2)
+Held. g is what the solve has left, and so is the distance to a bound. Of a variable which is
+close to one, the quadratic decides: it is held if the minimiser along this variable alone lies
+beyond the bound it is pushed to, |g_j| > distance_j H_jj, by more than rounding (Coleman & Li's
+system, with g and the distance in it, has an error of g over the distance).
 
-A singular system gets its solution of minimum norm. x0 has no influence: its derivative is 0.
-Where the solve did not converge there is no derivative: it is NaN, unless asked otherwise.
+One-sided derivatives. A variable that rests on its bound without force, g_j = 0, has one on
+either side, and none of its own. It counts as free: what (1) gives is the derivative on the side
+on which the variable leaves the bound, linear as all derivatives, so that both modes agree.
 
-(2) is solved by `lax.custom_linear_solve`, so the rule is a forward one which can be
+Units. The cost is taken in a unit of the problem's (`units`), and H is formed with steps of the
+variables' own sizes, then equilibrated by powers of two: nothing under- or overflows unless the
+derivative itself does, and what counts as zero does not depend on units.
+
+Singular H. The solution of minimum norm, if there is one for all the inputs that are
+differentiated; else NaN, in both modes (`linalg._symmetric`).
+
+(1) is solved by `lax.custom_linear_solve`, so the rule is a forward one which can be
 transposed: jvp, vjp, jacfwd, jacrev, hessian and vmap of each work. Its cost is n
-Hessian-vector products and one factorisation; above `DENSE` variables no matrix is formed, and
-conjugate gradients take as many products as they need.
+Hessian-vector products and one factorisation. Above `DENSE` variables a minimiser forms no
+matrix: conjugate gradients take as many products as they need, with variables equilibrated by
+products, too (`linalg._conjugate_gradient`); beyond a condition of about 1e8 in float64 they
+answer NaN, as they do in reverse mode where H is singular.
 
 `UnrolledAdjoint` differentiates the iterations instead: for meta-learning, where the inner
 solve is stopped early on purpose and its answer is a function of x0 too.
@@ -53,7 +66,7 @@ from .linalg import (
     solve_symmetric,
 )
 
-DENSE = 200  # variables: up to here the Hessian is written out
+DENSE = 500  # variables: up to here a minimiser's Hessian is written out
 
 
 class AbstractAdjoint(eqx.Module):

@@ -40,6 +40,20 @@ def _pulled_back(fun: Callable, x: Array, cotangent: Callable) -> Array:
         return columns.reshape(x.shape[0], -1) @ cotangent(value).reshape(-1)
 
 
+@jax.custom_jvp
+def _cost(loss: Loss, f: Array) -> Array:
+    """The cost, with a derivative that is in range even where the square of f is not."""
+    return loss.cost(f)
+
+
+@_cost.defjvp
+def _cost_jvp(primals, tangents):  # type: ignore[no-untyped-def]
+    (loss, f), (d_loss, d_f) = primals, tangents
+    unit = next_power_of_two(jnp.max(jnp.abs(f)))
+    _, by_loss = jax.jvp(lambda loss: loss.cost(f, unit), (loss,), (d_loss,))
+    return _cost(loss, f), jnp.sum(loss.slope(f) * d_f) + by_loss * unit * unit
+
+
 class LeastSquaresProblem(eqx.Module):
     """A nonlinear least-squares problem on flat vectors.
 
@@ -112,10 +126,7 @@ class LeastSquaresProblem(eqx.Module):
         """The fields of the `Result` that follow from x, as differentiable functions of it."""
         f, jacobian = self.linearize(x)
         rows = self.weighted(f, jacobian())[1]
-        # In this unit the square is in range, so that the derivative is, even where the cost is not.
-        unit = next_power_of_two(jnp.max(jnp.abs(f)))
-        cost = self.loss.cost(f, unit) * unit * unit
-        return {"cost": cost, "fun": f, "grad": self.gradient(x), "jac": rows.T}
+        return {"cost": _cost(self.loss, f), "fun": f, "grad": self.gradient(x), "jac": rows.T}
 
     def restore(self, result: Result) -> Result:
         """The result in the user's structures."""
