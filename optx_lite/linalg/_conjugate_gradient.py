@@ -3,8 +3,9 @@
 The method of conjugate gradients (Hestenes & Stiefel, J. Res. Nat. Bur. Standards 49, 1952), as
 JAX has it, restarted from the true residual until a correction shows that what came before was
 right. Begun at 0 it stays in the range of H, so a singular but consistent system gets its
-solution of minimum norm. In exact arithmetic n products are enough; an ill-conditioned H takes
-more. Where they do not lead to the solution the answer is NaN, not whatever was reached.
+solution of minimum norm (in equilibrated variables). In exact arithmetic n products are enough;
+an ill-conditioned H takes more. Where they do not lead to the solution the answer is NaN, not
+whatever was reached.
 
 Variables in different units alone make any H ill-conditioned. `equilibrate` finds s such that the
 rows of S H S, S = diag(s), have norm 1: D. Ruiz, "A scaling algorithm to equilibrate both rows
@@ -24,32 +25,37 @@ from jax import lax
 from jax.scipy.sparse.linalg import cg
 from jaxtyping import Array
 
-from ._norms import norm
+from ._norms import norm, safe_divide
 from ._scale import exponent, power_of_two
 
 PATIENCE = 10  # times n: most products before a restart
-RESTARTS = 4
+RESTARTS = 5
 ROUNDS, PROBES = 8, 4  # of equilibration: ratios of 2^256 become ones of 2
 
 
 def solve_by_products(times: Callable[[Array], Array], b: Array) -> Array:
-    """x with ``times(x) = b``, shape (n,), to the digits that the condition of H leaves."""
+    """x with ``times(x) = b``, shape (n,), to the digits that the condition of H leaves.
+
+    The rows of H have norms of about 1, as `equilibrate` makes them.
+    """
     eps = float(jnp.finfo(b.dtype).eps)
-    enough = eps ** (1 / 3)  # error by which an x is right; that after its correction is less
+    rounding = 8 * eps * norm(b)
 
     def restart(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         x, _, count = state
-        # First to the end; what is left is a correction, of which some digits will do.
-        tol = jnp.where(count == 0, eps, enough).astype(b.dtype)
-        more, _ = cg(times, b - times(x), tol=tol, maxiter=PATIENCE * b.shape[0])
+        tol = jnp.where(count == 0, eps**0.75, 1e-2).astype(b.dtype)
+        # Of the rounding of b no correction is made: if H is singular, it would run away.
+        more, _ = cg(times, b - times(x), tol=tol, atol=rounding, maxiter=PATIENCE * b.shape[0])
         x = x + more
-        return x, norm(more) <= enough * norm(x), count + 1
+        return x, safe_divide(norm(more), norm(x)), count + 1
 
-    x, solved, _ = lax.while_loop(
-        lambda state: ~state[1] & (state[2] < RESTARTS),
-        restart,
-        (jnp.zeros_like(b), jnp.zeros((), bool), jnp.zeros((), jnp.int32)),
+    # The correction is the error of what came before; that of the sum is less.
+    start = jnp.zeros_like(b), jnp.full((), jnp.inf, b.dtype), jnp.zeros((), jnp.int32)
+    x, error, _ = lax.while_loop(
+        lambda state: (state[1] > eps**0.5) & (state[2] < RESTARTS), restart, start
     )
+    # What H x is by the rounding of x alone says what b could be found again from x.
+    solved = (error <= eps ** (1 / 3)) & (eps * norm(x) <= eps ** (1 / 3) * norm(b))
     return jnp.where(solved, x, jnp.nan)
 
 
