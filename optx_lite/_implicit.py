@@ -13,8 +13,9 @@ tangents are 0.)
 
 Held. g is what the solve has left, and so is the distance to a bound. Of a variable which is
 close to one, the quadratic decides: it is held if the minimiser along this variable alone lies
-beyond the bound it is pushed to, |g_j| > distance_j H_jj, by more than rounding (Coleman & Li's
-system, with g and the distance in it, has an error of g over the distance).
+beyond the bound it is pushed to, |g_j| > distance_j H_jj, by more than rounding. (Coleman & Li's
+system, with g and the distance in it, has an error of g over the distance.) Of one that is closer
+to a bound than x is right, nothing can be known.
 
 One-sided derivatives. A variable that rests on its bound without force, g_j = 0, has one on
 either side, and none of its own. It counts as free: what (1) gives is the derivative on the side
@@ -32,7 +33,15 @@ transposed: jvp, vjp, jacfwd, jacrev, hessian and vmap of each work. Its cost is
 Hessian-vector products and one factorisation. Above `DENSE` variables a minimiser forms no
 matrix: conjugate gradients take as many products as they need, with variables equilibrated by
 products, too (`linalg._conjugate_gradient`); beyond a condition of about 1e8 in float64 they
-answer NaN, as they do in reverse mode where H is singular.
+answer NaN, as they do in reverse mode where H is singular. Least squares has a matrix (m, n)
+anyway, and writes H out for any n.
+
+Functions with one mode only. A gradient is taken in reverse, or forwards where the function has
+no reverse mode (a `lax.while_loop`); (1) differentiates it once more. So a solution has a forward
+derivative, and a reverse one where what is differentiated stays outside of such a loop. Through a
+function that has reverse mode only (`jax.custom_vjp`, equinox's checkpointed loop; take
+``jac='jacrev'``) it has a forward one, if the rule can be differentiated; reverse over reverse is
+JAX's to refuse.
 
 `UnrolledAdjoint` differentiates the iterations instead: for meta-learning, where the inner
 solve is stopped early on purpose and its answer is a function of x0 too.
@@ -144,7 +153,11 @@ def _solve(static: Any, leaves: list[Array]) -> AbstractResult:
 def _solve_jvp(static: Any, primals: Any, tangents: Any) -> Any:
     (leaves,), (dots,) = primals, tangents
     result = _solve(static, leaves)
-    moving = tuple(i for i, dot in enumerate(dots) if not isinstance(dot, SymbolicZero))
+    moving = tuple(
+        i
+        for i, (leaf, dot) in enumerate(zip(leaves, dots, strict=True))
+        if not isinstance(dot, SymbolicZero) and jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
+    )
     moved = _tangents((*static, moving), result, leaves, [dots[i] for i in moving])
     d_result = jax.tree.map(no_tangent, result)
     d_result = eqx.tree_at(
@@ -190,16 +203,16 @@ def _tangents(
     dense = problem.dense or x.shape[0] <= DENSE
     hessian = (_Dense if dense else _ByProducts)(hessian_times, size)
     free, d_bound = jnp.ones(x.shape, bool), jnp.zeros_like(x)
+    rhs = -hessian.unit * d_grad
     if problem.bounded:
-        sides = jax.jvp(lambda v: _sides(problem_of(v)), (values,), (d_values,))
-        free, d_bound = _held(*sides, x, grad, size, hessian)
-    rhs = -(hessian.unit * d_grad + hessian.times(d_bound / hessian.unit))
-    step = hessian.solve(
-        jnp.where(free, rhs, 0),
+        sides, d_sides = jax.jvp(lambda v: _sides(problem_of(v)), (values,), (d_values,))
+        free, d_bound = _held(sides, d_sides, x, grad, size, hessian)
+        rhs = jnp.where(free, rhs - hessian.times(d_bound / hessian.unit), 0)
+    d_x = d_bound + hessian.unit * hessian.solve(
+        rhs,
         free,
         lambda: jnp.where(free, hessian.unit * d_gradient([_shaken(v) for v in values])[1], 0),
     )
-    d_x = d_bound + hessian.unit * step
     # A factor, since a NaN that is only chosen would be lost when this is transposed.
     known = jnp.ones_like(grad[0])
     if unconverged == "nan":
@@ -299,5 +312,5 @@ def _shaken(value: Array) -> Array:
     """A change of every entry, of the size of the array, with no pattern in it."""
     flat = jnp.where(jnp.isfinite(value), value, 0).reshape(-1)
     size = jnp.max(jnp.abs(flat), initial=0)
-    angles = 2.399963 * jnp.arange(1, flat.size + 1, dtype=value.dtype)  # the golden one
-    return (jnp.where(size > 0, size, 1) * jnp.cos(angles)).reshape(value.shape)
+    angles = 2.399963 * jnp.arange(1, flat.size + 1, dtype=size.dtype)  # the golden one
+    return (jnp.where(size > 0, size, 1) * jnp.cos(angles)).reshape(value.shape).astype(value.dtype)

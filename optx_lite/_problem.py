@@ -29,15 +29,18 @@ def sizes(x: Array) -> Array:
     return next_power_of_two(jnp.where(x == 0, jnp.max(jnp.abs(x)), x))
 
 
-def _pulled_back(fun: Callable, x: Array, cotangent: Callable) -> Array:
-    """J^T c, J the Jacobian of ``fun`` at x and c the ``cotangent`` for its value there."""
+def _pulled_back(fun: Callable, x: Array, cotangent: Callable) -> tuple[Array, Array]:
+    """``fun`` at x, and J^T c: J its Jacobian there, c the ``cotangent`` for its value.
+
+    The value comes by the same mode, for `jax.custom_vjp` has no other.
+    """
     try:
         value, pullback = jax.vjp(fun, x)
-        return pullback(cotangent(value))[0]
+        return value, pullback(cotangent(value))[0]
     except ValueError:  # a `lax.while_loop`, which has forward mode only
         value, pushforward = jax.linearize(fun, x)
         columns = jax.vmap(pushforward)(jnp.eye(x.shape[0], dtype=x.dtype))
-        return columns.reshape(x.shape[0], -1) @ cotangent(value).reshape(-1)
+        return value, columns.reshape(x.shape[0], -1) @ cotangent(value).reshape(-1)
 
 
 @jax.custom_jvp
@@ -109,7 +112,7 @@ class LeastSquaresProblem(eqx.Module):
         """d (cost / unit) / d x; differentiable again."""
         return _pulled_back(
             lambda x: self.residuals(x).astype(x.dtype), x, lambda f: self.loss.slope(f) / unit
-        )
+        )[1]
 
     def units(self, result: Result) -> tuple[Array, Array]:
         """Of the residuals, and of each variable: powers of two which keep a Hessian in range.
@@ -177,6 +180,9 @@ class MinimizationProblem(eqx.Module):
 
     def gradient(self, x: Array, unit: Array | float = 1.0) -> Array:
         """The gradient of f / unit; differentiable again."""
+        return self._with_gradient(x, unit)[1]
+
+    def _with_gradient(self, x: Array, unit: Array | float = 1.0) -> tuple[Array, Array]:
         return _pulled_back(
             lambda x: self.objective(x).astype(x.dtype), x, lambda f: jnp.ones_like(f) / unit
         )
@@ -187,7 +193,8 @@ class MinimizationProblem(eqx.Module):
 
     def describe(self, x: Array) -> dict[str, Array]:
         """The fields of the `MinimizeResult` that follow from x."""
-        return {"fun": self.objective(x).astype(x.dtype), "jac": self.gradient(x)}
+        value, grad = self._with_gradient(x)
+        return {"fun": value, "jac": grad}
 
     def restore(self, result: MinimizeResult) -> MinimizeResult:
         """The result in the user's structure."""

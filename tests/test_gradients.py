@@ -7,6 +7,7 @@ Newton's method on the cost as it is written down here.
 import functools
 
 import equinox as eqx
+import equinox.internal as eqxi
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -533,6 +534,32 @@ def test_residuals_with_a_while_loop(method):
         assert_derivative(got, right, rtol=1e-8)
     with pytest.raises(ValueError, match="while_loop"):
         jax.jacrev(lambda y: solve(y, root_by_newton))(y)
+
+
+def test_functions_with_reverse_mode_only():
+    # equinox's checkpointed loop: forward over reverse.
+    def root(a):
+        return eqxi.while_loop(
+            lambda s: jnp.abs(s * s - a) > 1e-14 * a, lambda s: 0.5 * (s + a / s),
+            jnp.ones_like(a), kind="checkpointed", max_steps=50,
+        )  # fmt: skip
+
+    def residuals(x, y, root):
+        return jnp.stack([root(x[0]) - y[0], x[1] * x[0] - y[1], x[1] - y[2]])
+
+    def cost(x, y, root):
+        return jnp.sum(residuals(x, y, root) ** 2)
+
+    def solve(y, root):
+        by_squares = ox.least_squares(lambda x: residuals(x, y, root), np.ones(2), jac="jacrev")
+        options = {"ftol": 1e-15, "gtol": 1e-10}
+        return by_squares.x, ox.minimize(lambda x: cost(x, y, root), np.ones(2), options=options).x
+
+    y, along = (np.array([1.5, 2.0, 1.1]),), (np.array([1.0, -0.5, 0.3]),)
+    _, right = jax.jvp(lambda y: solve(y, jnp.sqrt), y, along)
+    _, got = jax.jvp(lambda y: solve(y, root), y, along)
+    assert_allclose(got[0], right[0], rtol=1e-7)
+    assert_allclose(got[1], right[0], rtol=1e-5)
 
 
 # ---------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ v_i = +-1, the mean of (H v)_j^2 is sum_i H_ji^2.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -39,11 +40,11 @@ def solve_by_products(times: Callable[[Array], Array], b: Array) -> Array:
     The rows of H have norms of about 1, as `equilibrate` makes them.
     """
     eps = float(jnp.finfo(b.dtype).eps)
-    rounding = 8 * eps * norm(b)
+    rounding: Any = 8 * eps * norm(b)
 
     def restart(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         x, _, count = state
-        tol = jnp.where(count == 0, eps**0.75, 1e-2).astype(b.dtype)
+        tol: Any = jnp.where(count == 0, eps**0.75, 1e-2).astype(b.dtype)
         # Of the rounding of b no correction is made: if H is singular, it would run away.
         more, _ = cg(times, b - times(x), tol=tol, atol=rounding, maxiter=PATIENCE * b.shape[0])
         x = x + more
