@@ -153,8 +153,10 @@ def test_at_bounds(method, loss):
     for shift in (0.0, 0.02, -0.02):  # of the data
         theta = np.concatenate([Y + shift * np.cos(5 * T), [0.3, 1.7, 0.75]])
         got, expected = jacobians(theta), differences(expected_x, theta)
-        # L-BFGS-B ends at six digits of x.
-        assert_derivative(got, expected, rtol=1e-4 if method == "minimize" else 1e-6)
+        # L-BFGS-B ends at six digits of x; so does Gauss-Newton on arctan, whose curvature is
+        # clipped: the derivative is that of the point which was reached.
+        rough = method == "minimize" or loss == "arctan"
+        assert_derivative(got, expected, rtol=1e-4 if rough else 1e-6)
         assert np.abs(expected[1]).max() > 1e-2
         for jacobian in got:
             active = jacobian[np.array([0, 2])]
