@@ -1,25 +1,47 @@
 r"""The derivative of a solution: the implicit function theorem at the minimum.
 
-The solution x(theta) of min f(x; theta), lower <= x <= upper, satisfies v_j g_j = 0, g the
-gradient and v_j the distance to the bound which -g_j points to (1 where there is none).
-Differentiated (Coleman & Li 1996, equation (2.3)):
+At the solution x(theta) of min f(x; theta), lower <= x <= upper, some variables, A, are held by
+a bound b and the others, F, are free, with gradient g_F = 0. Differentiated:
 
-    (V H + diag|g|) dx = -V dg + |g| db                                             (1)
+    H_FF dx_F = -(dg_F + H_FA db),        dx_A = db                                    (1)
 
 H the exact Hessian of the cost, loss included (Gauss-Newton's J^T J is 6-18 % wrong where the
-residual is not zero); dg the change of the gradient at fixed x; db that of the bound. A free
-variable has g = 0 and follows -H^{-1} dg; an active one has v = 0 and follows its bound. With
-dx = db + V^1/2 y it is symmetric and needs no tolerance that says what is active:
+residual is not zero); dg the change of the gradient at fixed x; db that of the bound. x0 has no
+influence: its derivative is 0. Where the solve did not converge there is no derivative: it is
+NaN, unless asked otherwise. (Counters, `optimality` and `hess_inv` tell how the solve went; their
+tangents are 0.)
 
-    (V^1/2 H V^1/2 + diag|g|) y = -V^1/2 (dg + H db)                                (2)
+Held. g is what the solve has left, and so is the distance to a bound. Of a variable which is
+close to one, the quadratic decides: it is held if the minimiser along this variable alone lies
+beyond the bound it is pushed to, |g_j| > distance_j H_jj, by more than rounding. (Coleman & Li's
+system, with g and the distance in it, has an error of g over the distance.) Of one that is closer
+to a bound than x is right, nothing can be known.
 
-A singular system gets its solution of minimum norm. x0 has no influence: its derivative is 0.
-Where the solve did not converge there is no derivative: it is NaN, unless asked otherwise.
+One-sided derivatives. A variable that rests on its bound without force, g_j = 0, has one on
+either side, and none of its own. It counts as free: what (1) gives is the derivative on the side
+on which the variable leaves the bound, linear as all derivatives, so that both modes agree.
 
-(2) is solved by `lax.custom_linear_solve`, so the rule is a forward one which can be
+Units. The cost is taken in a unit of the problem's (`units`), and H is formed with steps of the
+variables' own sizes, then equilibrated by powers of two: nothing under- or overflows unless the
+derivative itself does, and what counts as zero does not depend on units.
+
+Singular H. The solution of minimum norm, if there is one for all the inputs that are
+differentiated; else NaN, in both modes (`linalg._symmetric`).
+
+(1) is solved by `lax.custom_linear_solve`, so the rule is a forward one which can be
 transposed: jvp, vjp, jacfwd, jacrev, hessian and vmap of each work. Its cost is n
-Hessian-vector products and one factorisation; above `DENSE` variables no matrix is formed, and
-conjugate gradients take as many products as they need.
+Hessian-vector products and one factorisation. Above `DENSE` variables a minimiser forms no
+matrix: conjugate gradients take as many products as they need, with variables equilibrated by
+products, too (`linalg._conjugate_gradient`); beyond a condition of about 1e8 in float64 they
+answer NaN, as they do in reverse mode where H is singular. Least squares has a matrix (m, n)
+anyway, and writes H out for any n.
+
+Functions with one mode only. A gradient is taken in reverse, or forwards where the function has
+no reverse mode (a `lax.while_loop`); (1) differentiates it once more. So a solution has a forward
+derivative, and a reverse one where what is differentiated stays outside of such a loop. Through a
+function that has reverse mode only (`jax.custom_vjp`, equinox's checkpointed loop; take
+``jac='jacrev'``) it has a forward one, if the rule can be differentiated; reverse over reverse is
+JAX's to refuse.
 
 `UnrolledAdjoint` differentiates the iterations instead: for meta-learning, where the inner
 solve is stopped early on purpose and its answer is a function of x0 too.
@@ -28,6 +50,7 @@ solve is stopped early on purpose and its answer is a function of x0 too.
 from __future__ import annotations
 
 import functools as ft
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -36,15 +59,23 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.core import Tracer
+from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array
 
 from ._bounds import coleman_li
 from ._lanes import in_chunks
 from ._loop import Checkpointed, FixedSteps, drive, drive_as_one
 from ._result import AbstractResult
-from .linalg import safe_sqrt, solve_by_products, solve_symmetric
+from .linalg import (
+    diagonal,
+    equilibrate,
+    exponent,
+    power_of_two,
+    solve_by_products,
+    solve_symmetric,
+)
 
-DENSE = 200  # variables: up to here the Hessian is written out
+DENSE = 500  # variables: up to here a minimiser's Hessian is written out
 
 
 class AbstractAdjoint(eqx.Module):
@@ -119,16 +150,23 @@ def _solve(static: Any, leaves: list[Array]) -> AbstractResult:
     return _run(static, leaves)
 
 
-@_solve.defjvp
 def _solve_jvp(static: Any, primals: Any, tangents: Any) -> Any:
     (leaves,), (dots,) = primals, tangents
     result = _solve(static, leaves)
-    moved = _tangents(static, result.x, result.success, leaves, dots)
+    moving = tuple(
+        i
+        for i, (leaf, dot) in enumerate(zip(leaves, dots, strict=True))
+        if not isinstance(dot, SymbolicZero) and jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
+    )
+    moved = _tangents((*static, moving), result, leaves, [dots[i] for i in moving])
     d_result = jax.tree.map(no_tangent, result)
     d_result = eqx.tree_at(
         lambda r: [getattr(r, name) for name in moved], d_result, list(moved.values())
     )
     return result, d_result
+
+
+_solve.defjvp(_solve_jvp, symbolic_zeros=True)
 
 
 def no_tangent(value: Array) -> Any:
@@ -140,11 +178,10 @@ def no_tangent(value: Array) -> Any:
 
 @ft.partial(jax.jit, static_argnums=0)
 def _tangents(
-    static: Any, x: Array, success: Array, leaves: list[Array], dots: list[Any]
+    static: Any, result: Any, leaves: list[Array], d_values: list[Array]
 ) -> dict[str, Array]:
-    """d x by (2), and with it d of the fields which follow from x."""
-    treedef, unconverged = static
-    moving = [i for i, leaf in enumerate(leaves) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
+    """d x by (1), and with it d of the fields which follow from x."""
+    treedef, unconverged, moving = static
 
     def problem_of(values: list[Array]) -> Any:
         full = list(leaves)
@@ -152,56 +189,128 @@ def _tangents(
             full[i] = value
         return jax.tree.unflatten(treedef, full)[1]
 
-    values, d_values = [leaves[i] for i in moving], [dots[i] for i in moving]
-    problem, d_problem = jax.jvp(lambda v: _arrays(problem_of(v)), (values,), (d_values,))
+    x, values = result.x, [leaves[i] for i in moving]
     problem = problem_of(values)
-    grad, d_grad = jax.jvp(lambda v: problem_of(v).gradient(x), (values,), (d_values,))
-    d_bound, root, weight = _bound_terms(problem, d_problem, x, grad)
+    unit, size = problem.units(result)
+
+    def d_gradient(d_values: list[Array]) -> tuple[Array, Array]:
+        return jax.jvp(lambda v: problem_of(v).gradient(x, unit), (values,), (d_values,))
 
     def hessian_times(p: Array) -> Array:
-        return jax.jvp(problem.gradient, (x,), (p,))[1]
+        return jax.jvp(lambda x: problem.gradient(x, unit), (x,), (p,))[1]
 
-    if x.shape[0] <= DENSE:
-        hessian = jax.vmap(hessian_times)(jnp.eye(x.shape[0], dtype=x.dtype))
-        matrix = root[:, None] * hessian * root[None, :] + jnp.diag(weight)
-        rhs = -root * (d_grad + hessian @ d_bound)
-        y = lax.custom_linear_solve(
-            lambda y: matrix @ y, rhs, lambda _, b: solve_symmetric(matrix, b), symmetric=True
-        )
-    else:
-        y = lax.custom_linear_solve(
-            lambda y: root * hessian_times(root * y) + weight * y,
-            -root * (d_grad + hessian_times(d_bound)),
-            solve_by_products,
-            symmetric=True,
-        )
-    d_x = d_bound + root * y
+    grad, d_grad = d_gradient(d_values)
+    dense = problem.dense or x.shape[0] <= DENSE
+    hessian = (_Dense if dense else _ByProducts)(hessian_times, size)
+    free, d_bound = jnp.ones(x.shape, bool), jnp.zeros_like(x)
+    rhs = -hessian.unit * d_grad
+    if problem.bounded:
+        sides, d_sides = jax.jvp(lambda v: _sides(problem_of(v)), (values,), (d_values,))
+        free, d_bound = _held(sides, d_sides, x, grad, size, hessian)
+        rhs = jnp.where(free, rhs - hessian.times(d_bound / hessian.unit), 0)
+    d_x = d_bound + hessian.unit * hessian.solve(
+        rhs,
+        free,
+        lambda: jnp.where(free, hessian.unit * d_gradient([_shaken(v) for v in values])[1], 0),
+    )
+    # A factor, since a NaN that is only chosen would be lost when this is transposed.
+    known = jnp.ones_like(grad[0])
     if unconverged == "nan":
-        # A factor, since a NaN that is only chosen would be lost when this is transposed.
-        d_x = d_x * jnp.where(success, 1, jnp.nan).astype(x.dtype)
+        known = jnp.where(result.success, known, jnp.nan)
+    d_x = d_x * known
 
     def describe(x: Array, values: list[Array]) -> dict[str, Array]:
         return problem_of(values).describe(x)
 
     _, described = jax.jvp(describe, (x, values), (d_x, d_values))
-    return {"x": d_x, **described}
+    return {"x": d_x, **{name: d_field * known for name, d_field in described.items()}}
 
 
-def _arrays(problem: Any) -> tuple[Array, Array]:
+class _Dense:
+    """S H S, S = diag(unit), written out."""
+
+    def __init__(self, hessian_times: Callable[[Array], Array], size: Array):
+        columns = jax.vmap(hessian_times)(jnp.diag(size))  # H e_j size_j
+        self.columns = jnp.abs(columns)
+        self.curvature = diagonal(columns)  # H_jj size_j
+        self.unit = _unit_diagonal(self.curvature, size)
+        self.matrix = columns * (self.unit / size)[:, None] * self.unit
+
+    def times(self, y: Array) -> Array:
+        """S H S y."""
+        return self.matrix @ y
+
+    def rounding(self, x: Array) -> Array:
+        """Of the gradient, for that of x; both divided by their units."""
+        return x @ self.columns
+
+    def solve(self, rhs: Array, free: Array, probe: Callable[[], Array]) -> Array:
+        """y with S H S y = ``rhs`` among the ``free`` variables, 0 for the others."""
+        eye = jnp.eye(rhs.shape[0], dtype=rhs.dtype)
+        matrix = jnp.where(free[:, None] & free, self.matrix, eye)
+        return lax.custom_linear_solve(
+            lambda y: matrix @ y,
+            rhs,
+            lambda _, b: solve_symmetric(matrix, b, self.unit, probe),
+            symmetric=True,
+        )
+
+
+class _ByProducts:
+    """The same of which only products are known."""
+
+    def __init__(self, hessian_times: Callable[[Array], Array], size: Array):
+        self.unit = equilibrate(hessian_times, size)
+        self.curvature = size / self.unit / self.unit  # not less than H_jj size_j
+        self.times = lambda y: self.unit * hessian_times(self.unit * y)
+
+    def rounding(self, x: Array) -> Array:
+        """See `_Dense`."""
+        return x * self.curvature
+
+    def solve(self, rhs: Array, free: Array, probe: Callable[[], Array]) -> Array:
+        """See `_Dense`."""
+        return lax.custom_linear_solve(
+            lambda y: jnp.where(free, self.times(jnp.where(free, y, 0)), y),
+            rhs,
+            solve_by_products,
+            symmetric=True,
+        )
+
+
+def _unit_diagonal(curvature: Array, size: Array) -> Array:
+    """s, powers of two, with s_j^2 H_jj about 1, from H_jj size_j; as the others where H_jj = 0."""
+    of_size = exponent(size)
+    relative = -(exponent(curvature) + of_size) // 2
+    there = curvature != 0
+    largest = jnp.max(jnp.where(there, relative, jnp.iinfo(relative.dtype).min))
+    largest = jnp.where(jnp.any(there), largest, 0)
+    return power_of_two(of_size + jnp.where(there, relative, largest), size.dtype)
+
+
+def _sides(problem: Any) -> tuple[Array, Array]:
     return problem.lower, problem.upper
 
 
-def _bound_terms(
-    problem: Any, d_problem: tuple[Array, Array], x: Array, grad: Array
-) -> tuple[Array, Array, Array]:
-    """d b, V^1/2 and |g v'| of (2)."""
-    if not problem.bounded:
-        zero = jnp.zeros_like(x)
-        return zero, jnp.ones_like(x), zero
-    d_lower, d_upper = d_problem
-    distance, side = coleman_li(x, grad, problem.lower, problem.upper)
-    fixed = problem.lower == problem.upper
-    distance = jnp.where(fixed, 0, distance)
-    d_bound = jnp.where(side < 0, d_upper, jnp.where((side > 0) | fixed, d_lower, 0))
-    weight = jnp.where(fixed, 1, jnp.abs(grad * side))
-    return d_bound, safe_sqrt(distance), weight
+def _held(
+    sides: tuple[Array, Array], d_sides: tuple[Array, Array],
+    x: Array, grad: Array, size: Array, hessian: _Dense | _ByProducts,
+) -> tuple[Array, Array]:  # fmt: skip
+    """Which variables are free, and d of the bounds that hold the others."""
+    (lower, upper), (d_lower, d_upper) = sides, d_sides
+    distance, side = coleman_li(x, grad, lower, upper)
+    # What the rounding of x leaves in the gradient holds nothing.
+    rounding = 4 * jnp.finfo(x.dtype).eps * hessian.rounding(jnp.abs(x) / size)
+    enough = distance / size * jnp.maximum(hessian.curvature, 0) + rounding
+    held = (side != 0) & (jnp.abs(grad) > enough)
+    fixed = lower == upper
+    d_bound = jnp.where(held & (side < 0), d_upper, jnp.where(held | fixed, d_lower, 0))
+    return ~(held | fixed), d_bound
+
+
+def _shaken(value: Array) -> Array:
+    """A change of every entry, of the size of the array, with no pattern in it."""
+    flat = jnp.where(jnp.isfinite(value), value, 0).reshape(-1)
+    size = jnp.max(jnp.abs(flat), initial=0)
+    angles = 2.399963 * jnp.arange(1, flat.size + 1, dtype=size.dtype)  # the golden one
+    return (jnp.where(size > 0, size, 1) * jnp.cos(angles)).reshape(value.shape).astype(value.dtype)

@@ -9,6 +9,7 @@ floating dtype.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import ClassVar
 
 import equinox as eqx
 import jax
@@ -20,6 +21,40 @@ from ._minimize_result import MinimizeResult
 from ._result import Result
 from ._tree import Unravel
 from .derivatives import AbstractJacobian
+from .linalg import exponent, next_power_of_two, power_of_two
+
+
+def sizes(x: Array) -> Array:
+    """The power of two next to each entry's size; for 0, that next to the largest entry."""
+    return next_power_of_two(jnp.where(x == 0, jnp.max(jnp.abs(x)), x))
+
+
+def _pulled_back(fun: Callable, x: Array, cotangent: Callable) -> tuple[Array, Array]:
+    """``fun`` at x, and J^T c: J its Jacobian there, c the ``cotangent`` for its value.
+
+    The value comes by the same mode, for `jax.custom_vjp` has no other.
+    """
+    try:
+        value, pullback = jax.vjp(fun, x)
+        return value, pullback(cotangent(value))[0]
+    except ValueError:  # a `lax.while_loop`, which has forward mode only
+        value, pushforward = jax.linearize(fun, x)
+        columns = jax.vmap(pushforward)(jnp.eye(x.shape[0], dtype=x.dtype))
+        return value, columns.reshape(x.shape[0], -1) @ cotangent(value).reshape(-1)
+
+
+@jax.custom_jvp
+def _cost(loss: Loss, f: Array) -> Array:
+    """The cost, with a derivative that is in range even where the square of f is not."""
+    return loss.cost(f)
+
+
+@_cost.defjvp
+def _cost_jvp(primals, tangents):  # type: ignore[no-untyped-def]
+    (loss, f), (d_loss, d_f) = primals, tangents
+    unit = next_power_of_two(jnp.max(jnp.abs(f)))
+    _, by_loss = jax.jvp(lambda loss: loss.cost(f, unit), (loss,), (d_loss,))
+    return _cost(loss, f), jnp.sum(loss.slope(f) * d_f) + by_loss * unit * unit
 
 
 class LeastSquaresProblem(eqx.Module):
@@ -53,6 +88,8 @@ class LeastSquaresProblem(eqx.Module):
     restore_x: Unravel = eqx.field(static=True)
     restore_f: Unravel = eqx.field(static=True)
 
+    dense: ClassVar[bool] = True  # matrices of n columns are written out anyway
+
     def linearize(self, x: Array) -> tuple[Array, Callable[[], Array]]:
         """f(x), and a thunk for the transposed Jacobian (n, m): the one evaluation of a step."""
         f, jacobian = self.jacobian.linearize(self.residuals, x, self.lower, self.upper)
@@ -71,16 +108,28 @@ class LeastSquaresProblem(eqx.Module):
         """The objective, as a plain differentiable function of x and of all that is in here."""
         return self.loss.cost(self.residuals(x).astype(x.dtype))
 
-    def gradient(self, x: Array) -> Array:
-        """d cost / d x, by reverse mode; differentiable again."""
-        f, pullback = jax.vjp(lambda x: self.residuals(x).astype(x.dtype), x)
-        return pullback(self.loss.slope(f))[0]
+    def gradient(self, x: Array, unit: Array | float = 1.0) -> Array:
+        """d (cost / unit) / d x; differentiable again."""
+        return _pulled_back(
+            lambda x: self.residuals(x).astype(x.dtype), x, lambda f: self.loss.slope(f) / unit
+        )[1]
+
+    def units(self, result: Result) -> tuple[Array, Array]:
+        """Of the residuals, and of each variable: powers of two which keep a Hessian in range.
+
+        With cost / unit for cost, a change of a variable by its unit changes its derivative by
+        about as much as an entry of the Jacobian.
+        """
+        of_f = next_power_of_two(jnp.max(jnp.abs(result.fun)))
+        largest = jnp.max(jnp.abs(result.jac), axis=0)
+        of_x = power_of_two(exponent(of_f) - exponent(largest), of_f.dtype)
+        return of_f, jnp.where(largest > 0, of_x, sizes(result.x))
 
     def describe(self, x: Array) -> dict[str, Array]:
         """The fields of the `Result` that follow from x, as differentiable functions of it."""
         f, jacobian = self.linearize(x)
         rows = self.weighted(f, jacobian())[1]
-        return {"cost": self.loss.cost(f), "fun": f, "grad": self.gradient(x), "jac": rows.T}
+        return {"cost": _cost(self.loss, f), "fun": f, "grad": self.gradient(x), "jac": rows.T}
 
     def restore(self, result: Result) -> Result:
         """The result in the user's structures."""
@@ -120,6 +169,8 @@ class MinimizationProblem(eqx.Module):
     bounded: bool = eqx.field(static=True)
     restore_x: Unravel = eqx.field(static=True)
 
+    dense: ClassVar[bool] = False
+
     def value_and_grad(self, x: Array) -> tuple[Array, Array]:
         """f(x) and its gradient (n,): the one evaluation of a step."""
         value, jacobian = self.derivative.linearize(
@@ -127,13 +178,23 @@ class MinimizationProblem(eqx.Module):
         )
         return value[0].astype(x.dtype), jacobian()[:, 0].astype(x.dtype)
 
-    def gradient(self, x: Array) -> Array:
-        """The gradient by reverse mode; differentiable again."""
-        return jax.grad(lambda x: self.objective(x).astype(x.dtype))(x)
+    def gradient(self, x: Array, unit: Array | float = 1.0) -> Array:
+        """The gradient of f / unit; differentiable again."""
+        return self._with_gradient(x, unit)[1]
+
+    def _with_gradient(self, x: Array, unit: Array | float = 1.0) -> tuple[Array, Array]:
+        return _pulled_back(
+            lambda x: self.objective(x).astype(x.dtype), x, lambda f: jnp.ones_like(f) / unit
+        )
+
+    def units(self, result: MinimizeResult) -> tuple[float, Array]:
+        """Of f and of each variable, as for least squares; here nothing is squared."""
+        return 1.0, sizes(result.x)
 
     def describe(self, x: Array) -> dict[str, Array]:
         """The fields of the `MinimizeResult` that follow from x."""
-        return {"fun": self.objective(x).astype(x.dtype), "jac": self.gradient(x)}
+        value, grad = self._with_gradient(x)
+        return {"fun": value, "jac": grad}
 
     def restore(self, result: MinimizeResult) -> MinimizeResult:
         """The result in the user's structure."""

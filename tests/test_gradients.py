@@ -7,6 +7,7 @@ Newton's method on the cost as it is written down here.
 import functools
 
 import equinox as eqx
+import equinox.internal as eqxi
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -117,13 +118,27 @@ def test_gauss_newton_alone_would_not_do():
     assert error > 0.05
 
 
+QUICK = [("trf", "linear"), ("dogbox", "soft_l1"), ("trf", "cauchy"), ("minimize", "soft_l1")]
+CONTRACT = [(method, loss) for method in ("trf", "dogbox", "minimize") for loss in RHO]
+
+
+def robust_cost(p, y, loss, f_scale):
+    return 0.5 * f_scale**2 * jnp.sum(RHO[loss]((decay(p, y) / f_scale) ** 2))
+
+
 @pytest.mark.parametrize(
-    "method, loss", [("trf", "linear"), ("dogbox", "soft_l1"), ("trf", "cauchy")]
+    "method, loss",
+    [pytest.param(*case, marks=[] if case in QUICK else pytest.mark.slow) for case in CONTRACT],
 )
 def test_at_bounds(method, loss):
     def solve(theta):
         lower = jnp.asarray(LOW_ACTIVE).at[2].set(theta[-1])
         upper = jnp.asarray(HIGH_ACTIVE).at[0].set(theta[-2])
+        if method == "minimize":
+            return ox.minimize(
+                lambda p: robust_cost(p, theta[:M], loss, theta[-3]), P0,
+                bounds=jnp.stack([lower, upper], axis=1), options={"ftol": 1e-15, "gtol": 1e-12},
+            ).x  # fmt: skip
         return ox.least_squares(
             decay, P0, bounds=(lower, upper), method=method,
             loss=loss, f_scale=theta[-3], args=(theta[:M],), **TIGHT,
@@ -134,14 +149,19 @@ def test_at_bounds(method, loss):
         f_scale, upper[0], lower[2] = theta[M:]
         return solution(theta[:M], loss, f_scale, lower, upper)
 
-    theta = np.concatenate([Y, [0.3, 1.7, 0.75]])
-    got, expected = both_ways(solve)(theta), differences(expected_x, theta)
-    assert_derivative(got, expected)
-    assert np.abs(expected[1]).max() > 1e-2
-    for jacobian in got:
-        active = jacobian[np.array([0, 2])]
-        assert_allclose(active[:, :-2], 0, atol=1e-12)  # held: the data do not move them
-        assert_allclose(active[:, -2:], np.eye(2), atol=1e-12)  # dx / d bound = 1, and no other
+    jacobians = both_ways(solve)
+    for shift in (0.0, 0.02, -0.02):  # of the data
+        theta = np.concatenate([Y + shift * np.cos(5 * T), [0.3, 1.7, 0.75]])
+        got, expected = jacobians(theta), differences(expected_x, theta)
+        # L-BFGS-B ends at six digits of x; so does Gauss-Newton on arctan, whose curvature is
+        # clipped: the derivative is that of the point which was reached.
+        rough = method == "minimize" or loss == "arctan"
+        assert_derivative(got, expected, rtol=1e-4 if rough else 1e-6)
+        assert np.abs(expected[1]).max() > 1e-2
+        for jacobian in got:
+            active = jacobian[np.array([0, 2])]
+            assert_allclose(active[:, :-2], 0, atol=1e-12)  # held: the data do not move them
+            assert_allclose(active[:, -2:], np.eye(2), atol=1e-12)  # dx / d bound = 1, no other
 
 
 # ---------------------------------------------------------------------------------------
@@ -249,6 +269,299 @@ def test_a_bound_touched_without_force(method):
     assert np.isfinite(got).all()
     assert -1e-6 <= got[0] <= 1 + 1e-6
     assert_allclose(got[0] + got[1], 0.0, atol=1e-6)  # x1 = 2 - x0 on either side
+
+
+# ---------------------------------------------------------------------------------------
+# Units: of the data, of the variables
+
+
+AT_THE_POINT = ox.ImplicitAdjoint(unconverged="ignore")
+# Three decades from the ends of the range, inverse derivatives lose digits to subnormals.
+UNITS = {
+    np.float32: ([1e-34, 1e-20, 1e-18, 1.0, 1e20, 1e34], [1e-30, 1.0, 1e30]),
+    np.float64: ([1e-300, 1e-160, 1.0, 1e160, 1e300], [1e-150, 1.0, 1e150]),
+}
+
+
+@pytest.mark.parametrize("dtype", UNITS)
+@pytest.mark.parametrize("method", ["lm", "dogbox", "cauchy", "minimize"])
+def test_units(method, dtype):
+    # At the solution itself: where a solve in such units ends is not the question here.
+    loss, lower = "linear" if method != "cauchy" else "cauchy", LOW
+    if method == "dogbox":
+        lower = LOW_ACTIVE
+    f_scale, at = 0.3, solution(Y, loss, 0.3, lower)
+
+    def model(p, of_x):
+        q = p / of_x
+        return q[0] * jnp.exp(-q[1] * T.astype(dtype)) + q[2]
+
+    def solve(y, of_f, of_x):
+        x0 = jnp.asarray(at, dtype) * of_x
+        if method == "minimize":
+            return ox.minimize(
+                lambda p: of_f * jnp.sum((model(p, of_x) - y / of_f) ** 2), x0,
+                options={"maxfun": 1}, adjoint=AT_THE_POINT,
+            )  # fmt: skip
+        return ox.least_squares(
+            lambda p: of_f * model(p, of_x) - y, x0, max_nfev=1, adjoint=AT_THE_POINT,
+            method="lm" if method == "lm" else "dogbox", loss=loss, f_scale=f_scale * of_f,
+            bounds=None if method != "dogbox" else (jnp.asarray(lower, dtype) * of_x, np.inf),
+        )  # fmt: skip
+
+    @jax.jit
+    def derivatives(y, of_f, of_x):
+        """Of x / of_x in y / of_f, both ways, and of what a least-squares solve has besides."""
+        unit = lambda v: solve(v, of_f, of_x).x / of_x
+        along = jax.jvp(unit, (y,), (of_f * jnp.ones_like(y),))[1]
+        pulled = of_f * jax.vjp(unit, y)[1](jnp.ones(3, dtype))[0]
+        if method == "minimize":
+            return along, pulled, None
+        cost, fun = jax.jvp(
+            lambda v: (lambda r: (r.cost, r.fun))(solve(v, of_f, of_x)), (y,), (y,)
+        )[1]
+        return along, pulled, (cost / of_f / of_f, fun / of_f)
+
+    expected = differences(lambda y: solution(y, loss, f_scale, lower), Y)
+    rtol = 5e-3 if dtype == np.float32 else 1e-6
+    residual, slope = decay(at, Y), np.asarray(jax.jacfwd(decay)(at, Y))
+    weight = 1 / (1 + (residual / f_scale) ** 2) if method == "cauchy" else 1
+    for of_f, of_x in [(f, 1.0) for f in UNITS[dtype][0]] + [(1.0, x) for x in UNITS[dtype][1]]:
+        y = (Y * of_f).astype(dtype)
+        along, pulled, fields = derivatives(y, dtype(of_f), dtype(of_x))
+        label = f"units {of_f}, {of_x}"
+        assert_allclose(along, expected.sum(1), rtol=rtol, atol=rtol, err_msg=label)
+        assert_allclose(pulled, expected.sum(0), rtol=rtol, atol=rtol, err_msg=label)
+        if fields is not None:
+            d_fun = slope @ expected @ Y - Y
+            assert_allclose(fields[1], d_fun, rtol=rtol, atol=rtol, err_msg=label)
+            if of_f == 1:
+                d_cost = residual * weight @ d_fun
+                assert_allclose(fields[0], d_cost, rtol=rtol, atol=rtol, err_msg=label)
+
+
+@pytest.mark.parametrize("loss", ["linear", "cauchy"])
+def test_cost_moves_where_its_square_vanishes(loss):
+    # The cost itself is out of float32's range; d cost / d y = -f rho' is not.
+    t, small = jnp.linspace(0.0, 1.0, 5, dtype=jnp.float32), jnp.float32(1e-25)
+    y = small * jnp.array([1, 2, 2, 3, 5], jnp.float32)
+    fun = lambda x, y: small * (x[0] + x[1] * t) - y
+    settings = {"method": "lm", "loss": loss, "f_scale": small}
+    solve = lambda y: ox.least_squares(fun, jnp.ones(2, jnp.float32), args=(y,), **settings)
+    f = np.asarray(solve(y).fun / small)
+    weight = 1 / (1 + f**2) if loss == "cauchy" else 1
+    assert_allclose(jax.grad(lambda y: solve(y).cost)(y) / small, -f * weight, atol=1e-4)
+
+
+# ---------------------------------------------------------------------------------------
+# Close to bounds, and on them without force
+
+
+SPREAD = np.linalg.qr(np.random.default_rng(8).standard_normal((8, 8)))[0]
+STIFF = SPREAD * np.geomspace(1, 100, 8) @ SPREAD.T  # the Hessian of a quadratic
+ROOT = np.linalg.cholesky(STIFF).T
+
+
+@pytest.mark.parametrize("method", ["minimize", "trf", "dogbox"])
+def test_close_to_bounds(method):
+    def solve(b, lower, upper):
+        if method == "minimize":
+            bounds = jnp.stack([lower, upper], axis=1)
+            fun = lambda x: 0.5 * x @ STIFF @ x - b @ x
+            return ox.minimize(fun, np.zeros(8), bounds=bounds).x
+        x0 = jnp.clip(jnp.zeros(8), lower, upper)
+        whitened = jnp.linalg.solve(ROOT.T, b)
+        return ox.least_squares(
+            lambda x: ROOT @ x - whitened, x0, bounds=(lower, upper), method=method
+        ).x
+
+    @jax.jit
+    def jacobians(b, lower, upper):
+        value, push = jax.linearize(lambda b: solve(b, lower, upper), b)
+        pull = jax.linear_transpose(push, b)
+        forward = jax.vmap(push, out_axes=-1)(jnp.eye(8))
+        return value, forward, jax.vmap(pull)(jnp.eye(8))[0]
+
+    x = np.random.default_rng(1).standard_normal(8)
+    for held in (np.zeros(8, bool), np.arange(8) % 3 == 0):
+        expected = np.zeros((8, 8))
+        expected[np.ix_(~held, ~held)] = np.linalg.inv(STIFF[np.ix_(~held, ~held)])
+        for gap in (1e-2, 1e-3, 1e-4):
+            # x is the minimum; the held ones push with a force of 1 against their upper bounds.
+            lower, upper = x - gap, np.where(held, x, x + gap)
+            got, *derivatives = jacobians(STIFF @ x + held, lower, upper)
+            assert_allclose(got, x, atol=2e-5)
+            for derivative in derivatives:
+                assert_allclose(derivative, expected, atol=1e-9, err_msg=f"gap {gap}")
+
+
+@pytest.mark.parametrize("method", ["trf", "dogbox"])
+def test_without_force_a_variable_is_free(method):
+    # Non-negative least squares on data which an x with zeros in it fits to the last digit.
+    def solve(b):
+        return ox.least_squares(linear, np.ones(3), args=(A, b), bounds=(0, INF), method=method).x
+
+    jacobians = both_ways(solve)
+    for x in (np.array([1.0, 0.0, 2.0]), np.array([0.0, 0.0, 3.0]), np.array([0.5, 1.0, 0.0])):
+        assert_derivative(jacobians(A @ x), np.linalg.pinv(A), rtol=1e-8)
+
+
+# ---------------------------------------------------------------------------------------
+# Singular: of minimum norm if it exists, else NaN, in both modes
+
+
+def valley(x, a):
+    return (x[0] + x[1] - a[0]) ** 2 + a[1] * x[2] ** 2
+
+
+def quartic(x, a):
+    return x[0] ** 4 - a[0] * x[0] + (x[1] - 2 * a[1]) ** 2
+
+
+def test_a_singular_minimum():
+    at = lambda fun, a: both_ways(lambda a: ox.minimize(fun, np.zeros(a.size + 1), args=(a,)).x)(a)
+    for jacobian in at(valley, np.array([0.3, 1.0])):
+        assert_allclose(jacobian, [[0.5, 0], [0.5, 0], [0, 0]], atol=1e-8)
+    # x0 = (a / 4)^(1/3): vertical at 0, where a solve from 0 stays.
+    for jacobian in at(quartic, np.array([0.0, 0.3])):
+        assert np.isnan(jacobian).all()
+
+
+def test_dependent_columns_that_would_part():
+    # At a = 0 only the sum is determined. Any other a determines the difference, too: 1 / a.
+    def solve(a, b):
+        fun = lambda x: jnp.stack([x[0] + x[1] - b, a * (x[0] - x[1]) + 1.0])
+        return ox.least_squares(fun, np.zeros(2), method="lm").x
+
+    for mode in (jax.jacfwd, jax.jacrev):
+        assert np.isnan(mode(solve)(0.0, 1.0)).all()
+        assert_allclose(mode(solve, argnums=1)(0.0, 1.0), [0.5, 0.5], atol=1e-8)
+
+
+def test_a_singular_system_in_mixed_units():
+    # A cut relative to the largest eigenvalue would take 1e-9 for nothing.
+    def solve(a):
+        fun = lambda x: jnp.stack([1e9 * x[0] - a[0], 1e-9 * x[1] - a[1], x[2] + x[3] - a[2]])
+        return ox.least_squares(fun, np.zeros(4)).x
+
+    expected = [[1e-9, 0, 0], [0, 1e9, 0], [0, 0, 0.5], [0, 0, 0.5]]
+    for jacobian in both_ways(solve)(np.array([1.0, 2.0, 3.0])):
+        assert_allclose(jacobian, expected, rtol=1e-9, atol=1e-18)
+
+
+# ---------------------------------------------------------------------------------------
+# Many variables
+
+
+@pytest.mark.parametrize("n, condition", [(199, 1e3), (201, 1e6)])
+def test_many_variables_of_least_squares(n, condition):
+    # By column scaling, and by rows besides; every seventh variable held.
+    rng = np.random.default_rng(n)
+    a = rng.standard_normal((n + 20, n)) * np.geomspace(1, condition, n)
+    x, weight = rng.standard_normal(n), rng.standard_normal(n)
+    held = np.arange(n) % 7 == 0
+    upper = np.where(held, x, INF)
+    force = np.where(held, np.sum(a**2, axis=0), 0)
+    b = a @ x + a @ np.linalg.solve(a.T @ a, force)  # a^T (a x - b) = -force
+    start = np.where(held, x, x + 1e-3 / np.linalg.norm(a, axis=0))
+
+    def solve(b):
+        return ox.least_squares(linear, start, args=(a, b), bounds=(-INF, upper)).x
+
+    size = np.geomspace(1, condition, n)
+    got = jax.grad(lambda b: (weight * size) @ solve(b))(b)
+    free = ~held
+    expected = np.linalg.pinv(a[:, free] / size[free]).T @ weight[free]
+    assert_allclose(got, expected, atol=1e-7 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("n", [13, 500, 501])
+@pytest.mark.parametrize("kind", ["scaled", "rotated"])
+def test_many_variables_of_a_minimiser(n, kind, monkeypatch):
+    # n = 13: by products, whatever DENSE is.
+    if n == 13:
+        monkeypatch.setattr("optx_lite._implicit.DENSE", 1)
+    rng = np.random.default_rng(n)
+    held = np.arange(n) % 7 == 0
+    x, weight = rng.standard_normal(n), rng.standard_normal(n)
+
+    @jax.jit
+    def derivatives(hessian, b, upper):
+        def solve(b):
+            bounds = jnp.stack([jnp.full(n, -INF), upper], axis=1)
+            fun = lambda y: 0.5 * y @ hessian @ y - b @ y
+            options, adjoint = {"maxfun": 1}, AT_THE_POINT  # a quadratic: x is known
+            return ox.minimize(fun, x, bounds=bounds, options=options, adjoint=adjoint).x
+
+        return jax.jvp(solve, (b,), (weight,))[1], jax.vjp(solve, b)[1](weight)[0]
+
+    q = np.linalg.qr(rng.standard_normal((n, n)))[0]
+    for condition in (1e3, 1e6) if kind == "rotated" else (1e3, 1e6, 1e12):
+        if kind == "rotated":
+            hessian, size = q * np.geomspace(1, condition, n) @ q.T, np.ones(n)
+        else:
+            size = np.geomspace(1, condition**0.5, n)
+            hessian = size * (q * rng.uniform(1, 4, n) @ q.T) * size[:, None]
+        b = hessian @ x + np.where(held, np.diag(hessian), 0)
+        expected = np.zeros(n)
+        free = ~held
+        expected[free] = np.linalg.solve(hessian[np.ix_(free, free)], weight[free])
+        for got in derivatives(hessian, b, np.where(held, x, INF)):
+            error = size * (got - expected)
+            assert_allclose(error, 0, atol=1e-8 * np.abs(size * expected).max())
+
+
+# ---------------------------------------------------------------------------------------
+# Functions which can be differentiated in one mode only
+
+
+def root_by_newton(a):
+    return jax.lax.while_loop(
+        lambda s: jnp.abs(s * s - a) > 1e-14 * a, lambda s: 0.5 * (s + a / s), jnp.ones_like(a)
+    )
+
+
+@pytest.mark.parametrize("method", ["lm", "trf"])
+def test_residuals_with_a_while_loop(method):
+    # Forward over forward; in reverse, the loop of the user has none.
+    def solve(y, root):
+        fun = lambda x: jnp.stack([root(x[0] * y[0]) - y[0], x[1] * x[0] - y[1], x[1] - y[2]])
+        bounds = (0, INF) if method == "trf" else None
+        res = ox.least_squares(fun, np.ones(2), method=method, bounds=bounds, **TIGHT)
+        return res.x, res.cost
+
+    y = np.array([1.5, 2.0, 1.1])
+    expected = jax.jacfwd(lambda y: solve(y, jnp.sqrt))(y)
+    for got, right in zip(jax.jacfwd(lambda y: solve(y, root_by_newton))(y), expected, strict=True):
+        assert_derivative(got, right, rtol=1e-8)
+    with pytest.raises(ValueError, match="while_loop"):
+        jax.jacrev(lambda y: solve(y, root_by_newton))(y)
+
+
+def test_functions_with_reverse_mode_only():
+    # equinox's checkpointed loop: forward over reverse.
+    def root(a):
+        return eqxi.while_loop(
+            lambda s: jnp.abs(s * s - a) > 1e-14 * a, lambda s: 0.5 * (s + a / s),
+            jnp.ones_like(a), kind="checkpointed", max_steps=50,
+        )  # fmt: skip
+
+    def residuals(x, y, root):
+        return jnp.stack([root(x[0]) - y[0], x[1] * x[0] - y[1], x[1] - y[2]])
+
+    def cost(x, y, root):
+        return jnp.sum(residuals(x, y, root) ** 2)
+
+    def solve(y, root):
+        by_squares = ox.least_squares(lambda x: residuals(x, y, root), np.ones(2), jac="jacrev")
+        options = {"ftol": 1e-15, "gtol": 1e-10}
+        return by_squares.x, ox.minimize(lambda x: cost(x, y, root), np.ones(2), options=options).x
+
+    y, along = (np.array([1.5, 2.0, 1.1]),), (np.array([1.0, -0.5, 0.3]),)
+    _, right = jax.jvp(lambda y: solve(y, jnp.sqrt), y, along)
+    _, got = jax.jvp(lambda y: solve(y, root), y, along)
+    assert_allclose(got[0], right[0], rtol=1e-7)
+    assert_allclose(got[1], right[0], rtol=1e-5)
 
 
 # ---------------------------------------------------------------------------------------
@@ -443,6 +756,13 @@ def test_not_converged_is_nan():
         assert np.isfinite(jacobian).all()
     for jacobian in jacobians(np.append(Y, 2.0)):
         assert np.isnan(jacobian[:, :M]).all()
+
+
+def test_not_converged_is_nan_in_every_field():
+    fields = lambda r: jnp.concatenate([r.x, r.cost[None], r.fun, r.grad, r.jac.ravel()])
+    solve = lambda y: fields(ox.least_squares(decay, P0, args=(y,), max_nfev=2))
+    for jacobian in both_ways(solve)(Y):
+        assert np.isnan(jacobian).all()
 
 
 def test_not_converged_and_asked_for_all_the_same():

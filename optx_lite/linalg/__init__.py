@@ -1,10 +1,14 @@
 """Small dense factorisations, written so that the lanes of a `vmap` go through them together."""
 
+from ._conjugate_gradient import equilibrate as equilibrate
 from ._conjugate_gradient import solve_by_products as solve_by_products
 from ._norms import norm as norm
 from ._norms import safe_divide as safe_divide
 from ._norms import safe_sqrt as safe_sqrt
 from ._positive import solve_positive as solve_positive
+from ._scale import exponent as exponent
+from ._scale import next_power_of_two as next_power_of_two
+from ._scale import power_of_two as power_of_two
 from ._symmetric import solve_symmetric as solve_symmetric
 from ._triangular import diagonal as diagonal
 from ._triangular import solve_transposed as solve_transposed

@@ -1,12 +1,29 @@
-"""Solve H x = b for a symmetric H that may be singular: the solution of minimum norm.
+r"""Solve H x = b for a symmetric H that may be singular: the solution of minimum norm.
 
-A positive definite H, the usual case at a minimum, is solved by Cholesky. Anything else by
-its eigenvalues, those below n eps max|lambda| cut. The second way runs only when some lane
-of a batch needs it: it stands in a `while_loop` of at most one turn, because `vmap` turns a
-`cond` into "both" but keeps a loop's "until no lane wants more".
+H comes equilibrated, M = S H S with S = diag(s), s powers of two that make its diagonal 1 (to a
+factor of two); y = S^-1 x is found from M y = S b. Whether an eigenvalue counts as zero is then
+a question without units.
+
+A positive definite M, the usual case at a minimum, is solved by Cholesky. Anything else by its
+eigenvalues, those below 8 n eps max|lambda| cut: that is M^+. Let the columns of N be the
+eigenvectors that were cut, and those of Z a basis of the same space with Z^T S^2 Z = I. Then
+
+    y = (I - Z Z^T S^2) M^+ (I - S^2 Z Z^T) S b                                       (1)
+
+has x = S y = H^+ b: what is least is ||x||, in the user's units, not ||y||.
+
+Where N^T S b is not 0 there is no solution. A derivative rule meets that only in forward mode: in
+reverse, b is any cotangent. Hence the `probe`, a right-hand side made of every input that moves,
+which decides for both: if N can be seen in it, the answer is NaN.
+
+The second way runs only when some lane of a batch needs it: it stands in a `while_loop` of at
+most one turn, because `vmap` turns a `cond` into "both" but keeps a loop's "until no lane wants
+more".
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import jax.numpy as jnp
 from jax import lax
@@ -15,32 +32,66 @@ from jaxtyping import Array
 from ._triangular import SMALL, diagonal, solve_transposed, solve_upper
 
 
-def solve_symmetric(matrix: Array, b: Array) -> Array:
-    """x of minimum norm with ``matrix @ x = b`` in the least-squares sense; (n, n), (n,)."""
+def solve_symmetric(
+    matrix: Array, b: Array, unit: Array, probe: Callable[[], Array] | None = None
+) -> Array:
+    """y with ``matrix @ y = b`` in the least-squares sense, and ``unit * y`` of minimum norm.
+
+    Parameters
+    ----------
+    matrix : array, shape (n, n)
+        M: symmetric, with a diagonal of about 1; or of 0.
+    b : array, shape (n,)
+        S b of the module.
+    unit : array, shape (n,)
+        s, powers of two.
+    probe : callable without arguments, optional
+        Called where M is singular: gives an array (n,) like ``b``. If M y = probe has no
+        solution, the answer is NaN.
+    """
     eps = jnp.finfo(b.dtype).eps
     n = b.shape[0]
-    size = jnp.sqrt(jnp.abs(diagonal(matrix)))
-    scale = 1 / jnp.where(size > 0, size, 1)
-    unit = matrix * scale[:, None] * scale[None, :]
-    lower = _cholesky(unit)
+    lower = _cholesky(matrix)
     pivots = diagonal(lower)
-    definite = jnp.min(jnp.where(jnp.isfinite(pivots), pivots, 0)) > jnp.sqrt(n * eps)
-    x = scale * _solve_definite(lower, b * scale)
+    definite = jnp.min(jnp.where(jnp.isfinite(pivots), pivots, 0)) > _rounding(b) ** 0.5
+    y = _solve_definite(lower, b)
     # One correction: it gives back the digits that the factorisation of a stiff H lost.
-    residual = b - matrix @ x
-    x = x + scale * _solve_definite(lower, residual * scale)
-    x = jnp.where(definite, x, 0)
+    y = y + _solve_definite(lower, b - matrix @ y)
+    y = jnp.where(definite, y, 0)
 
     def by_eigenvalues(state: tuple[Array, Array]) -> tuple[Array, Array]:
-        x, todo = state
+        y, todo = state
         finite = jnp.where(jnp.all(jnp.isfinite(matrix)), matrix, jnp.eye(n, dtype=b.dtype))
         values, vectors = jnp.linalg.eigh(finite)
-        keep = jnp.abs(values) > n * eps * jnp.max(jnp.abs(values))
-        parts = jnp.where(keep, (vectors.T @ b) / jnp.where(keep, values, 1), 0)
-        return jnp.where(todo, vectors @ parts, x), jnp.zeros_like(todo)
+        keep = _counts(values)
+        null = jnp.where(keep, 0, vectors)
+        # Z of (1), from the orthonormal columns of N by another turn of them.
+        weight = (unit / jnp.max(unit)) ** 2
+        lengths, turn = jnp.linalg.eigh(null.T @ (weight[:, None] * null))
+        seen = _counts(lengths)
+        z = jnp.where(seen, (null @ turn) / jnp.sqrt(jnp.where(seen, lengths, 1)), 0)
+        right = b - weight * (z @ (z.T @ b))
+        found = vectors @ jnp.where(keep, (vectors.T @ right) / jnp.where(keep, values, 1), 0)
+        found = found - z @ (z.T @ (weight * found))
+        if probe is not None:
+            moved = probe()
+            lost = jnp.max(jnp.abs(null.T @ moved)) > jnp.sqrt(eps) * jnp.max(jnp.abs(moved))
+            found = jnp.where(lost, jnp.nan, found)
+        return jnp.where(todo, found, y), jnp.zeros_like(todo)
 
-    x, _ = lax.while_loop(lambda state: state[1], by_eigenvalues, (x, ~definite))
-    return jnp.where(jnp.isfinite(jnp.sum(matrix)), x, jnp.nan)
+    y, _ = lax.while_loop(lambda state: state[1], by_eigenvalues, (y, ~definite))
+    return jnp.where(jnp.isfinite(jnp.sum(matrix)), y, jnp.nan)
+
+
+def _counts(values: Array) -> Array:
+    """Which of the eigenvalues are not zero to rounding."""
+    size = jnp.abs(values)
+    return size > _rounding(values) * jnp.max(size)
+
+
+def _rounding(values: Array) -> float:
+    """Of the eigenvalues of a matrix with entries of about 1."""
+    return 8 * values.shape[0] * float(jnp.finfo(values.dtype).eps)
 
 
 def _solve_definite(lower: Array, b: Array) -> Array:
