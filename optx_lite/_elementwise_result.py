@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ._result import AbstractRecord
+from ._result import PROCEEDING, AbstractRecord
 
 RUNNING = 1
 CONVERGED = 0
@@ -17,7 +17,7 @@ CALLBACK_STOP = -4
 BAD_INPUT = -5
 
 _MESSAGES = {
-    RUNNING: "The algorithm is proceeding normally.",
+    RUNNING: PROCEEDING,
     MAXITER: "The maximum number of iterations was reached.",
     NONFINITE: "A non-finite value was encountered.",
     CALLBACK_STOP: "Iteration was terminated by `callback`.",

@@ -62,6 +62,7 @@ class MinimizeResult(AbstractResult):
 
     MESSAGES = MESSAGES
     COUNTERS = ("nfev", "njev", "nit", "task", "status")
+    SUMMARY = ("nfev", "status", "task", "fun", "optimality", "slopes")
     VALUE = "Fun"
 
     x: Any

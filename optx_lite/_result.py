@@ -29,6 +29,7 @@ FTOL = 2
 XTOL = 3
 FTOL_AND_XTOL = 4
 
+PROCEEDING = "The algorithm is proceeding normally."
 MESSAGES = {
     PLATEAU: "A parameter which had an effect on the residuals has lost it: the solve ended on a "
     "plateau. Bound that parameter, or start elsewhere.",
@@ -60,7 +61,7 @@ class AbstractRecord(eqx.Module):
 
     @property
     def code(self) -> Any:
-        """Why the solve ended, as a key of MESSAGES."""
+        """Why the solve ended, as a key of MESSAGES; None in what a callback gets."""
         return self.status
 
     @property
@@ -71,6 +72,8 @@ class AbstractRecord(eqx.Module):
                 "`message` is text and cannot be made inside jit, vmap or grad: "
                 "look at `status` there, and ask for the message outside."
             )
+        if self.code is None:
+            return PROCEEDING
         return self._texts(np.asarray(self.code))[()]
 
     def _texts(self, codes: np.ndarray) -> Any:
@@ -87,6 +90,21 @@ class AbstractRecord(eqx.Module):
     def keys(self) -> list[str]:
         """Names of the fields, as ``OptimizeResult.keys``."""
         return [*_names(self), "success", "message"]
+
+    def values(self) -> list[Any]:
+        """The fields, in the order of `keys`."""
+        return [self[key] for key in self.keys()]
+
+    def items(self) -> list[tuple[str, Any]]:
+        """Names and fields."""
+        return [(key, self[key]) for key in self.keys()]
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """A field, or the default if there is none of that name."""
+        return self[key] if key in self else default
+
+    def __len__(self) -> int:
+        return len(self.keys())
 
     def __getitem__(self, key: str) -> Any:
         if key not in self.keys():
@@ -111,6 +129,7 @@ class AbstractResult(AbstractRecord):
     """The record of a search for one x."""
 
     COUNTERS: ClassVar[tuple[str, ...]]  # plain numbers outside of a trace
+    SUMMARY: ClassVar[tuple[str, ...]]  # fields for the message and the report at the end
     VALUE: ClassVar[str]  # what it calls that which is minimised
 
     x: eqx.AbstractVar[Any]
@@ -151,10 +170,12 @@ class Result(AbstractResult):
     status : int
         Why it ended: 1 gtol, 2 ftol, 3 xtol, 4 both, 0 out of evaluations, -1 bad input,
         -2 callback, -3 non-finite start, -4 stalled away from a stationary point, -5 plateau.
+        None in what a callback gets, of which only x, fun, cost, optimality, nit and nfev are set.
     """
 
     MESSAGES = MESSAGES
     COUNTERS = ("nfev", "njev", "nit", "status")
+    SUMMARY = ("nfev", "status", "cost", "optimality")
     VALUE = "Cost"
 
     x: Any
@@ -172,7 +193,7 @@ class Result(AbstractResult):
     @property
     def success(self) -> Any:
         """Whether a convergence test was met (``status > 0``)."""
-        return self.status > 0
+        return self.status is not None and self.status > 0
 
 
 def _names(result: AbstractRecord) -> list[str]:
