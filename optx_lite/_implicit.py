@@ -105,12 +105,16 @@ class UnrolledAdjoint(AbstractAdjoint):
 @ft.partial(jax.jit, static_argnums=0)
 def _run(static: Any, leaves: list[Array]) -> AbstractResult:
     treedef, _ = static
-    solver, problem, x0, _ = jax.tree.unflatten(treedef, leaves)
+    solver, problem, x0, watch = jax.tree.unflatten(treedef, leaves)
     state = jax.eval_shape(solver.init, problem, x0)
     lane_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
-    solve = in_chunks(
-        lambda *leaves: drive_as_one(*jax.tree.unflatten(treedef, leaves)), lane_bytes
-    )
+
+    def run(spare: Array, *leaves: Array) -> AbstractResult:
+        solver, problem, x0, watch = jax.tree.unflatten(treedef, leaves)
+        watch = None if watch is None else watch.silenced(spare)
+        return drive_as_one(solver, problem, x0, watch)
+
+    solve = in_chunks(run, lane_bytes, listened=watch is not None)
     return solve(*leaves)
 
 
