@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ._result import PROCEEDING, AbstractRecord
+from ._result import PROCEEDING, AbstractRecord, exportable
 
 RUNNING = 1
 CONVERGED = 0
@@ -39,6 +39,7 @@ class AbstractElementwiseResult(AbstractRecord):
         return texts
 
 
+@exportable
 class ElementwiseResult(AbstractElementwiseResult):
     """The answer of `elementwise.find_minimum` and `elementwise.find_root`; a pytree.
 
@@ -79,6 +80,7 @@ class ElementwiseResult(AbstractElementwiseResult):
         return self.f_x
 
 
+@exportable
 class ScalarResult(AbstractElementwiseResult):
     """The answer of `minimize_scalar`; a pytree of arrays of one shape.
 
@@ -117,6 +119,7 @@ class ScalarResult(AbstractElementwiseResult):
         return self.fun
 
 
+@exportable
 class BracketResult(AbstractElementwiseResult):
     """The answer of `elementwise.bracket_minimum` and `elementwise.bracket_root`; a pytree.
 

@@ -40,6 +40,7 @@ from jaxtyping import Array
 
 from ._bounds import coleman_li
 from ._lanes import in_chunks
+from ._lift import communicates
 from ._loop import Checkpointed, FixedSteps, drive, drive_as_one
 from ._result import AbstractResult
 from .linalg import safe_sqrt, solve_by_products, solve_symmetric
@@ -114,8 +115,9 @@ def _run(static: Any, leaves: list[Array]) -> AbstractResult:
         watch = None if watch is None else watch.silenced(spare)
         return drive_as_one(solver, problem, x0, watch)
 
-    solve = in_chunks(run, lane_bytes, listened=watch is not None)
-    return solve(*leaves)
+    if communicates((solver, problem)):  # its lanes have to run side by side
+        return run(np.False_, *leaves)
+    return in_chunks(run, lane_bytes, listened=watch is not None)(*leaves)
 
 
 @ft.partial(jax.custom_jvp, nondiff_argnums=(0,))

@@ -86,6 +86,18 @@ class Structure:
     def __repr__(self) -> str:
         return f"Structure({len(self.jaxpr.eqns)} equations)"
 
+    def __copy__(self) -> Structure:
+        return self
+
+    def __deepcopy__(self, _: Any) -> Structure:
+        return self  # nothing in it changes
+
+    def __reduce__(self) -> Any:
+        raise TypeError(
+            "A problem cannot be pickled, since it holds a traced function: pickle the function "
+            "and its arguments, and make the problem of them anew. Results can be pickled."
+        )
+
 
 class Lifted(eqx.Module):
     """A function of pytrees, as a pytree.
@@ -144,6 +156,17 @@ class Lifted(eqx.Module):
             for i in range(count)
         ]
         return [*self.consts[:arrays], *numbers]
+
+
+def communicates(tree: Any) -> bool:
+    """Whether a function in a pytree asks for other lanes of a `vmap`, as `jax.lax.psum` does."""
+    functions = jax.tree.leaves(tree, is_leaf=lambda node: isinstance(node, Lifted))
+    return any(
+        type(effect).__name__ == "NamedAxisEffect"
+        for function in functions
+        if isinstance(function, Lifted)
+        for effect in function.structure.jaxpr.effects
+    )
 
 
 def _as_traced(leaf: Any, aval: Any) -> Any:

@@ -13,10 +13,10 @@ import numpy as np
 from jax.core import Tracer
 
 from ._implicit import AbstractAdjoint, ImplicitAdjoint
-from ._inputs import check_x0
+from ._inputs import as_tuple, check_x0
 from ._inverse_hessian import LbfgsInvHessProduct
 from ._minimize_result import MinimizeResult
-from ._monitor import Listener
+from ._monitor import Listener, check_callback
 from ._objective import minimization_problem
 from ._run import IMPLICIT, solve
 from ._tree import as_dtype
@@ -134,6 +134,7 @@ def minimize(
         raise TypeError(
             f"`adjoint` must be an ImplicitAdjoint or UnrolledAdjoint, got {adjoint!r}."
         )
+    check_callback(callback)
     chosen = _check_options(kind, options, tol, jac)
     problem, x = minimization_problem(
         fun, x0, args=args, jac=jac, bounds=bounds, eps=chosen.pop("eps", None),
@@ -299,9 +300,8 @@ def _count(name: str, value: Any) -> Any:
 
 
 def _returns_pair(func: Callable, x0: Any, args: Any) -> bool:
-    args = args if isinstance(args, tuple) else (args,)
     try:
-        out = jax.eval_shape(func, check_x0(x0), *args)
+        out = jax.eval_shape(func, check_x0(x0), *as_tuple(args))
     except Exception:  # what is wrong with it, `minimize` will say
         return False
     return isinstance(out, (tuple, list)) and len(out) == 2

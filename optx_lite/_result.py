@@ -13,11 +13,13 @@ from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-UNSOLVED = -6  # in no answer: the record is still to be filled
+UNSOLVED = -7  # in no answer: the record is still to be filled
+NONFINITE_JACOBIAN = -6
 PLATEAU = -5
 STALLED = -4
 NONFINITE = -3
@@ -31,6 +33,8 @@ FTOL_AND_XTOL = 4
 
 PROCEEDING = "The algorithm is proceeding normally."
 MESSAGES = {
+    NONFINITE_JACOBIAN: "The Jacobian is not finite in the initial point, although the residuals "
+    "are: start elsewhere, or take jac='2-point', whose differences look beside that point.",
     PLATEAU: "A parameter which had an effect on the residuals has lost it: the solve ended on a "
     "plateau. Bound that parameter, or start elsewhere.",
     STALLED: "No step reduces the cost although the gradient is not zero: the derivative may be "
@@ -45,6 +49,28 @@ MESSAGES = {
     XTOL: "`xtol` termination condition is satisfied.",
     FTOL_AND_XTOL: "Both `ftol` and `xtol` termination conditions are satisfied.",
 }
+
+
+def exportable(cls: Any) -> Any:
+    """Class decorator: `jax.export` may serialise functions that take or give such records.
+
+    All fields of the class are dynamic.
+    """
+
+    def from_children(_: None, children: Any) -> Any:
+        record = object.__new__(cls)  # what the children are here no __init__ would accept
+        for field, child in zip(dataclasses.fields(cls), children, strict=True):
+            object.__setattr__(record, field.name, child)
+        return record
+
+    jax.export.register_pytree_node_serialization(
+        cls,
+        serialized_name=f"optx_lite.{cls.__name__}",
+        serialize_auxdata=lambda _: b"",
+        deserialize_auxdata=lambda _: None,
+        from_children=from_children,
+    )
+    return cls
 
 
 class AbstractRecord(eqx.Module):
@@ -140,12 +166,15 @@ class AbstractResult(AbstractRecord):
         return getattr(self, self.VALUE.lower())
 
 
+@exportable
 class Result(AbstractResult):
     """The answer of `least_squares`, with the field names of ``scipy.optimize.OptimizeResult``.
 
     A pytree: it can be returned from ``jit``, ``vmap`` and ``scan``. Fields are read as
     attributes or, as in SciPy, as items. Outside a trace ``status``, ``success`` and the
-    counters are plain Python numbers.
+    counters are plain Python numbers. Where nothing could be solved (status -1, -3, -6), ``cost``
+    is infinite, so that no choice of the best of many starts falls on it; ``fun``, ``jac``,
+    ``grad`` and ``optimality`` are NaN.
 
     Attributes
     ----------
@@ -169,7 +198,8 @@ class Result(AbstractResult):
         ``method='lm'`` with a finite-difference Jacobian, as in SciPy.
     status : int
         Why it ended: 1 gtol, 2 ftol, 3 xtol, 4 both, 0 out of evaluations, -1 bad input,
-        -2 callback, -3 non-finite start, -4 stalled away from a stationary point, -5 plateau.
+        -2 callback, -3 non-finite start, -4 stalled away from a stationary point, -5 plateau,
+        -6 residuals finite at the start but not their Jacobian.
         None in what a callback gets, of which only x, fun, cost, optimality, nit and nfev are set.
     """
 

@@ -14,6 +14,7 @@ from ._tree import ravel
 from .solvers import AbstractSolver
 
 IMPLICIT = ImplicitAdjoint()
+NONFINITE = codes.NONFINITE, codes.NONFINITE_JACOBIAN
 
 
 def run(solver: AbstractSolver, problem: Any, x0: Any, adjoint: AbstractAdjoint = IMPLICIT) -> Any:
@@ -65,6 +66,6 @@ def solve(
         inputs = solver, problem, x
         result = watched(lambda watch: adjoint.solve(*inputs, watch), listener, inputs)
     result = to_host(result)
-    if isinstance(result.status, int) and result.status == codes.NONFINITE:
-        raise ValueError(codes.MESSAGES[codes.NONFINITE])
+    if isinstance(result.status, int) and result.status in NONFINITE:
+        raise ValueError(codes.MESSAGES[result.status])
     return problem.restore(result)

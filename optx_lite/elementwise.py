@@ -25,7 +25,6 @@ import numpy as np
 
 from ._elementwise import Polished, Search, solve
 from ._elementwise_inputs import (
-    as_tuple,
     check_bracket,
     check_search,
     count,
@@ -35,6 +34,7 @@ from ._elementwise_inputs import (
 )
 from ._elementwise_problem import elementwise_problem
 from ._elementwise_result import BracketResult, ElementwiseResult
+from ._inputs import as_tuple
 from ._monitor import AbstractListener, watched
 from .solvers.bracket_minimum import BracketMinimum
 from .solvers.bracket_root import BracketRoot

@@ -160,7 +160,8 @@ class TrustRegionSolver(AbstractSolver[LeastSquaresProblem, State]):
         radius = self._radius(problem, state, moved, cost, ratio, finite, accepted)
         moved = eqx.tree_at(lambda s: (s.radius, s.size), moved, (radius, outlook.size))
         status, pending = judge(self, problem, state, moved, outlook, accepted, ratio)
-        status = jnp.where(first & ~accepted, codes.NONFINITE, status).astype(jnp.int32)
+        bad_start = jnp.where(finite, codes.NONFINITE_JACOBIAN, codes.NONFINITE)
+        status = jnp.where(first & ~accepted, bad_start, status).astype(jnp.int32)
         if self.falls_back:
             moved, status = self._last_resort(problem, moved, status)
 
@@ -288,13 +289,15 @@ class TrustRegionSolver(AbstractSolver[LeastSquaresProblem, State]):
             # On a bound: within what xtol takes for nothing, in the metric.
             nothing = self.xtol * norm(state.x / state.scale) * state.scale
             mask = active_mask(state.x, problem.lower, problem.upper, nothing)
+        cost, fun = _cost_and_residuals(problem, state)
+        known = jnp.where(jnp.isfinite(state.cost), 1, jnp.nan).astype(cost.dtype)
         return Result(
             x=state.x,
-            cost=problem.loss.cost(state.f),
-            fun=state.f,
-            jac=state.model.rows.T * state.unit,
-            grad=state.model.grad * state.unit**2,
-            optimality=self.optimality(problem, state),
+            cost=cost,
+            fun=fun,
+            jac=state.model.rows.T * (known * state.unit),
+            grad=state.model.grad * (known * state.unit**2),
+            optimality=self.optimality(problem, state) * known,
             active_mask=mask,
             nfev=state.nfev,
             njev=state.nit + jnp.isfinite(state.cost).astype(jnp.int32),
@@ -307,10 +310,10 @@ class TrustRegionSolver(AbstractSolver[LeastSquaresProblem, State]):
     ) -> tuple[Report, Array]:
         """What a callback is told after a step, and whether the step moved x."""
         first = before.nfev == 0
-        cost = problem.loss.cost(after.f)
+        cost, fun = _cost_and_residuals(problem, after)
         told = Report(
             x=after.x,
-            fun=after.f,
+            fun=fun,
             value=cost,
             reduction=jnp.where(first, 0, problem.loss.cost(before.f) - cost),
             step_norm=norm(after.x - before.x),
@@ -347,6 +350,13 @@ class TrustRegionSolver(AbstractSolver[LeastSquaresProblem, State]):
     def acceptable(self, reduction: Array, ratio: Array) -> Array:
         """Whether a trial in the main phase is taken."""
         return reduction > 0
+
+
+def _cost_and_residuals(problem: LeastSquaresProblem, state: State) -> tuple[Array, Array]:
+    """At the best point; infinite and NaN as long as there is none, as after a bad start."""
+    none = jnp.isinf(state.cost)
+    cost = jnp.where(none, jnp.inf, problem.loss.cost(state.f))
+    return cost, jnp.where(none, jnp.nan, state.f)
 
 
 def _linearized(
