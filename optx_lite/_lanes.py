@@ -121,9 +121,7 @@ class _Lanes:
         spare = (jnp.arange(chunks * size) >= count).reshape(chunks, size)
         mapped = [cut(leaf) for leaf, b in zip(leaves, self.batched, strict=True) if b]
         out = lax.map(chunk, (spare, mapped))
-        return jax.tree.map(
-            lambda leaf: leaf.reshape(chunks * size, *leaf.shape[2:])[:count], out
-        )
+        return jax.tree.map(lambda leaf: leaf.reshape(chunks * size, *leaf.shape[2:])[:count], out)
 
 
 def _merge(leaf: Any, inner: bool, outer: bool, sizes_outer: Any, sizes_inner: Any) -> Any:
@@ -176,9 +174,14 @@ def _each_device_its_own(fun: Callable, batched: tuple[bool, ...], leaves: Any) 
         return jax.tree.map(lambda _: NamedSharding(mesh, lanes_of(arguments)), result)
 
     def partition(mesh: Any, arguments: Any, result: Any) -> Any:
-        lanes, whole = (NamedSharding(mesh, spec) for spec in (lanes_of(arguments), PartitionSpec()))
-        return mesh, on_device, results(mesh, arguments, result), tuple(
-            lanes if b else whole for b in batched
+        lanes, whole = (
+            NamedSharding(mesh, spec) for spec in (lanes_of(arguments), PartitionSpec())
+        )
+        return (
+            mesh,
+            on_device,
+            results(mesh, arguments, result),
+            tuple(lanes if b else whole for b in batched),
         )
 
     def rule(_: Any, arguments: Any, result: Any) -> str:

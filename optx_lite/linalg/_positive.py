@@ -13,6 +13,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
+from .._control_flow import fori_loop
+
 
 def solve_positive(matrix: Array, rhs: Array) -> tuple[Array, Array]:
     """``matrix``^-1 ``rhs``, (n, n) and (n, k), and the smallest pivot relative to its diagonal.
@@ -37,7 +39,7 @@ def solve_positive(matrix: Array, rhs: Array) -> tuple[Array, Array]:
         return table, jnp.where(pivot > smallest, smallest, pivot)
 
     start = (table, jnp.ones((), matrix.dtype))
-    table, smallest = lax.fori_loop(0, n, eliminate, start)
+    table, smallest = fori_loop(0, n, eliminate, start)
     return table[:, n:] * inverse[:, None], smallest
 
 

@@ -9,9 +9,9 @@ of a batch needs it: it stands in a `while_loop` of at most one turn, because `v
 from __future__ import annotations
 
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array
 
+from .._control_flow import while_loop
 from ._triangular import SMALL, diagonal, solve_transposed, solve_upper
 
 
@@ -39,7 +39,7 @@ def solve_symmetric(matrix: Array, b: Array) -> Array:
         parts = jnp.where(keep, (vectors.T @ b) / jnp.where(keep, values, 1), 0)
         return jnp.where(todo, vectors @ parts, x), jnp.zeros_like(todo)
 
-    x, _ = lax.while_loop(lambda state: state[1], by_eigenvalues, (x, ~definite))
+    x, _ = while_loop(lambda state: state[1], by_eigenvalues, (x, ~definite))
     return jnp.where(jnp.isfinite(jnp.sum(matrix)), x, jnp.nan)
 
 

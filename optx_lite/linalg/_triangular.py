@@ -23,6 +23,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
+from .._control_flow import cond, scan, while_loop
+
 SMALL = 6
 
 
@@ -86,7 +88,7 @@ def _cholesky_or_householder(rows: Array, f: Array) -> tuple[Array, Array]:
         upper = jnp.where(square > 0, lower.T / scale[None, :], 0)
         return upper, _by_trsm(lower.T, (rows @ f) * scale, transposed=True)
 
-    return lax.cond(accurate, from_cholesky, lambda: _householder(rows, f))
+    return cond(accurate, from_cholesky, lambda: _householder(rows, f))
 
 
 def _householder(rows: Array, f: Array) -> tuple[Array, Array]:
@@ -104,7 +106,7 @@ def _householder(rows: Array, f: Array) -> tuple[Array, Array]:
         return _one_by_one(rows, f), jnp.zeros_like(deficient)
 
     # A loop of at most one turn: a `cond` would be "both" under `vmap`.
-    table, _ = lax.while_loop(lambda state: state[1], again, (table, deficient))
+    table, _ = while_loop(lambda state: state[1], again, (table, deficient))
     return table[:, :n], table[:, n]
 
 
@@ -122,7 +124,7 @@ def _one_by_one(rows: Array, f: Array) -> Array:
         row = jnp.where(seen & (index >= j), dots * lax.rsqrt(jnp.where(seen, dots[j], 1)), 0)
         return work - factor[:, None] * work[j], row
 
-    return lax.scan(column, jnp.concatenate([rows, f[None]]), jnp.arange(n))[1]
+    return scan(column, jnp.concatenate([rows, f[None]]), jnp.arange(n))[1]
 
 
 @jax.custom_jvp

@@ -30,9 +30,9 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jaxtyping import Array
 
+from .._control_flow import while_loop
 from ._norms import norm
 from ._triangular import solve_transposed, solve_upper, triangularize
 
@@ -132,7 +132,7 @@ def solve_trust_region(
         detour.wanted,
         jnp.zeros((), jnp.int32),
     )
-    step, alpha, _, _, _, detoured, _ = lax.while_loop(lambda state: state[4], turn, start)
+    step, alpha, _, _, _, detoured, _ = while_loop(lambda state: state[4], turn, start)
     # On the boundary exactly, so that a radius which says "to here" is taken at its word.
     size = norm(step)
     limited = ~fits & ~detoured & (alpha > floor)

@@ -23,6 +23,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
+from .._control_flow import fori_loop
 from ..linalg import safe_divide, solve_positive
 from ._memory import Memory, blocks
 
@@ -81,7 +82,7 @@ class Dense(AbstractMatrix):
             return matrix - image[:, None] * lost + y[:, None] * won
 
         start = memory.theta * jnp.eye(n, dtype=steps.dtype)
-        return Dense(memory.theta, lax.fori_loop(0, steps.shape[0], update, start))
+        return Dense(memory.theta, fori_loop(0, steps.shape[0], update, start))
 
     def see(self, v: Array) -> Seen:
         """See `AbstractMatrix`."""

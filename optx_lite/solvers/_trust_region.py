@@ -42,6 +42,7 @@ from jaxtyping import Array
 
 from .. import _result as codes
 from .._bounds import active_mask, coleman_li, within
+from .._control_flow import cond
 from .._monitor import Report
 from .._problem import LeastSquaresProblem
 from .._result import Result
@@ -144,7 +145,7 @@ class TrustRegionSolver(AbstractSolver[LeastSquaresProblem, State]):
         better = finite & (first | better)
         finer = _finer_unit(f, cost, unit)
         in_finer = problem.loss.cost(f, finer)
-        model, accepted = lax.cond(
+        model, accepted = cond(
             better,
             lambda: _linearized(problem, state, f, in_finer, finer, jacobian()),
             lambda: (state.model, jnp.zeros((), bool)),

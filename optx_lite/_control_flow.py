@@ -1,0 +1,100 @@
+"""JAX's control flow, for use inside `jax.shard_map` too.
+
+There the type of an array says over which axes of the mesh its values vary. Both branches of a
+`cond`, and what a loop's body takes and gives, must agree in that, so a constant that meets data
+of a device has to be declared as varying. The functions here do so: they look at the types that
+come out, and cast what comes in. Outside of `shard_map` they are JAX's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax import lax
+
+Axes = frozenset[str]
+
+
+def varying_axes(value: Any) -> Axes:
+    """The axes of the mesh over which an array varies; none outside of `jax.shard_map`."""
+    kind = value if isinstance(value, jax.ShapeDtypeStruct) else jax.typeof(value)
+    return getattr(getattr(kind, "manual_axis_type", None), "varying", frozenset())
+
+
+def vary_like(tree: Any, like: Any) -> Any:
+    """A pytree whose leaves vary at least as those of another of its structure."""
+    return jax.tree.map(lambda leaf, other: _cast(leaf, varying_axes(other)), tree, like)
+
+
+def cond(pred: Any, true_fun: Callable, false_fun: Callable) -> Any:
+    """`jax.lax.cond`, without operands."""
+    if not _in_shard_map():
+        return lax.cond(pred, true_fun, false_fun)
+    axes = _union(jax.eval_shape(true_fun), jax.eval_shape(false_fun), varying_axes(pred))
+    return lax.cond(pred, lambda: _cast_all(true_fun(), axes), lambda: _cast_all(false_fun(), axes))
+
+
+def while_loop(condition: Callable, body: Callable, init: Any) -> Any:
+    """`jax.lax.while_loop`."""
+    if not _in_shard_map():
+        return lax.while_loop(condition, body, init)
+    axes = _fixed_point(body, init, lambda carry: varying_axes(jax.eval_shape(condition, carry)))
+    return lax.while_loop(
+        condition, lambda carry: _cast_all(body(carry), axes), _cast_all(init, axes)
+    )
+
+
+def fori_loop(lower: int, upper: int, body: Callable, init: Any) -> Any:
+    """`jax.lax.fori_loop`."""
+    if not _in_shard_map():
+        return lax.fori_loop(lower, upper, body, init)
+    axes = _fixed_point(lambda carry: body(lower, carry), init)
+    return lax.fori_loop(
+        lower, upper, lambda i, carry: _cast_all(body(i, carry), axes), _cast_all(init, axes)
+    )
+
+
+def scan(body: Callable, init: Any, xs: Any, length: int | None = None) -> Any:
+    """`jax.lax.scan`."""
+    if not _in_shard_map():
+        return lax.scan(body, init, xs, length=length)
+    first = jax.tree.map(lambda leaf: leaf[0], xs)
+    axes = _fixed_point(lambda carry: body(carry, first)[0], init)
+
+    def cast_body(carry: Any, x: Any) -> tuple[Any, Any]:
+        carry, y = body(carry, x)
+        return _cast_all(carry, axes), y
+
+    return lax.scan(cast_body, _cast_all(init, axes), xs, length=length)
+
+
+def _in_shard_map() -> bool:
+    return bool(jax.sharding.get_abstract_mesh().manual_axes)
+
+
+def _cast(leaf: Any, axes: Axes) -> Any:
+    missing = tuple(sorted(axes - varying_axes(leaf)))
+    return lax.pcast(leaf, missing, to="varying") if missing else leaf
+
+
+def _cast_all(tree: Any, axes: list[Axes]) -> Any:
+    leaves, treedef = jax.tree.flatten(tree)
+    return jax.tree.unflatten(treedef, map(_cast, leaves, axes))
+
+
+def _union(a: Any, b: Any, all_: Axes = frozenset()) -> list[Axes]:
+    pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    return [varying_axes(x) | varying_axes(y) | all_ for x, y in pairs]
+
+
+def _fixed_point(
+    body: Callable, carry: Any, all_: Callable[[Any], Axes] = lambda _: frozenset()
+) -> list[Axes]:
+    """The axes over which a carry varies before and after the body."""
+    while True:
+        axes = _union(carry, jax.eval_shape(body, carry), all_(carry))
+        if axes == [varying_axes(leaf) for leaf in jax.tree.leaves(carry)]:
+            return axes
+        carry = _cast_all(carry, axes)
