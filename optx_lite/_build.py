@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from ._control_flow import vary_with
 from ._inputs import (
     as_complex,
     as_tuple,
@@ -115,6 +116,12 @@ def least_squares_problem(
     scheme = resolve(jac, diff_step)
     examples = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
     residuals = _lift_residuals(fun, examples, args, kwargs, scheme, restore)
+    margin = f_scale if isinstance(f_scale, jax.Array) else 1.0
+    in_shards = list(residuals.fun.structure.out_avals), lower, upper, margin
+    tree, new = vary_with(tree, in_shards)
+    if new:  # within `shard_map`: x will differ from device to device, and so be of another type
+        x, examples = ravel(tree, dtype), tree
+        residuals = _lift_residuals(fun, examples, args, kwargs, scheme, restore)
     out = residuals.fun.out_shape
     _check_residual_shape(out, restore)
     leaves = jax.tree.leaves(out)

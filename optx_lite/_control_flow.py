@@ -19,8 +19,17 @@ Axes = frozenset[str]
 
 def varying_axes(value: Any) -> Axes:
     """The axes of the mesh over which an array varies; none outside of `jax.shard_map`."""
-    kind = value if isinstance(value, jax.ShapeDtypeStruct) else jax.typeof(value)
+    kind = value if hasattr(value, "manual_axis_type") else jax.typeof(value)
     return getattr(getattr(kind, "manual_axis_type", None), "varying", frozenset())
+
+
+def vary_with(tree: Any, others: Any) -> tuple[Any, bool]:
+    """The tree, varying over all axes over which any leaf of others does; and whether it is new."""
+    axes = frozenset[str]().union(*map(varying_axes, jax.tree.leaves(others)))
+    leaves, treedef = jax.tree.flatten(tree)
+    cast = [_cast(leaf, axes) for leaf in leaves]
+    new = any(a is not b for a, b in zip(cast, leaves, strict=True))
+    return jax.tree.unflatten(treedef, cast), new
 
 
 def vary_like(tree: Any, like: Any) -> Any:

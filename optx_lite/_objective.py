@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from ._control_flow import vary_with
 from ._inputs import as_complex, as_tuple, check_bounds, check_x0, with_kwargs
 from ._lift import Lifted, inputs, lift
 from ._problem import MinimizationProblem
@@ -116,6 +117,10 @@ def minimization_problem(
         raise TypeError(f"`fun` must be callable, got {fun!r}.")
     examples = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
     objective = _lift_objective(with_kwargs(fun, kwargs), examples, args, jac, restore)
+    tree, new = vary_with(tree, (list(objective.fun.structure.out_avals), lower, upper))
+    if new:  # within `shard_map`: x will differ from device to device, and so be of another type
+        x, examples = ravel(tree, dtype), tree
+        objective = _lift_objective(with_kwargs(fun, kwargs), examples, args, jac, restore)
     problem = MinimizationProblem(
         objective=objective,
         derivative=_derivative(jac, objective, examples, args, restore, eps, finite_diff_rel_step),
