@@ -116,12 +116,6 @@ def least_squares_problem(
     scheme = resolve(jac, diff_step)
     examples = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
     residuals = _lift_residuals(fun, examples, args, kwargs, scheme, restore)
-    margin = f_scale if isinstance(f_scale, jax.Array) else 1.0
-    in_shards = list(residuals.fun.structure.out_avals), lower, upper, margin
-    tree, new = vary_with(tree, in_shards)
-    if new:  # within `shard_map`: x will differ from device to device, and so be of another type
-        x, examples = ravel(tree, dtype), tree
-        residuals = _lift_residuals(fun, examples, args, kwargs, scheme, restore)
     out = residuals.fun.out_shape
     _check_residual_shape(out, restore)
     leaves = jax.tree.leaves(out)
@@ -133,7 +127,7 @@ def least_squares_problem(
     problem = LeastSquaresProblem(
         residuals=residuals,
         jacobian=scheme,
-        loss=_check_loss(loss, f_scale, m, dtype),
+        loss=_check_loss(loss, f_scale, vary_with(jax.ShapeDtypeStruct((m,), dtype), out)),
         lower=lower,
         upper=upper,
         bounded=bounded,
@@ -247,7 +241,7 @@ def _check_residual_shape(out: Any, restore: Unravel) -> None:
         raise ValueError("`fun` must return at least one residual.")
 
 
-def _check_loss(loss: Any, f_scale: Any, m: int, dtype: Any) -> Loss:
+def _check_f_scale(f_scale: Any, dtype: Any) -> Array:
     if not isinstance(f_scale, jax.Array):
         f_scale = np.asarray(f_scale)
     if not jnp.issubdtype(f_scale.dtype, np.number) or jnp.iscomplexobj(f_scale):
@@ -257,14 +251,21 @@ def _check_loss(loss: Any, f_scale: Any, m: int, dtype: Any) -> Loss:
         raise ValueError(f"`f_scale` must be a number, got shape {f_scale.shape}.")
     if is_concrete(f_scale) and not 0 < float(f_scale) < np.inf:
         raise ValueError(f"`f_scale` must be positive and finite, got {float(f_scale)}.")
+    return f_scale
+
+
+def _check_loss(loss: Any, f_scale: Any, z: Any) -> Loss:
+    """The loss of squares like z, (m,)."""
+    (m,), dtype = z.shape, z.dtype
+    f_scale = _check_f_scale(f_scale, dtype)
     if isinstance(loss, str) and loss in LOSSES:
         rho = LOSSES[loss]
         return Loss(None if rho is None else jax.tree_util.Partial(rho), f_scale)
     if not callable(loss):
         raise ValueError(f"`loss` must be one of {list(LOSSES)} or a callable, got {loss!r}.")
-    single = _try_scalar_loss(loss, dtype)
+    single = _try_scalar_loss(loss, vary_with(jax.ShapeDtypeStruct((), dtype), z))
     try:
-        whole = lift(loss, jax.ShapeDtypeStruct((m,), dtype), label="`loss`")
+        whole = lift(loss, z, label="`loss`")
     except Exception:
         if single is None:
             raise
@@ -280,10 +281,10 @@ def _check_loss(loss: Any, f_scale: Any, m: int, dtype: Any) -> Loss:
     )
 
 
-def _try_scalar_loss(loss: Callable, dtype: Any) -> Lifted | None:
+def _try_scalar_loss(loss: Callable, z: Any) -> Lifted | None:
     """The loss on a scalar z, or None if it is not made for one."""
     try:
-        lifted = lift(loss, jax.ShapeDtypeStruct((), dtype), label="`loss`")
+        lifted = lift(loss, z, label="`loss`")
     except Exception:  # the user's code, made for vectors, may raise anything here
         return None
     return lifted if shape_of(lifted.out_shape) == () else None

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 
 Axes = frozenset[str]
@@ -23,13 +24,10 @@ def varying_axes(value: Any) -> Axes:
     return getattr(getattr(kind, "manual_axis_type", None), "varying", frozenset())
 
 
-def vary_with(tree: Any, others: Any) -> tuple[Any, bool]:
-    """The tree, varying over all axes over which any leaf of others does; and whether it is new."""
+def vary_with(tree: Any, others: Any) -> Any:
+    """A pytree of arrays or shapes, varying over all axes over which any leaf of others does."""
     axes = frozenset[str]().union(*map(varying_axes, jax.tree.leaves(others)))
-    leaves, treedef = jax.tree.flatten(tree)
-    cast = [_cast(leaf, axes) for leaf in leaves]
-    new = any(a is not b for a, b in zip(cast, leaves, strict=True))
-    return jax.tree.unflatten(treedef, cast), new
+    return jax.tree.map(lambda leaf: _cast(leaf, axes), tree) if axes else tree
 
 
 def vary_like(tree: Any, like: Any) -> Any:
@@ -38,11 +36,14 @@ def vary_like(tree: Any, like: Any) -> Any:
 
 
 def cond(pred: Any, true_fun: Callable, false_fun: Callable) -> Any:
-    """`jax.lax.cond`, without operands."""
+    """`jax.lax.cond`, without operands.
+
+    Within `shard_map` both branches are computed, as under `vmap`: what a branch captures cannot
+    be cast, and JAX batches no cond which casts it.
+    """
     if not _in_shard_map():
         return lax.cond(pred, true_fun, false_fun)
-    axes = _union(jax.eval_shape(true_fun), jax.eval_shape(false_fun), varying_axes(pred))
-    return lax.cond(pred, lambda: _cast_all(true_fun(), axes), lambda: _cast_all(false_fun(), axes))
+    return jax.tree.map(lambda a, b: jnp.where(pred, a, b), true_fun(), false_fun())
 
 
 def while_loop(condition: Callable, body: Callable, init: Any) -> Any:
@@ -85,7 +86,11 @@ def _in_shard_map() -> bool:
 
 def _cast(leaf: Any, axes: Axes) -> Any:
     missing = tuple(sorted(axes - varying_axes(leaf)))
-    return lax.pcast(leaf, missing, to="varying") if missing else leaf
+    if not missing:
+        return leaf
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+        return jax.eval_shape(lambda leaf: _cast(leaf, axes), leaf)
+    return lax.pcast(leaf, missing, to="varying")
 
 
 def _cast_all(tree: Any, axes: list[Axes]) -> Any:

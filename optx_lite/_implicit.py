@@ -39,6 +39,7 @@ from jax.core import Tracer
 from jaxtyping import Array
 
 from ._bounds import coleman_li
+from ._control_flow import vary_like
 from ._lanes import in_chunks
 from ._lift import communicates
 from ._loop import Checkpointed, FixedSteps, drive, drive_as_one
@@ -120,21 +121,32 @@ def _run(static: Any, leaves: list[Array]) -> AbstractResult:
     return in_chunks(run, lane_bytes, listened=watch is not None)(*leaves)
 
 
-@ft.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _solve(static: Any, leaves: list[Array]) -> AbstractResult:
-    return _run(static, leaves)
+    result = _run(static, jax.tree.map(lax.stop_gradient, leaves))
+    floats, others = eqx.partition(result, eqx.is_inexact_array)
+    floats = _with_derivative(static, floats, result.success, leaves)
+    return eqx.combine(floats, others)
 
 
-@_solve.defjvp
-def _solve_jvp(static: Any, primals: Any, tangents: Any) -> Any:
-    (leaves,), (dots,) = primals, tangents
-    result = _solve(static, leaves)
-    moved = _tangents(static, result.x, result.success, leaves, dots)
-    d_result = jax.tree.map(no_tangent, result)
-    d_result = eqx.tree_at(
-        lambda r: [getattr(r, name) for name in moved], d_result, list(moved.values())
+@ft.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _with_derivative(
+    static: Any, floats: AbstractResult, success: Array, leaves: list[Array]
+) -> AbstractResult:
+    """What of a result may have a derivative, with the one that is due to the problem's leaves."""
+    return floats
+
+
+@_with_derivative.defjvp
+def _with_derivative_jvp(static: Any, primals: Any, tangents: Any) -> Any:
+    floats, success, leaves = primals
+    floats = _with_derivative(static, floats, success, leaves)
+    moved = _tangents(static, floats.x, success, leaves, tangents[2])
+    d_floats = eqx.tree_at(
+        lambda r: [getattr(r, name) for name in moved],
+        jax.tree.map(jnp.zeros_like, floats),
+        list(moved.values()),
     )
-    return result, d_result
+    return floats, vary_like(d_floats, floats)
 
 
 def no_tangent(value: Array) -> Any:
@@ -168,7 +180,7 @@ def _tangents(
         return jax.jvp(problem.gradient, (x,), (p,))[1]
 
     if x.shape[0] <= DENSE:
-        hessian = jax.vmap(hessian_times)(jnp.eye(x.shape[0], dtype=x.dtype))
+        hessian = jax.vmap(hessian_times)(vary_like(jnp.eye(x.shape[0], dtype=x.dtype), x))
         matrix = root[:, None] * hessian * root[None, :] + jnp.diag(weight)
         rhs = -root * (d_grad + hessian @ d_bound)
         y = lax.custom_linear_solve(

@@ -28,7 +28,7 @@ def check_x0(x0: Any) -> Any:
     except TypeError as error:
         raise ValueError(f"`x0` must be a real array or a pytree of them, got {x0!r}.") from error
     for dtype in dtypes:
-        if not jnp.issubdtype(dtype, np.number) and dtype != bool:  # a PRNG key, for one
+        if jnp.issubdtype(dtype, jax.dtypes.extended):  # a PRNG key, for one
             raise ValueError(
                 f"`x0` must hold real numbers, got a leaf of dtype {dtype}: what is not to be "
                 "optimised belongs into `args`."

@@ -36,6 +36,7 @@ try:
 except ImportError:
     _trace_context = None
 
+from ._control_flow import vary_with
 from ._fingerprint import by_identity, fingerprint, is_library_file
 from ._jaxpr import StructureKey, lift_constants, structure_key
 
@@ -136,7 +137,9 @@ class Lifted(eqx.Module):
     @property
     def out_shape(self) -> Any:
         """The result's pytree of `jax.ShapeDtypeStruct`, without computing anything."""
-        shapes = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in self.structure.out_avals]
+        shapes = [
+            vary_with(jax.ShapeDtypeStruct(a.shape, a.dtype), a) for a in self.structure.out_avals
+        ]
         return jax.tree.unflatten(self.structure.out_tree, shapes)
 
     def _leaves(self, args: tuple) -> list:
@@ -177,7 +180,7 @@ def _as_traced(leaf: Any, aval: Any) -> Any:
             f"an argument of shape {aval.shape} and dtype {aval.dtype} expected, "
             f"not of shape {leaf.shape} and dtype {leaf.dtype}"
         )
-    return leaf
+    return vary_with(leaf, aval)
 
 
 def lift(fun: Callable, *examples: Any, label: str = "fun") -> Lifted:
@@ -223,7 +226,12 @@ def lift(fun: Callable, *examples: Any, label: str = "fun") -> Lifted:
     leaves, in_tree, static = _split(examples)
     # Under a transformation JAX traces the caller once, and keeps that.
     if _trace_context is None or core.get_opaque_trace_state() != _EAGER:
-        return _trace(fun, leaves, in_tree, static, label, numbers=False)
+        lifted = _trace(fun, leaves, in_tree, static, label, numbers=False)
+        # Within `shard_map`: where the result differs from device to device, the arguments will.
+        cast = vary_with(leaves, lifted.out_shape)
+        if all(a is b for a, b in zip(cast, leaves, strict=True)):
+            return lifted
+        return _trace(fun, cast, in_tree, static, label, numbers=False)
 
     seen = fingerprint((fun, static) if static else fun)
     request = (in_tree, *map(_aval, leaves), _trace_context())

@@ -117,10 +117,7 @@ def minimization_problem(
         raise TypeError(f"`fun` must be callable, got {fun!r}.")
     examples = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
     objective = _lift_objective(with_kwargs(fun, kwargs), examples, args, jac, restore)
-    tree, new = vary_with(tree, (list(objective.fun.structure.out_avals), lower, upper))
-    if new:  # within `shard_map`: x will differ from device to device, and so be of another type
-        x, examples = ravel(tree, dtype), tree
-        objective = _lift_objective(with_kwargs(fun, kwargs), examples, args, jac, restore)
+    x = vary_with(x, (objective.fun.out_shape, lower, upper))
     problem = MinimizationProblem(
         objective=objective,
         derivative=_derivative(jac, objective, examples, args, restore, eps, finite_diff_rel_step),

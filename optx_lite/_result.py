@@ -127,7 +127,7 @@ class AbstractRecord(eqx.Module):
 
     def get(self, key: str, default: Any = None) -> Any:
         """A field, or the default if there is none of that name."""
-        return self[key] if key in self else default
+        return dict(self.items()).get(key, default)
 
     def __len__(self) -> int:
         return len(self.keys())
