@@ -43,6 +43,7 @@ from ._control_flow import vary_like
 from ._lanes import in_chunks
 from ._lift import communicates
 from ._loop import Checkpointed, FixedSteps, drive, drive_as_one
+from ._monitor import is_staged
 from ._result import AbstractResult
 from .linalg import safe_sqrt, solve_by_products, solve_symmetric
 
@@ -78,6 +79,9 @@ class ImplicitAdjoint(AbstractAdjoint):
         leaves, treedef = jax.tree.flatten((solver, problem, x0, watch))
         if not any(isinstance(leaf, Tracer) for leaf in leaves):
             return _run((treedef, self.unconverged), leaves)  # nothing to differentiate
+        if is_staged():
+            # For lanes of a `vmap` over a NumPy array, which JAX stages out in no custom rule.
+            leaves = [jnp.copy(leaf) if isinstance(leaf, Tracer) else leaf for leaf in leaves]
         return _solve((treedef, self.unconverged), leaves)
 
 

@@ -68,7 +68,7 @@ def _gram_schmidt(rows: Array, f: Array) -> tuple[Array, Array]:
         out.append(jnp.pad(row, (j, 0)))
         if j + 1 < n:
             factor = jnp.where(seen, dots[1:] / dots[0], 0)
-            work = work[1:] - factor[:, None] * column
+            work = work[1:] - factor[:, None] * column[None, :]
     table = jnp.stack(out)
     return table[:, :n], table[:, n]
 
@@ -85,7 +85,7 @@ def _cholesky_or_householder(rows: Array, f: Array) -> tuple[Array, Array]:
     accurate = jnp.min(diagonal(lower)) > eps**0.25
 
     def from_cholesky() -> tuple[Array, Array]:
-        upper = jnp.where(square > 0, lower.T / scale[None, :], 0)
+        upper = jnp.where((square > 0)[None, :], lower.T / scale[None, :], 0)
         return upper, _by_trsm(lower.T, (rows @ f) * scale, transposed=True)
 
     return cond(accurate, from_cholesky, lambda: _householder(rows, f))
@@ -122,7 +122,7 @@ def _one_by_one(rows: Array, f: Array) -> Array:
         seen = dots[j] > rounding * before[j]
         factor = jnp.where(seen & (index > j), dots / jnp.where(seen, dots[j], 1), 0)
         row = jnp.where(seen & (index >= j), dots * lax.rsqrt(jnp.where(seen, dots[j], 1)), 0)
-        return work - factor[:, None] * work[j], row
+        return work - factor[:, None] * work[j][None, :], row
 
     return scan(column, jnp.concatenate([rows, f[None]]), jnp.arange(n))[1]
 

@@ -186,7 +186,7 @@ def _damped_step_and_slope(
 def _damped_root(upper: Array, qtf: Array, damping: Array) -> tuple[Array, Array]:
     """S and S^-T R^T q of (3), by QR of [R; damping^1/2]: R is not squared."""
     eye = jnp.eye(qtf.shape[0], dtype=qtf.dtype)
-    rows = jnp.concatenate([upper.T, jnp.sqrt(damping) * eye], axis=1)
+    rows = jnp.concatenate([upper.T, jnp.sqrt(damping)[None, :] * eye], axis=1)
     return triangularize(rows, jnp.concatenate([qtf, jnp.zeros_like(qtf)]))
 
 
