@@ -36,10 +36,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.core import Tracer
+from jax.sharding import PartitionSpec
 from jaxtyping import Array
 
 from ._bounds import coleman_li
-from ._control_flow import vary_like
+from ._control_flow import explicit_spec, in_auto_mode, vary_like
 from ._lanes import in_chunks
 from ._lift import communicates
 from ._loop import Checkpointed, FixedSteps, drive, drive_as_one
@@ -120,9 +121,17 @@ def _run(static: Any, leaves: list[Array]) -> AbstractResult:
         watch = None if watch is None else watch.silenced(spare)
         return drive_as_one(solver, problem, x0, watch)
 
+    def spec_of(leaf: Any) -> PartitionSpec:
+        values = jax.eval_shape(problem.evaluate, x0)
+        like = values.ndim and leaf.shape[:1] == values.shape
+        return explicit_spec(values) if like else PartitionSpec()
+
+    def run_in_auto_mode(spare: Array, *leaves: Array) -> AbstractResult:
+        return in_auto_mode(lambda *leaves: run(spare, *leaves), leaves, spec_of)
+
     if communicates((solver, problem)):  # its lanes have to run side by side
-        return run(np.False_, *leaves)
-    return in_chunks(run, lane_bytes, listened=watch is not None)(*leaves)
+        return run_in_auto_mode(np.False_, *leaves)
+    return in_chunks(run_in_auto_mode, lane_bytes, listened=watch is not None)(*leaves)
 
 
 def _solve(static: Any, leaves: list[Array]) -> AbstractResult:

@@ -8,8 +8,7 @@ nested `vmap`s are lanes of one. On an accelerator, which wants the lanes all at
 no chunks.
 
 Lanes that are sharded over devices stay where they are: each device goes through the chunks of
-its own lanes, without waiting for the others. In JAX's explicit mode they run all at once, since
-that mode has no reshape which would keep chunks on their devices.
+its own lanes, without waiting for the others.
 """
 
 from __future__ import annotations
@@ -23,7 +22,9 @@ import numpy as np
 from jax import lax
 from jax.custom_batching import custom_vmap
 from jax.experimental.custom_partitioning import custom_partitioning
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
+
+from ._control_flow import explicit_spec, in_auto_mode, in_shard_map
 
 CACHE = 128 * 1024  # bytes of state that may be in work at a time: what stays near a core
 
@@ -58,14 +59,10 @@ class _Lanes:
 
     def mergeable(self, count: Any) -> Callable:
         """All lanes, as a function which under another `vmap` takes that one's lanes, too."""
-        form = custom_vmap(self.by_chunks)
+        form = custom_vmap(self.in_auto_mode)
 
         @form.def_vmap
         def rule(outer: Any, in_batched: list[bool], *leaves: Any) -> tuple[Any, Any]:
-            if _explicitly_sharded(leaves):
-                axes = [0 if b else None for b in in_batched]
-                out = jax.vmap(self.at_once, axes)(*leaves)
-                return out, jax.tree.map(lambda _: True, out)
             flags = [*zip(self.batched, in_batched, strict=True)]
             merged = [
                 _merge(leaf, *flag, outer, count) for leaf, flag in zip(leaves, flags, strict=True)
@@ -77,13 +74,19 @@ class _Lanes:
 
         return form
 
+    def in_auto_mode(self, *leaves: Any) -> Any:
+        """All lanes, sharded as they are given."""
+        specs = [explicit_spec(leaf) for leaf, b in zip(leaves, self.batched, strict=True) if b]
+        sharded = next((spec for spec in specs if any(spec)), PartitionSpec())
+        return in_auto_mode(self.by_chunks, leaves, lambda _: sharded)
+
     def by_chunks(self, *leaves: Any) -> Any:
         """All lanes: at once if they are few, else chunk by chunk."""
         count = self.count(leaves)
         few = not isinstance(count, int) or count <= self.most  # a symbolic size tells nothing
-        if few or jax.default_backend() != "cpu" or _explicitly_sharded(leaves):
+        if few or jax.default_backend() != "cpu":
             return self.at_once(*leaves)
-        if jax.device_count() > 1 and not self.listened:
+        if jax.device_count() > 1 and not self.listened and not in_shard_map():
             return _each_device_its_own(self.chunk_after_chunk, self.batched, leaves)
         return self.chunk_after_chunk(*leaves)
 
@@ -134,16 +137,6 @@ def _merge(leaf: Any, inner: bool, outer: bool, sizes_outer: Any, sizes_inner: A
         leaf = leaf[:, None]
     leaf = jnp.broadcast_to(leaf, (sizes_outer, sizes_inner, *leaf.shape[2:]))
     return leaf.reshape(sizes_outer * sizes_inner, *leaf.shape[2:])
-
-
-def _explicitly_sharded(leaves: Any) -> bool:
-    """Whether a leaf's sharding is part of its type."""
-
-    def explicit(leaf: Any) -> bool:
-        sharding = jax.typeof(leaf).sharding
-        return AxisType.Explicit in sharding.mesh.axis_types and any(sharding.spec)
-
-    return any(map(explicit, leaves))
 
 
 def _each_device_its_own(fun: Callable, batched: tuple[bool, ...], leaves: Any) -> Any:

@@ -36,9 +36,9 @@ try:
 except ImportError:
     _trace_context = None
 
-from ._control_flow import vary_with
+from ._control_flow import explicit_mesh, in_explicit_mode, vary_with
 from ._fingerprint import by_identity, fingerprint, is_library_file
-from ._jaxpr import StructureKey, lift_constants, structure_key
+from ._jaxpr import StructureKey, lift_constants, structure_key, without_mesh
 
 _CACHE_ENTRIES = 256
 
@@ -60,12 +60,15 @@ class Structure:
         Shapes and dtypes of their leaves.
     numbers : tuple of int
         The last constants are vectors with so many numbers each.
+    mesh : AbstractMesh or None
+        Under which it was traced, if the types tell.
 
     """
 
     # fmt: off
     __slots__ = (
-        "__weakref__", "in_avals", "in_tree", "jaxpr", "key", "numbers", "out_avals", "out_tree",
+        "__weakref__", "_without_mesh", "in_avals", "in_tree", "jaxpr", "key", "mesh", "numbers",
+        "out_avals", "out_tree",
     )
     # fmt: on
 
@@ -77,6 +80,15 @@ class Structure:
         self.in_tree, self.out_tree = trees
         self.in_avals, self.out_avals = avals
         self.numbers = numbers
+        self.mesh = _mesh_of(jaxpr)
+        self._without_mesh: Any = None
+
+    @property
+    def without_mesh(self) -> Any:
+        """The jaxpr for use where the axes of the mesh are automatic."""
+        if self._without_mesh is None:
+            self._without_mesh = without_mesh(self.jaxpr)
+        return self._without_mesh
 
     def __hash__(self) -> int:
         return hash(self.key)
@@ -98,6 +110,12 @@ class Structure:
             "A problem cannot be pickled, since it holds a traced function: pickle the function "
             "and its arguments, and make the problem of them anew. Results can be pickled."
         )
+
+
+def _mesh_of(jaxpr: Any) -> Any:
+    variables = [*jaxpr.constvars, *jaxpr.invars, *jaxpr.outvars]
+    meshes = (explicit_mesh(v.aval) for v in variables)
+    return next((mesh for mesh in meshes if mesh is not None), None)
 
 
 class Lifted(eqx.Module):
@@ -122,7 +140,11 @@ class Lifted(eqx.Module):
         Leaves that were constants to `lift` may be there or not (see `inputs`); they are not
         looked at.
         """
-        out = jax.core.eval_jaxpr(self.structure.jaxpr, self._constants(), *self._leaves(args))
+        structure = self.structure
+        jaxpr = structure.jaxpr
+        if structure.mesh is not None and not in_explicit_mode():
+            jaxpr = structure.without_mesh
+        out = jax.core.eval_jaxpr(jaxpr, self._constants(), *self._leaves(args))
         return jax.tree.unflatten(self.structure.out_tree, out)
 
     def bindings(self, *args: Any) -> tuple[list[Any], list[Any]]:

@@ -53,6 +53,10 @@ class LeastSquaresProblem(eqx.Module):
     restore_x: Unravel = eqx.field(static=True)
     restore_f: Unravel = eqx.field(static=True)
 
+    def evaluate(self, x: Array) -> Array:
+        """f(x), (m,), in its own dtype."""
+        return self.residuals(x)
+
     def linearize(self, x: Array) -> tuple[Array, Callable[[], Array]]:
         """f(x), and a thunk for the transposed Jacobian (n, m): the one evaluation of a step."""
         f, jacobian = self.jacobian.linearize(self.residuals, x, self.lower, self.upper)
@@ -119,6 +123,10 @@ class MinimizationProblem(eqx.Module):
     upper: Array
     bounded: bool = eqx.field(static=True)
     restore_x: Unravel = eqx.field(static=True)
+
+    def evaluate(self, x: Array) -> Array:
+        """f(x), (), in its own dtype."""
+        return self.objective(x)
 
     def value_and_grad(self, x: Array) -> tuple[Array, Array]:
         """f(x) and its gradient (n,): the one evaluation of a step."""
