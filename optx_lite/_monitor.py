@@ -257,7 +257,7 @@ def _number_lanes(inner: Any, *leaves: Any) -> Any:
 def _number_outer_lanes(size: int, in_batched: list[bool], inner: Any, *leaves: Any) -> Any:
     numbers = jnp.arange(size, dtype=jnp.int32)
     if inner.ndim:  # the lanes of a vmap further in
-        numbers = numbers.reshape(-1, *[1] * inner.ndim) * inner.size + inner
+        numbers = numbers.reshape(-1, *[1] * inner.ndim) * inner.size + inner[None]
     return _number_lanes(numbers, *leaves), True
 
 
