@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.core
 import jax.numpy as jnp
 from jax import lax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
@@ -60,7 +61,7 @@ def while_loop(condition: Callable, body: Callable, init: Any) -> Any:
     )
 
 
-def fori_loop(lower: int, upper: int, body: Callable, init: Any) -> Any:
+def fori_loop(lower: Any, upper: Any, body: Callable, init: Any) -> Any:
     """`jax.lax.fori_loop`."""
     if not in_shard_map():
         return lax.fori_loop(lower, upper, body, init)

@@ -116,7 +116,7 @@ def _run(static: Any, leaves: list[Array]) -> AbstractResult:
     state = jax.eval_shape(solver.init, problem, x0)
     lane_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
 
-    def run(spare: Array, *leaves: Array) -> AbstractResult:
+    def run(spare: Any, *leaves: Array) -> AbstractResult:
         solver, problem, x0, watch = jax.tree.unflatten(treedef, leaves)
         watch = None if watch is None else watch.silenced(spare)
         return drive_as_one(solver, problem, x0, watch)
@@ -126,7 +126,7 @@ def _run(static: Any, leaves: list[Array]) -> AbstractResult:
         like = values.ndim and leaf.shape[:1] == values.shape
         return explicit_spec(values) if like else PartitionSpec()
 
-    def run_in_auto_mode(spare: Array, *leaves: Array) -> AbstractResult:
+    def run_in_auto_mode(spare: Any, *leaves: Array) -> AbstractResult:
         return in_auto_mode(lambda *leaves: run(spare, *leaves), leaves, spec_of)
 
     if communicates((solver, problem)):  # its lanes have to run side by side

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -158,7 +159,7 @@ def _each_device_its_own(fun: Callable, batched: tuple[bool, ...], leaves: Any) 
 
     def lanes_of(arguments: Any) -> PartitionSpec:
         for argument, b in zip(arguments, batched, strict=True):
-            spec = getattr(argument.sharding, "spec", ())
+            spec: Any = getattr(argument.sharding, "spec", ())
             if b and len(spec) and spec[0] is not None:
                 return PartitionSpec(spec[0])
         return PartitionSpec()

@@ -71,15 +71,16 @@ def least_squares(
         default float.
     jac : {'jacfwd', 'jacrev', '2-point', '3-point', 'cs'} or callable
         How the Jacobian is had. 'jacfwd' (automatic, forward mode) is right for m >= n,
-        'jacrev' for m < n. A callable gives ``jac(x, *args, **kwargs)``, shape (m, n).
+        'jacrev' for m < n. A callable gives ``jac(x, *args, **kwargs)``, shape (m, n), or for
+        pytrees whatever ``jax.jacfwd(fun)`` would give.
     bounds : 2-tuple (lb, ub) or object with ``lb`` and ``ub``
-        Each a scalar, an array of shape (n,), None, or a pytree prefix of ``x0``.
+        Each a scalar, an array of shape (n,), or a pytree prefix of ``x0``; None for no bound.
         ``lb == ub`` fixes a variable. 'lm' takes no other bounds.
     method : {'trf', 'dogbox', 'lm'}
         Trust Region Reflective; dogleg in a box; Levenberg-Marquardt.
     ftol, xtol, gtol : float or None
-        Tolerances on the relative change of the cost, on the relative change of ``x``, and
-        on the relative offset (the cosine between the residuals and the tangent plane; SciPy
+        Tolerances, None for "off", on the relative change of the cost, on that of ``x``, and on
+        the relative offset (the cosine between the residuals and the tangent plane; SciPy
         tests the absolute gradient, which depends on units). A test that is met opens a last
         phase of undamped steps, which end when the error in ``x`` is below the largest of
         the tolerances, or when they no longer shrink.
@@ -97,15 +98,18 @@ def least_squares(
     tr_solver, tr_options, jac_sparsity
         'exact' only, so far; the others raise NotImplementedError.
     max_nfev : int, optional
-        Most evaluations of ``fun``; 100 n by default.
+        Most evaluations of ``fun``; 100 n by default, ``inf`` for no limit.
     verbose : {0, 1, 2}
         Nothing, a report at the end, a line for each iteration; also from compiled code.
-    args, kwargs : tuple and dict
+        Under `vmap` each line begins with the number of its lane.
+    args, kwargs : tuple or list, and dict
         Further arguments of ``fun`` and ``jac``. Arrays and numbers among them, and arrays
         that ``fun`` closes over, carry derivatives.
     callback : callable, optional
         ``callback(x)`` or ``callback(intermediate_result)``, after every accepted step.
-        Raise StopIteration or return True to end the solve, with status -2.
+        Raise StopIteration or return True to end the solve, with status -2. Other exceptions
+        pass, also through eager `vmap`, `grad` and `jacfwd`; a program of `jit` raises an error
+        of JAX with their text.
     workers
         Accepted for SciPy's sake: finite differences are one vectorised call already.
     adjoint : ImplicitAdjoint or UnrolledAdjoint

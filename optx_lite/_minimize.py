@@ -60,7 +60,7 @@ def minimize(
     x0 : array_like of shape (n,), scalar, or pytree of real arrays
         Initial guess, moved into the box if it lies outside. Its floating dtype is the dtype
         of the solve.
-    args : tuple
+    args : tuple or list
         Further arguments of ``fun`` and ``jac``. Arrays and numbers among them, and arrays
         that ``fun`` closes over, carry derivatives.
     method : 'L-BFGS-B', optax.GradientTransformation or solver, optional
@@ -81,7 +81,8 @@ def minimize(
         Sets ``ftol`` and ``gtol``.
     callback : callable, optional
         ``callback(x)`` or ``callback(intermediate_result)``, after every iteration. Raise
-        StopIteration to end the solve, with status 99.
+        StopIteration to end the solve, with status 99. Other exceptions pass, as in
+        `least_squares`.
     options : dict, optional
         maxcor : int, 10
             Pairs in the limited memory; for L-BFGS-B only.

@@ -57,7 +57,7 @@ def exportable(cls: Any) -> Any:
     All fields of the class are dynamic.
     """
 
-    def from_children(_: None, children: Any) -> Any:
+    def from_children(aux_data: Any, children: Any) -> Any:
         record = object.__new__(cls)  # what the children are here no __init__ would accept
         for field, child in zip(dataclasses.fields(cls), children, strict=True):
             object.__setattr__(record, field.name, child)

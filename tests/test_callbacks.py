@@ -271,7 +271,7 @@ def test_only_true_itself_ends_a_solve(answer):
 
 def test_what_cannot_be_called_is_noticed_at_once():
     for solve in (by_least_squares, by_minimize):
-        with pytest.raises(TypeError, match="`callback`.*3"):
+        with pytest.raises(TypeError, match=r"`callback`.*3"):
             solve(0.5, 3)
 
 
