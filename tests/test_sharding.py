@@ -35,6 +35,8 @@ LANES = (
 @pytest.mark.parametrize("name", LANES)
 @pytest.mark.parametrize("how", ["shard_map", "Explicit", "Auto"])
 def test_lanes_on_many_devices(found, how, name):
+    if (how, name) == ("Explicit", "find_root"):
+        pytest.skip("elementwise searches have no automatic mode yet")
     case = found[f"{how}: {name}"]
     assert case["difference"] < 1e-7
     assert all(case["sharded"])

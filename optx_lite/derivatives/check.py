@@ -204,7 +204,7 @@ def _best_differences(
         trials = jnp.stack(three_point_trials(x[j], h, lower[j], upper[j]))
         values = jax.vmap(jax.vmap(lambda t: fun(x.at[j].set(t))))(trials).astype(dtype)
         weights = jnp.stack(three_point_weights(*(trials.astype(dtype) - x[j].astype(dtype))))
-        slopes = jnp.sum(weights[:, :, None] * (values - f.astype(dtype)), axis=0)
+        slopes = jnp.sum(weights[:, :, None] * (values - f.astype(dtype)[None, None, :]), axis=0)
         gain = jnp.sum(jnp.abs(weights), axis=0)
         return _choose_rung(slopes, gain, eps * jnp.abs(f).astype(dtype))
 
