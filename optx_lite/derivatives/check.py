@@ -243,7 +243,7 @@ def _choose_rung(
     # The finer rungs scatter by the noise of the values: more than rounding, where terms cancel.
     measurable = jnp.isfinite(change) & (gain[1:] > 0)
     scatter = jnp.where(measurable, change / jnp.where(gain[1:] > 0, gain[1:], 1.0), 0.0)
-    noise = jnp.maximum(jax.lax.cummax(scatter, axis=0, reverse=True), rounding)
+    noise = jnp.maximum(jax.lax.cummax(scatter, axis=0, reverse=True), rounding[None, :])
     uncertainty = jnp.where(usable, change + gain[:-1] * noise, jnp.inf)
     uncertainty = uncertainty + _beyond_finer_rungs(
         jnp.where(usable, slopes[:-1], 0.0), uncertainty
