@@ -212,7 +212,7 @@ def _best_differences(
     # A residual may be small because large terms cancel: they show in what a variable contributes.
     terms = jnp.abs(slopes * x.astype(dtype)[:, None])
     terms = jnp.max(terms, axis=0, initial=0.0, where=jnp.isfinite(slopes))
-    return slopes, jnp.where(gain > 0, uncertainty + eps * terms * gain, jnp.nan)
+    return slopes, jnp.where(gain > 0, uncertainty + eps * terms[None, :] * gain, jnp.nan)
 
 
 def _ladder(
