@@ -161,7 +161,7 @@ def _solve_trust_region_jvp(primals, tangents):  # type: ignore[no-untyped-def]
     if diag is not None:
         damping = damping + diag
         moved = moved + d_diag * step
-    matrix = upper.T @ upper + damping * jnp.eye(step.shape[0], dtype=step.dtype)
+    matrix = upper.T @ upper + jnp.diag(jnp.broadcast_to(damping, step.shape))
     along = -jnp.linalg.solve(matrix, step)  # d p / d alpha
     free = -jnp.linalg.solve(matrix, moved)
     grip = step @ along
