@@ -23,7 +23,7 @@ import numpy as np
 from jax import lax
 from jax.custom_batching import custom_vmap
 from jax.experimental.custom_partitioning import custom_partitioning
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 
 from ._control_flow import explicit_spec, in_auto_mode, in_shard_map
 
@@ -155,7 +155,8 @@ def _each_device_its_own(fun: Callable, batched: tuple[bool, ...], leaves: Any) 
         return jax.core.eval_jaxpr(closed.jaxpr, consts, *leaves)
 
     def on_device(*arguments: Any) -> Any:
-        return jax.tree.leaves(fun(*arguments[:count]))
+        with jax.sharding.use_abstract_mesh(AbstractMesh((), ())):  # a device is alone
+            return jax.tree.leaves(fun(*arguments[:count]))
 
     def lanes_of(arguments: Any) -> PartitionSpec:
         for argument, b in zip(arguments, batched, strict=True):
