@@ -15,7 +15,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from ._inputs import as_complex, check_bounds, check_inside, check_x0, shape_of, with_kwargs
+from ._control_flow import vary_with
+from ._inputs import (
+    as_complex,
+    as_tuple,
+    check_bounds,
+    check_inside,
+    check_x0,
+    shape_of,
+    with_kwargs,
+)
 from ._lift import Lifted, inputs, lift
 from ._losses import LOSSES, Loss, ScalarLoss, ScipyLoss
 from ._problem import LeastSquaresProblem
@@ -45,17 +54,18 @@ class _Jacobian(eqx.Module):
     jac: Lifted
     args: Any
     restore: Unravel = eqx.field(static=True)
+    blocks: tuple[tuple[tuple[int, int], ...], ...] = eqx.field(static=True)  # rows of shapes
 
     def __call__(self, x: Array) -> Array:
-        blocks = [
-            jnp.asarray(leaf) for leaf in jax.tree.leaves(self.jac(self.restore(x), *self.args))
-        ]
-        if self.restore.is_flat:
-            return jnp.stack(blocks).reshape(-1, x.shape[0])  # one array, or nested lists
-        # Like jax.jacfwd: one block (m, *shape) for each leaf of x.
-        sizes = self.restore.sizes
+        leaves = iter(jax.tree.leaves(self.jac(self.restore(x), *self.args)))
         return jnp.concatenate(
-            [block.reshape(-1, size) for block, size in zip(blocks, sizes, strict=True)], axis=1
+            [
+                jnp.concatenate(
+                    [jnp.asarray(next(leaves)).reshape(shape).astype(x.dtype) for shape in row],
+                    axis=1,
+                )
+                for row in self.blocks
+            ]
         )
 
 
@@ -102,8 +112,7 @@ def least_squares_problem(
     x = ravel(tree, dtype)
     lower, upper, bounded = check_bounds(bounds, tree, x)
     check_inside(x, lower, upper)
-    if not isinstance(args, tuple):
-        args = (args,)
+    args = as_tuple(args)
     scheme = resolve(jac, diff_step)
     examples = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
     residuals = _lift_residuals(fun, examples, args, kwargs, scheme, restore)
@@ -114,11 +123,11 @@ def least_squares_problem(
     floats = [leaf.dtype for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating)]
     precision = max(float(jnp.finfo(d).eps) for d in [dtype, *floats])
     if callable(jac) and not isinstance(jac, AbstractJacobian):
-        scheme = resolve(_lift_jacobian(jac, examples, args, kwargs, restore, m), diff_step)
+        scheme = resolve(_lift_jacobian(jac, examples, args, kwargs, restore, out), diff_step)
     problem = LeastSquaresProblem(
         residuals=residuals,
         jacobian=scheme,
-        loss=_check_loss(loss, f_scale, m, dtype),
+        loss=_check_loss(loss, f_scale, vary_with(jax.ShapeDtypeStruct((m,), dtype), out)),
         lower=lower,
         upper=upper,
         bounded=bounded,
@@ -146,18 +155,50 @@ def _lift_residuals(
 
 
 def _lift_jacobian(
-    jac: Callable, x: Any, args: tuple, kwargs: Any, restore: Unravel, m: int
+    jac: Callable, x: Any, args: tuple, kwargs: Any, restore: Unravel, f: Any
 ) -> _Jacobian:
     lifted = lift(with_kwargs(jac, kwargs), x, *args, label="`jac`")
-    n = sum(restore.sizes)
-    if restore.is_flat:
-        shape = shape_of(lifted.out_shape)
-        shape = (1,) * (2 - len(shape)) + shape  # as np.atleast_2d
-        if shape != (m, n):
-            raise ValueError(
-                f"The return value of `jac` has wrong shape: expected {(m, n)}, actual {shape}."
-            )
-    return _Jacobian(lifted, inputs(args), restore)
+    out = lifted.out_shape
+    if any(jnp.issubdtype(leaf.dtype, jnp.complexfloating) for leaf in jax.tree.leaves(out)):
+        raise ValueError("`jac` must return real values, got complex ones.")
+    return _Jacobian(lifted, inputs(args), restore, _blocks(out, f, x))
+
+
+def _blocks(out: Any, f: Any, x: Any) -> tuple[tuple[tuple[int, int], ...], ...]:
+    """The shapes of the blocks that make up the Jacobian (m, n), in the order of out's leaves.
+
+    ``out`` is one matrix; or what `jax.jacfwd` gives, a tree like x in each place of a tree like
+    f; or, as for SciPy, a list of rows.
+    """
+    of_f, of_x = jax.tree.leaves(f), jax.tree.leaves(x)
+    rows, columns = [_size(leaf) for leaf in of_f], [_size(leaf) for leaf in of_x]
+    m, n = sum(rows), sum(columns)
+    got = [tuple(leaf.shape) for leaf in jax.tree.leaves(out)]
+    if len(got) == 1 and _atleast_2d(got[0]) == (m, n):
+        return (((m, n),),)
+    if jax.tree.structure(out) == jax.tree.structure(f).compose(jax.tree.structure(x)):
+        pairs = [(a, b) for a in of_f for b in of_x]
+        whole = [(*a.shape, *b.shape) for a, b in pairs]
+        flat = [(_size(a), _size(b)) for a, b in pairs]
+        if all(shape in fits for shape, *fits in zip(got, whole, flat, strict=True)):
+            return tuple(tuple((r, c) for c in columns) for r in rows)
+    shape = _atleast_2d(shape_of(out))
+    if shape == (m, n) and set(got) == {()}:
+        return (((1, 1),) * n,) * m
+    if shape == (m, n) and set(got) == {(n,)}:
+        return (((1, n),),) * m
+    raise ValueError(
+        f"The return value of `jac` has wrong shape: expected {(m, n)}, or a pytree as "
+        f"jax.jacfwd gives it, actual {shape if shape_of(out) else got}."
+    )
+
+
+def _atleast_2d(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return (1,) * (2 - len(shape)) + shape
+
+
+def _size(leaf: Any) -> int:
+    return int(np.prod(leaf.shape))
 
 
 def _ravel_native(leaves: list[Any]) -> Array:
@@ -192,27 +233,39 @@ def _check_residual_shape(out: Any, restore: Unravel) -> None:
             "`fun` must return real residuals: return real and imaginary parts as two."
         )
     if jax.tree_util.all_leaves([out]) and len(out.shape) > 1:
-        raise ValueError(f"`fun` must return at most 1-d array_like. f0.shape: {out.shape}")
+        raise ValueError(
+            f"`fun` must return at most 1-d array_like. f0.shape: {out.shape}. Return "
+            "residuals.ravel(), or a pytree, e.g. a dict, whose leaves may have any shape."
+        )
     if not leaves or sum(int(np.prod(leaf.shape)) for leaf in leaves) == 0:
         raise ValueError("`fun` must return at least one residual.")
 
 
-def _check_loss(loss: Any, f_scale: Any, m: int, dtype: Any) -> Loss:
+def _check_f_scale(f_scale: Any, dtype: Any) -> Array:
     if not isinstance(f_scale, jax.Array):
         f_scale = np.asarray(f_scale)
+    if not jnp.issubdtype(f_scale.dtype, np.number) or jnp.iscomplexobj(f_scale):
+        raise ValueError(f"`f_scale` must be a positive number, got {f_scale!r}.")
     f_scale = f_scale.astype(dtype)
     if f_scale.ndim:
         raise ValueError(f"`f_scale` must be a number, got shape {f_scale.shape}.")
-    if is_concrete(f_scale) and not float(f_scale) > 0:
-        raise ValueError(f"`f_scale` must be positive, got {float(f_scale)}.")
+    if is_concrete(f_scale) and not 0 < float(f_scale) < np.inf:
+        raise ValueError(f"`f_scale` must be positive and finite, got {float(f_scale)}.")
+    return f_scale
+
+
+def _check_loss(loss: Any, f_scale: Any, z: Any) -> Loss:
+    """The loss of squares like z, (m,)."""
+    (m,), dtype = z.shape, z.dtype
+    f_scale = _check_f_scale(f_scale, dtype)
     if isinstance(loss, str) and loss in LOSSES:
         rho = LOSSES[loss]
         return Loss(None if rho is None else jax.tree_util.Partial(rho), f_scale)
     if not callable(loss):
-        raise ValueError(f"`loss` must be one of {LOSSES.keys()} or a callable, got {loss!r}.")
-    single = _try_scalar_loss(loss, dtype)
+        raise ValueError(f"`loss` must be one of {list(LOSSES)} or a callable, got {loss!r}.")
+    single = _try_scalar_loss(loss, vary_with(jax.ShapeDtypeStruct((), dtype), z))
     try:
-        whole = lift(loss, jax.ShapeDtypeStruct((m,), dtype), label="`loss`")
+        whole = lift(loss, z, label="`loss`")
     except Exception:
         if single is None:
             raise
@@ -228,10 +281,10 @@ def _check_loss(loss: Any, f_scale: Any, m: int, dtype: Any) -> Loss:
     )
 
 
-def _try_scalar_loss(loss: Callable, dtype: Any) -> Lifted | None:
+def _try_scalar_loss(loss: Callable, z: Any) -> Lifted | None:
     """The loss on a scalar z, or None if it is not made for one."""
     try:
-        lifted = lift(loss, jax.ShapeDtypeStruct((), dtype), label="`loss`")
+        lifted = lift(loss, z, label="`loss`")
     except Exception:  # the user's code, made for vectors, may raise anything here
         return None
     return lifted if shape_of(lifted.out_shape) == () else None

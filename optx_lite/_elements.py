@@ -27,6 +27,7 @@ from jax import lax
 from jax.custom_batching import custom_vmap
 from jaxtyping import Array
 
+from ._control_flow import fori_loop, while_loop
 from ._elementwise_result import CONVERGED
 from ._lanes import CACHE
 from .solvers._elementwise import AbstractElementwiseMachine
@@ -55,7 +56,7 @@ class Task(eqx.Module):
 
     def run(self, state: Any, left: Any = 0) -> Any:
         """Step until no more than ``left`` elements are unfinished."""
-        return lax.while_loop(
+        return while_loop(
             lambda state: self.count(state) > left,
             lambda state: self.step(state),
             state,
@@ -123,10 +124,10 @@ class _Blocks:
     def run(self, shapes: Any) -> Any:
         """All blocks once, then what they left, as often as something is left."""
         state = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-        state = lax.fori_loop(0, -(-self.size // self.block), self._pass, state)
+        state = fori_loop(0, -(-self.size // self.block), self._pass, state)
         running = self.task.machine.running(state)
         (places,) = jnp.nonzero(running, size=self.room, fill_value=self.size)
-        state, _ = lax.while_loop(
+        state, _ = while_loop(
             lambda carry: carry[1][0] < self.size,
             lambda carry: self._again(*carry),
             (state, places.astype(jnp.int32)),
@@ -162,7 +163,7 @@ class _Blocks:
                 lambda whole, part: whole.at[..., at].set(part, mode="drop"), state, part
             )
 
-        state = lax.fori_loop(0, -(-count // self.block), run, state)
+        state = fori_loop(0, -(-count // self.block), run, state)
         wanted = self.task.machine.running(state).at[places].get(mode="fill", fill_value=False)
         (chosen,) = jnp.nonzero(wanted, size=self.room, fill_value=self.room)
         return state, places.at[chosen].get(mode="fill", fill_value=self.size)

@@ -30,10 +30,10 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.core import Tracer
 from jaxtyping import Array
 
+from ._control_flow import fori_loop, while_loop
 from ._elements import Task, work_off
 from ._elementwise_problem import ElementwiseProblem
 from ._elementwise_result import (
@@ -100,7 +100,7 @@ class Polished(eqx.Module):
             return jax.tree.map(lambda a, b: jnp.where(good, a, b), new, now)
 
         start = (result.x, *problem.slope_and_curvature(result.x))
-        x, *_ = lax.fori_loop(0, NEWTON, newton, start)
+        x, *_ = fori_loop(0, NEWTON, newton, start)
         return dataclasses.replace(result, x=x, f_x=problem(x))
 
 
@@ -183,7 +183,7 @@ def _heard(task: Task, state: Any, watch: Watch, shape: tuple[int, ...]) -> tupl
         return state, tell(state, active)
 
     carry = (state, tell(state, jnp.array(True)))
-    state, stopped = lax.while_loop(more, turn, carry)
+    state, stopped = while_loop(more, turn, carry)
     return state, jnp.where(stopped, CALLBACK_STOP, MAXITER)
 
 

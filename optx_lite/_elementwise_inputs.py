@@ -21,11 +21,6 @@ from .solvers.chandrupatla_root import ChandrupatlaRoot
 TOLERANCES = ("xatol", "xrtol", "fatol", "frtol")
 
 
-def as_tuple(args: Any) -> tuple[Any, ...]:
-    """Arguments; a number or an array alone need not stand in a tuple."""
-    return tuple(args) if isinstance(args, (tuple, list)) else (args,)
-
-
 def check_search(
     f: Any, tolerances: dict[str, Any] | None, maxiter: Any, callback: Callable | None = None
 ) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ._result import AbstractRecord
+from ._result import PROCEEDING, AbstractRecord, exportable
 
 RUNNING = 1
 CONVERGED = 0
@@ -17,7 +17,7 @@ CALLBACK_STOP = -4
 BAD_INPUT = -5
 
 _MESSAGES = {
-    RUNNING: "The algorithm is proceeding normally.",
+    RUNNING: PROCEEDING,
     MAXITER: "The maximum number of iterations was reached.",
     NONFINITE: "A non-finite value was encountered.",
     CALLBACK_STOP: "Iteration was terminated by `callback`.",
@@ -39,6 +39,7 @@ class AbstractElementwiseResult(AbstractRecord):
         return texts
 
 
+@exportable
 class ElementwiseResult(AbstractElementwiseResult):
     """The answer of `elementwise.find_minimum` and `elementwise.find_root`; a pytree.
 
@@ -79,6 +80,7 @@ class ElementwiseResult(AbstractElementwiseResult):
         return self.f_x
 
 
+@exportable
 class ScalarResult(AbstractElementwiseResult):
     """The answer of `minimize_scalar`; a pytree of arrays of one shape.
 
@@ -117,6 +119,7 @@ class ScalarResult(AbstractElementwiseResult):
         return self.fun
 
 
+@exportable
 class BracketResult(AbstractElementwiseResult):
     """The answer of `elementwise.bracket_minimum` and `elementwise.bracket_root`; a pytree.
 

@@ -60,11 +60,15 @@ import numpy as np
 from jax import lax
 from jax.core import Tracer
 from jax.custom_derivatives import SymbolicZero
+from jax.sharding import PartitionSpec
 from jaxtyping import Array
 
 from ._bounds import coleman_li
+from ._control_flow import explicit_spec, in_auto_mode, vary_like
 from ._lanes import in_chunks
+from ._lift import communicates
 from ._loop import Checkpointed, FixedSteps, drive, drive_as_one
+from ._monitor import is_staged
 from ._result import AbstractResult
 from .linalg import (
     diagonal,
@@ -107,6 +111,9 @@ class ImplicitAdjoint(AbstractAdjoint):
         leaves, treedef = jax.tree.flatten((solver, problem, x0, watch))
         if not any(isinstance(leaf, Tracer) for leaf in leaves):
             return _run((treedef, self.unconverged), leaves)  # nothing to differentiate
+        if is_staged():
+            # For lanes of a `vmap` over a NumPy array, which JAX stages out in no custom rule.
+            leaves = [jnp.copy(leaf) if isinstance(leaf, Tracer) else leaf for leaf in leaves]
         return _solve((treedef, self.unconverged), leaves)
 
 
@@ -136,37 +143,62 @@ class UnrolledAdjoint(AbstractAdjoint):
 @ft.partial(jax.jit, static_argnums=0)
 def _run(static: Any, leaves: list[Array]) -> AbstractResult:
     treedef, _ = static
-    solver, problem, x0, _ = jax.tree.unflatten(treedef, leaves)
+    solver, problem, x0, watch = jax.tree.unflatten(treedef, leaves)
     state = jax.eval_shape(solver.init, problem, x0)
     lane_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
-    solve = in_chunks(
-        lambda *leaves: drive_as_one(*jax.tree.unflatten(treedef, leaves)), lane_bytes
-    )
-    return solve(*leaves)
+
+    def run(spare: Any, *leaves: Array) -> AbstractResult:
+        solver, problem, x0, watch = jax.tree.unflatten(treedef, leaves)
+        watch = None if watch is None else watch.silenced(spare)
+        return drive_as_one(solver, problem, x0, watch)
+
+    def spec_of(leaf: Any) -> PartitionSpec:
+        values = jax.eval_shape(problem.evaluate, x0)
+        like = values.ndim and leaf.shape[:1] == values.shape
+        return explicit_spec(values) if like else PartitionSpec()
+
+    def run_in_auto_mode(spare: Any, *leaves: Array) -> AbstractResult:
+        return in_auto_mode(lambda *leaves: run(spare, *leaves), leaves, spec_of)
+
+    if communicates((solver, problem)):  # its lanes have to run side by side
+        return run_in_auto_mode(np.False_, *leaves)
+    return in_chunks(run_in_auto_mode, lane_bytes, listened=watch is not None)(*leaves)
+
+
+def _solve(static: Any, leaves: list[Array]) -> AbstractResult:
+    result = _run(static, jax.tree.map(lax.stop_gradient, leaves))
+    floats, others = eqx.partition(result, eqx.is_inexact_array)
+    floats = _with_derivative(static, floats, result.success, leaves)
+    return eqx.combine(floats, others)
 
 
 @ft.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _solve(static: Any, leaves: list[Array]) -> AbstractResult:
-    return _run(static, leaves)
+def _with_derivative(
+    static: Any, floats: AbstractResult, success: Array, leaves: list[Array]
+) -> AbstractResult:
+    """What of a result may have a derivative, with the one that is due to the problem's leaves."""
+    return floats
 
 
-def _solve_jvp(static: Any, primals: Any, tangents: Any) -> Any:
-    (leaves,), (dots,) = primals, tangents
-    result = _solve(static, leaves)
+def _with_derivative_jvp(static: Any, primals: Any, tangents: Any) -> Any:
+    floats, success, leaves = primals
+    floats = _with_derivative(static, floats, success, leaves)
     moving = tuple(
         i
-        for i, (leaf, dot) in enumerate(zip(leaves, dots, strict=True))
+        for i, (leaf, dot) in enumerate(zip(leaves, tangents[2], strict=True))
         if not isinstance(dot, SymbolicZero) and jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
     )
-    moved = _tangents((*static, moving), result, leaves, [dots[i] for i in moving])
-    d_result = jax.tree.map(no_tangent, result)
-    d_result = eqx.tree_at(
-        lambda r: [getattr(r, name) for name in moved], d_result, list(moved.values())
+    d_values = [tangents[2][i] for i in moving]
+    moved = _tangents((*static, moving), floats, success, leaves, d_values)
+    d_floats = eqx.tree_at(
+        lambda r: [getattr(r, name) for name in moved],
+        jax.tree.map(jnp.zeros_like, floats),
+        list(moved.values()),
     )
-    return result, d_result
+    return floats, vary_like(d_floats, floats)
 
 
-_solve.defjvp(_solve_jvp, symbolic_zeros=True)
+_with_derivative.defjvp(_with_derivative_jvp, symbolic_zeros=True)
 
 
 def no_tangent(value: Array) -> Any:
@@ -178,7 +210,7 @@ def no_tangent(value: Array) -> Any:
 
 @ft.partial(jax.jit, static_argnums=0)
 def _tangents(
-    static: Any, result: Any, leaves: list[Array], d_values: list[Array]
+    static: Any, result: Any, success: Array, leaves: list[Array], d_values: list[Array]
 ) -> dict[str, Array]:
     """d x by (1), and with it d of the fields which follow from x."""
     treedef, unconverged, moving = static
@@ -216,7 +248,7 @@ def _tangents(
     # A factor, since a NaN that is only chosen would be lost when this is transposed.
     known = jnp.ones_like(grad[0])
     if unconverged == "nan":
-        known = jnp.where(result.success, known, jnp.nan)
+        known = jnp.where(success, known, jnp.nan)
     d_x = d_x * known
 
     def describe(x: Array, values: list[Array]) -> dict[str, Array]:

@@ -27,6 +27,12 @@ def check_x0(x0: Any) -> Any:
         dtypes = [jnp.result_type(leaf) for leaf in leaves]
     except TypeError as error:
         raise ValueError(f"`x0` must be a real array or a pytree of them, got {x0!r}.") from error
+    for dtype in dtypes:
+        if jnp.issubdtype(dtype, jax.dtypes.extended):  # a PRNG key, for one
+            raise ValueError(
+                f"`x0` must hold real numbers, got a leaf of dtype {dtype}: what is not to be "
+                "optimised belongs into `args`."
+            )
     if any(jnp.issubdtype(d, jnp.complexfloating) for d in dtypes):
         raise ValueError("`x0` must be real: optimise real and imaginary parts as two variables.")
     alone = jax.tree_util.all_leaves([tree])
@@ -63,8 +69,8 @@ def check_bounds(bounds: Any, tree: Any, x: Array) -> tuple[Array, Array, bool]:
         count = None
     if count != 2 or isinstance(bounds, dict):
         raise ValueError(f"`bounds` must contain 2 elements, (lb, ub), got {bounds!r}.")
-    lower = spread_bound(bounds[0], -np.inf, tree, x, "lower")
-    upper = spread_bound(bounds[1], np.inf, tree, x, "upper")
+    lower = spread(bounds[0], -np.inf, tree, x, "`bounds`: the lower bound")
+    upper = spread(bounds[1], np.inf, tree, x, "`bounds`: the upper bound")
     if not is_concrete((lower, upper)):
         return lower, upper, True
     low, high = np.asarray(lower), np.asarray(upper)
@@ -95,44 +101,63 @@ def check_inside(x: Any, lower: Any, upper: Any) -> None:
         )
 
 
-def spread_bound(bound: Any, missing: float, tree: Any, x: Array, name: str) -> Array:
-    """One side of the bounds, a scalar, an array or a pytree prefix, as a flat vector."""
+def spread(value: Any, missing: float, tree: Any, x: Array, name: str) -> Array:
+    """A number, an array or a pytree prefix of ``tree`` as a flat vector; None is ``missing``.
+
+    ``name`` is what messages call the value.
+    """
 
     def onto(value: Any, leaf: Any) -> Any:
+        if isinstance(value, (list, tuple)):
+            value = [missing if v is None else v for v in value]
         value = missing if value is None else value
         xp = jnp if isinstance(value, jax.Array) else np
         value = xp.asarray(as_array_or_tree(value))
+        if not jnp.issubdtype(value.dtype, np.number) or jnp.iscomplexobj(value):
+            raise ValueError(f"{name} must be real numbers, got dtype {value.dtype}.")
         if value.ndim and value.shape != leaf.shape:
             raise ValueError(
-                f"Inconsistent shapes between bounds and `x0`: the {name} bound has shape "
-                f"{value.shape}, `x0` has {leaf.shape}."
+                f"Inconsistent shapes: {name} has shape {value.shape}, `x0` has {leaf.shape}."
             )
         return xp.broadcast_to(value.astype(x.dtype), leaf.shape)
 
-    def spread(is_leaf: Callable[[Any], bool]) -> Any:
+    def by_leaf(is_leaf: Callable[[Any], bool]) -> Any:
         return jax.tree.map(
             lambda value, part: jax.tree.map(lambda leaf: onto(value, leaf), part),
-            as_array_or_tree(bound),
+            as_array_or_tree(value),
             tree,
             is_leaf=lambda value: value is None or is_leaf(value),
         )
 
     try:
         try:
-            full = spread(lambda value: False)
+            full = by_leaf(lambda value: False)
         except ValueError:  # a list of numbers where `x0` has an array
-            full = spread(is_numbers)
+            full = by_leaf(_is_numbers_or_none)
     except ValueError as error:
-        if "Inconsistent shapes" in str(error):
+        if str(error).startswith(("Inconsistent shapes", name)):
             raise
         raise ValueError(
-            f"`bounds`: the {name} bound must be a number, an array, or a pytree prefix of `x0`: "
-            f"{error}"
+            f"{name} must be a number, an array, or a pytree prefix of `x0`, got {value!r}: {error}"
         ) from error
     return ravel(full, x.dtype)
 
 
+def _is_numbers_or_none(value: Any) -> bool:
+    if type(value) not in (list, tuple):
+        return is_numbers(value)
+    return is_numbers([0.0 if v is None else v for v in value])
+
+
+def as_tuple(args: Any) -> tuple[Any, ...]:
+    """Arguments; a number or an array alone need not stand in a tuple."""
+    return tuple(args) if isinstance(args, (tuple, list)) else (args,)
+
+
 def with_kwargs(fun: Callable, kwargs: dict[str, Any] | None) -> Callable:
+    """The function with its keyword arguments."""
+    if not isinstance(kwargs or {}, dict):
+        raise TypeError(f"`kwargs` must be a dict, got {kwargs!r}.")
     return jax.tree_util.Partial(fun, **kwargs) if kwargs else fun
 
 

@@ -19,9 +19,11 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array
 
+from ._result import exportable
 from .linalg import safe_divide
 
 
+@exportable
 class LbfgsInvHessProduct(eqx.Module):
     """Linear operator of the limited-memory inverse Hessian, with SciPy's names.
 

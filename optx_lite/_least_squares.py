@@ -15,8 +15,8 @@ from jaxtyping import Array
 
 from ._build import least_squares_problem
 from ._implicit import AbstractAdjoint, ImplicitAdjoint
-from ._inputs import spread_bound
-from ._monitor import Listener
+from ._inputs import spread
+from ._monitor import Listener, check_callback
 from ._problem import LeastSquaresProblem
 from ._result import Result
 from ._run import IMPLICIT, solve
@@ -71,15 +71,16 @@ def least_squares(
         default float.
     jac : {'jacfwd', 'jacrev', '2-point', '3-point', 'cs'} or callable
         How the Jacobian is had. 'jacfwd' (automatic, forward mode) is right for m >= n,
-        'jacrev' for m < n. A callable gives ``jac(x, *args, **kwargs)``, shape (m, n).
+        'jacrev' for m < n. A callable gives ``jac(x, *args, **kwargs)``, shape (m, n), or for
+        pytrees whatever ``jax.jacfwd(fun)`` would give.
     bounds : 2-tuple (lb, ub) or object with ``lb`` and ``ub``
-        Each a scalar, an array of shape (n,), None, or a pytree prefix of ``x0``.
+        Each a scalar, an array of shape (n,), or a pytree prefix of ``x0``; None for no bound.
         ``lb == ub`` fixes a variable. 'lm' takes no other bounds.
     method : {'trf', 'dogbox', 'lm'}
         Trust Region Reflective; dogleg in a box; Levenberg-Marquardt.
     ftol, xtol, gtol : float or None
-        Tolerances on the relative change of the cost, on the relative change of ``x``, and
-        on the relative offset (the cosine between the residuals and the tangent plane; SciPy
+        Tolerances, None for "off", on the relative change of the cost, on that of ``x``, and on
+        the relative offset (the cosine between the residuals and the tangent plane; SciPy
         tests the absolute gradient, which depends on units). A test that is met opens a last
         phase of undamped steps, which end when the error in ``x`` is below the largest of
         the tolerances, or when they no longer shrink.
@@ -97,15 +98,18 @@ def least_squares(
     tr_solver, tr_options, jac_sparsity
         'exact' only, so far; the others raise NotImplementedError.
     max_nfev : int, optional
-        Most evaluations of ``fun``; 100 n by default.
+        Most evaluations of ``fun``; 100 n by default, ``inf`` for no limit.
     verbose : {0, 1, 2}
         Nothing, a report at the end, a line for each iteration; also from compiled code.
-    args, kwargs : tuple and dict
+        Under `vmap` each line begins with the number of its lane.
+    args, kwargs : tuple or list, and dict
         Further arguments of ``fun`` and ``jac``. Arrays and numbers among them, and arrays
         that ``fun`` closes over, carry derivatives.
     callback : callable, optional
         ``callback(x)`` or ``callback(intermediate_result)``, after every accepted step.
-        Raise StopIteration or return True to end the solve, with status -2.
+        Raise StopIteration or return True to end the solve, with status -2. Other exceptions
+        pass, also through eager `vmap`, `grad` and `jacfwd`; a program of `jit` raises an error
+        of JAX with their text.
     workers
         Accepted for SciPy's sake: finite differences are one vectorised call already.
     adjoint : ImplicitAdjoint or UnrolledAdjoint
@@ -143,18 +147,18 @@ def least_squares(
     >>> slope.shape
     (20,)
     """
-    if method not in METHODS:
+    if not isinstance(method, str) or method not in METHODS:
         raise ValueError(f"`method` must be 'trf', 'dogbox' or 'lm', got {method!r}.")
     _check_linear_algebra(tr_solver, tr_options, jac_sparsity)
     if not isinstance(verbose, (int, np.integer)) or verbose not in (0, 1, 2):
         raise ValueError(f"`verbose` must be in [0, 1, 2], got {verbose!r}.")
-    if max_nfev is not None and not isinstance(max_nfev, Tracer) and max_nfev <= 0:
-        raise ValueError(f"`max_nfev` must be None or positive integer, got {max_nfev!r}.")
+    max_nfev = _check_max_nfev(max_nfev)
+    check_callback(callback)
     if not isinstance(adjoint, AbstractAdjoint):
         raise TypeError(
             f"`adjoint` must be an ImplicitAdjoint or UnrolledAdjoint, got {adjoint!r}."
         )
-    ftol, xtol, gtol = _check_tolerances(ftol, xtol, gtol, method)
+    ftol, xtol, gtol = _check_tolerances(ftol, xtol, gtol)
     problem, x = least_squares_problem(
         fun, x0, jac=jac, bounds=bounds, loss=loss, f_scale=f_scale, diff_step=diff_step,
         args=args, kwargs=kwargs,
@@ -179,6 +183,21 @@ def _unrolls(adjoint: AbstractAdjoint) -> bool:
     return not isinstance(adjoint, ImplicitAdjoint)
 
 
+def _check_max_nfev(max_nfev: Any) -> Any:
+    """A count that an int32 holds; an infinite one is the largest."""
+    wrong = f"`max_nfev` must be None or positive integer, got {max_nfev!r}."
+    if max_nfev is None:
+        return None
+    if not _is_number(max_nfev):
+        raise ValueError(wrong)
+    if isinstance(max_nfev, Tracer):
+        return max_nfev
+    number = np.asarray(max_nfev)
+    if not number > 0 or (np.isfinite(number) and number % 1):
+        raise ValueError(wrong)
+    return int(min(number, np.iinfo(np.int32).max))
+
+
 def _as_count(max_nfev: Any) -> Any:
     return None if max_nfev is None else as_dtype(max_nfev, np.int32)
 
@@ -191,6 +210,8 @@ def _check_linear_algebra(tr_solver: Any, tr_options: Any, jac_sparsity: Any) ->
         raise NotImplementedError(f"`jac_sparsity` {later}")
     if tr_solver == "lsmr":
         raise NotImplementedError(f"`tr_solver='lsmr'` {later}")
+    if not isinstance(tr_options or {}, dict):
+        raise TypeError(f"`tr_options` must be a dict, got {tr_options!r}.")
     unknown = set(tr_options or {}) - LSMR_OPTIONS
     if unknown:
         raise TypeError(f"`tr_options` got unknown options {sorted(unknown)}.")
@@ -200,34 +221,34 @@ def _check_linear_algebra(tr_solver: Any, tr_options: Any, jac_sparsity: Any) ->
         )
 
 
-def _check_tolerances(ftol: Any, xtol: Any, gtol: Any, method: str) -> tuple[Any, Any, Any]:
+def _check_tolerances(ftol: Any, xtol: Any, gtol: Any) -> tuple[Any, Any, Any]:
     """SciPy's rules; None becomes 0, which is "off"."""
     given: dict[str, Any] = {"ftol": ftol, "xtol": xtol, "gtol": gtol}
-    if any(isinstance(tol, Tracer) for tol in given.values()):
-        return tuple(0.0 if tol is None else tol for tol in given.values())  # type: ignore[return-value]
     for name, tol in given.items():
         if tol is None:
             given[name] = 0.0
-        elif isinstance(tol, (str, bytes)) or jnp.ndim(tol) > 0:
+        elif not _is_number(tol):
             raise ValueError(f"`{name}` must be a number or None, got {tol!r}.")
-        elif tol < EPS:
+        elif not isinstance(tol, Tracer) and tol < EPS:
             warnings.warn(
                 f"Setting `{name}` below the machine epsilon ({EPS:.2e}) effectively "
                 "disables the corresponding termination condition.",
                 stacklevel=3,
             )
-    small = [tol < EPS for tol in given.values()]
-    if method == "lm" and any(small):
-        raise ValueError(
-            f"All tolerances must be higher than machine epsilon ({EPS:.2e}) for method 'lm': "
-            f"got ftol={ftol}, xtol={xtol}, gtol={gtol}."
-        )
-    if all(small):
+    if all(not isinstance(tol, Tracer) and tol < EPS for tol in given.values()):
         raise ValueError(
             "At least one of the tolerances must be higher than machine epsilon "
             f"({EPS:.2e}): got ftol={ftol}, xtol={xtol}, gtol={gtol}."
         )
     return tuple(given.values())  # type: ignore[return-value]
+
+
+def _is_number(value: Any) -> bool:
+    """Whether it is one real number, traced or not NaN."""
+    if isinstance(value, Tracer):
+        return value.ndim == 0
+    array = np.asarray(value)
+    return array.dtype.kind in "iuf" and array.ndim == 0 and not np.isnan(array)
 
 
 def _check_method(method: str, problem: LeastSquaresProblem, x: Array) -> None:
@@ -258,11 +279,8 @@ def _check_x_scale(x_scale: Any, problem: LeastSquaresProblem, x: Array) -> Any:
     leaves = jax.tree.leaves(x_scale)
     if any(isinstance(leaf, str) or jnp.iscomplexobj(leaf) for leaf in leaves):
         raise ValueError(wrong)
-    try:
-        tree = jax.tree.unflatten(problem.restore_x.treedef, _blank(problem.restore_x))
-        flat = spread_bound(x_scale, 1.0, tree, x, "`x_scale`'s")
-    except ValueError as error:
-        raise ValueError(f"Inconsistent shapes between `x_scale` and `x0`: {error}") from error
+    tree = jax.tree.unflatten(problem.restore_x.treedef, _blank(problem.restore_x))
+    flat = spread(x_scale, 1.0, tree, x, "`x_scale`")
     if is_concrete(flat) and not np.all(np.isfinite(flat) & (np.asarray(flat) > 0)):
         raise ValueError(wrong)
     return flat

@@ -33,8 +33,10 @@ import numpy as np
 from jax import lax
 from jax.extend.core.primitives import convert_element_type_p
 
+from ._control_flow import explicit_mesh, in_explicit_mode, vary_with
 from ._jaxpr import LiftedJaxpr, Number, lift_constants
 from ._library import is_library_file
+from ._mesh import without_mesh
 from ._structure import structure_key
 
 
@@ -54,10 +56,17 @@ class Structure:
         Shapes and dtypes of the leaves of arguments and result.
     numbers : tuple of (Number, int)
         The last constants are vectors with so many numbers each.
+    mesh : AbstractMesh or None
+        Under which it was traced, if the types tell.
 
     """
 
-    __slots__ = ("__weakref__", "in_avals", "jaxpr", "key", "numbers", "out_avals", "out_tree")
+    # fmt: off
+    __slots__ = (
+        "__weakref__", "_without_mesh", "in_avals", "jaxpr", "key", "mesh", "numbers", "out_avals",
+        "out_tree",
+    )
+    # fmt: on
 
     def __init__(self, key: tuple, jaxpr: Any, out_tree: Any, avals: tuple):
         self.key = key
@@ -65,6 +74,15 @@ class Structure:
         self.out_tree = out_tree
         self.in_avals, self.out_avals = avals
         self.numbers: tuple[tuple[Number, int], ...] = key[-1]
+        self.mesh = _mesh_of(jaxpr)
+        self._without_mesh: Any = None
+
+    @property
+    def without_mesh(self) -> Any:
+        """The jaxpr for use where the axes of the mesh are automatic."""
+        if self._without_mesh is None:
+            self._without_mesh = without_mesh(self.jaxpr)
+        return self._without_mesh
 
     def __hash__(self) -> int:
         return hash(self.key)
@@ -74,6 +92,24 @@ class Structure:
 
     def __repr__(self) -> str:
         return f"Structure({len(self.jaxpr.eqns)} equations)"
+
+    def __copy__(self) -> Structure:
+        return self
+
+    def __deepcopy__(self, _: Any) -> Structure:
+        return self  # nothing in it changes
+
+    def __reduce__(self) -> Any:
+        raise TypeError(
+            "A problem cannot be pickled, since it holds a traced function: pickle the function "
+            "and its arguments, and make the problem of them anew. Results can be pickled."
+        )
+
+
+def _mesh_of(jaxpr: Any) -> Any:
+    variables = [*jaxpr.constvars, *jaxpr.invars, *jaxpr.outvars]
+    meshes = (explicit_mesh(v.aval) for v in variables)
+    return next((mesh for mesh in meshes if mesh is not None), None)
 
 
 class Lifted(eqx.Module):
@@ -98,9 +134,12 @@ class Lifted(eqx.Module):
         Only their leaves count, in their order; and not those that were constants to `lift`,
         which may be there or not (see `inputs`).
         """
-        inputs = self._constants(), *self._leaves(args)
+        structure = self.structure
+        jaxpr = structure.jaxpr
+        if structure.mesh is not None and not in_explicit_mode():
+            jaxpr = structure.without_mesh
         try:
-            out = jax.core.eval_jaxpr(self.structure.jaxpr, *inputs)
+            out = jax.core.eval_jaxpr(jaxpr, self._constants(), *self._leaves(args))
         except ValueError as err:
             if "callbacks do not support JVP" in str(err):
                 raise TypeError(_NO_DERIVATIVE) from err
@@ -119,7 +158,9 @@ class Lifted(eqx.Module):
     @property
     def out_shape(self) -> Any:
         """The result's pytree of `jax.ShapeDtypeStruct`, without computing anything."""
-        shapes = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in self.structure.out_avals]
+        shapes = [
+            vary_with(jax.ShapeDtypeStruct(a.shape, a.dtype), a) for a in self.structure.out_avals
+        ]
         return jax.tree.unflatten(self.structure.out_tree, shapes)
 
     def _leaves(self, args: tuple) -> list:
@@ -147,6 +188,17 @@ def _one_by_one(vector: Any, number: Number, count: int) -> list:
     return [lax.squeeze(part, (0,)) for part in lax.split(vector, (1,) * count)]
 
 
+def communicates(tree: Any) -> bool:
+    """Whether a function in a pytree asks for other lanes of a `vmap`, as `jax.lax.psum` does."""
+    functions = jax.tree.leaves(tree, is_leaf=lambda node: isinstance(node, Lifted))
+    return any(
+        type(effect).__name__ == "NamedAxisEffect"
+        for function in functions
+        if isinstance(function, Lifted)
+        for effect in function.structure.jaxpr.effects
+    )
+
+
 def _as_traced(leaf: Any, aval: Any) -> Any:
     if not isinstance(leaf, jax.Array):
         leaf = jnp.asarray(leaf, None if hasattr(leaf, "dtype") else aval.dtype)
@@ -155,7 +207,7 @@ def _as_traced(leaf: Any, aval: Any) -> Any:
             f"an argument of shape {aval.shape} and dtype {aval.dtype} expected, "
             f"not of shape {leaf.shape} and dtype {leaf.dtype}"
         )
-    return leaf
+    return vary_with(leaf, aval)
 
 
 def lift(fun: Callable, *examples: Any, label: str = "fun") -> Lifted:
@@ -200,14 +252,23 @@ def lift(fun: Callable, *examples: Any, label: str = "fun") -> Lifted:
     dynamic, static = eqx.partition(examples, _is_dynamic)
     leaves, in_tree = jax.tree.flatten(dynamic)
 
-    # A new function each time: JAX, too, remembers what it traced, by identity alone.
     def on_leaves(*leaves: Any) -> Any:
         out = fun(*eqx.combine(jax.tree.unflatten(in_tree, leaves), static))
         _check_result(out, label)
         return out
 
+    lifted = _trace(on_leaves, leaves, label)
+    # Within `shard_map`: where the result differs from device to device, the arguments will.
+    cast = vary_with(leaves, lifted.out_shape)
+    if all(a is b for a, b in zip(cast, leaves, strict=True)):
+        return lifted
+    return _trace(on_leaves, cast, label)
+
+
+def _trace(fun: Callable, leaves: list, label: str) -> Lifted:
     try:
-        closed, out_shape = jax.make_jaxpr(on_leaves, return_shape=True)(*leaves)
+        # A new function each time: JAX, too, remembers what it traced, by identity alone.
+        closed, out_shape = jax.make_jaxpr(lambda *args: fun(*args), return_shape=True)(*leaves)
     except Exception as err:
         _explain(err, label, leaves)
         raise

@@ -12,9 +12,9 @@ import equinox as eqx
 import equinox.internal as eqxi
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array
 
+from . import _control_flow as control_flow
 from ._monitor import Watch
 from ._result import UNSOLVED
 from .solvers import AbstractSolver
@@ -50,9 +50,9 @@ class FixedSteps(eqx.Module):
 
     def __call__(self, cond: Callable, body: Callable, state: Any) -> Any:
         def turn(state: Any, _: None) -> tuple[Any, None]:
-            return lax.cond(cond(state), body, lambda state: state, state), None
+            return control_flow.cond(cond(state), lambda: body(state), lambda: state), None
 
-        return lax.scan(turn, state, None, length=self.steps)[0]
+        return control_flow.scan(turn, state, None, length=self.steps)[0]
 
 
 def drive(
@@ -60,7 +60,7 @@ def drive(
     problem: Any,
     x0: Array,
     watch: Watch | None = None,
-    loop: Loop = lax.while_loop,
+    loop: Loop = control_flow.while_loop,
 ) -> Any:
     """From a flat x0 to the `Result` on flat vectors.
 
@@ -70,7 +70,7 @@ def drive(
     def body(state: Any) -> Any:
         if watch is None:
             return solver.step(problem, state)
-        if loop is lax.while_loop:
+        if loop is control_flow.while_loop:
             after = _step_as_one(solver, problem, state)
         else:  # which is to be differentiated
             after = solver.step(problem, state)
@@ -92,7 +92,7 @@ def _step_as_one(solver: AbstractSolver, problem: Any, state: Any) -> Any:
 
     That it turns once is written so that XLA does not see it, and keeps the loop.
     """
-    return lax.while_loop(
+    return control_flow.while_loop(
         lambda now: now.nfev == state.nfev, lambda now: solver.step(problem, now), state
     )
 
@@ -112,7 +112,7 @@ def drive_as_one(solver: AbstractSolver, problem: Any, x0: Array, watch: Watch |
     status = jnp.full_like(blank.status, UNSOLVED)
     blank = eqx.tree_at(lambda result: (result.x, result.status), blank, (x0, status))
     # x0 and the test go through the record, or XLA would see that the loop may be dissolved.
-    return lax.while_loop(
+    return control_flow.while_loop(
         lambda result: result.status == UNSOLVED,
         lambda result: _traced_once(solver, problem, result.x, watch),
         blank,

@@ -13,10 +13,10 @@ import numpy as np
 from jax.core import Tracer
 
 from ._implicit import AbstractAdjoint, ImplicitAdjoint
-from ._inputs import check_x0
+from ._inputs import as_tuple, check_x0
 from ._inverse_hessian import LbfgsInvHessProduct
 from ._minimize_result import MinimizeResult
-from ._monitor import Listener
+from ._monitor import Listener, check_callback
 from ._objective import minimization_problem
 from ._run import IMPLICIT, solve
 from ._tree import as_dtype
@@ -60,7 +60,7 @@ def minimize(
     x0 : array_like of shape (n,), scalar, or pytree of real arrays
         Initial guess, moved into the box if it lies outside. Its floating dtype is the dtype
         of the solve.
-    args : tuple
+    args : tuple or list
         Further arguments of ``fun`` and ``jac``. Arrays and numbers among them, and arrays
         that ``fun`` closes over, carry derivatives.
     method : 'L-BFGS-B', optax.GradientTransformation or solver, optional
@@ -81,7 +81,8 @@ def minimize(
         Sets ``ftol`` and ``gtol``.
     callback : callable, optional
         ``callback(x)`` or ``callback(intermediate_result)``, after every iteration. Raise
-        StopIteration to end the solve, with status 99.
+        StopIteration to end the solve, with status 99. Other exceptions pass, as in
+        `least_squares`.
     options : dict, optional
         maxcor : int, 10
             Pairs in the limited memory; for L-BFGS-B only.
@@ -134,6 +135,7 @@ def minimize(
         raise TypeError(
             f"`adjoint` must be an ImplicitAdjoint or UnrolledAdjoint, got {adjoint!r}."
         )
+    check_callback(callback)
     chosen = _check_options(kind, options, tol, jac)
     problem, x = minimization_problem(
         fun, x0, args=args, jac=jac, bounds=bounds, eps=chosen.pop("eps", None),
@@ -299,9 +301,8 @@ def _count(name: str, value: Any) -> Any:
 
 
 def _returns_pair(func: Callable, x0: Any, args: Any) -> bool:
-    args = args if isinstance(args, tuple) else (args,)
     try:
-        out = jax.eval_shape(func, check_x0(x0), *args)
+        out = jax.eval_shape(func, check_x0(x0), *as_tuple(args))
     except Exception:  # what is wrong with it, `minimize` will say
         return False
     return isinstance(out, (tuple, list)) and len(out) == 2

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ._result import CALLBACK_STOP, RUNNING, AbstractResult
+from ._result import CALLBACK_STOP, RUNNING, AbstractResult, exportable
 
 # Why a machine ended; `status` tells less.
 GTOL, FTOL, MAXFUN, MAXITER, FAILED, NONFINITE, ALL_FIXED, LOST = range(1, 9)
@@ -32,6 +32,7 @@ STATUS = {FAILED: 2, NONFINITE: 2, LOST: 2, CALLBACK_STOP: 99, **dict.fromkeys(C
 LIMIT = 1  # the status of all the others
 
 
+@exportable
 class MinimizeResult(AbstractResult):
     """The answer of `minimize`, with the field names of ``scipy.optimize.OptimizeResult``.
 
@@ -62,6 +63,7 @@ class MinimizeResult(AbstractResult):
 
     MESSAGES = MESSAGES
     COUNTERS = ("nfev", "njev", "nit", "task", "status")
+    SUMMARY = ("nfev", "status", "task", "fun", "optimality", "slopes")
     VALUE = "Fun"
 
     x: Any

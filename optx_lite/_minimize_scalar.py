@@ -11,7 +11,6 @@ import numpy as np
 from ._elementwise import BracketAndSearch, Polished, Search, solve
 from ._elementwise_inputs import (
     TOLERANCES,
-    as_tuple,
     check_bracket,
     check_search,
     count,
@@ -20,6 +19,7 @@ from ._elementwise_inputs import (
 )
 from ._elementwise_problem import elementwise_problem
 from ._elementwise_result import ScalarResult
+from ._inputs import as_tuple
 from ._tree import is_concrete
 from .solvers.bracket_minimum import BracketMinimum
 

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from ._inputs import as_complex, check_bounds, check_x0, with_kwargs
+from ._control_flow import vary_with
+from ._inputs import as_complex, as_tuple, check_bounds, check_x0, with_kwargs
 from ._lift import Lifted, inputs, lift
 from ._problem import MinimizationProblem
 from ._tree import Unravel, ravel, widest
@@ -111,12 +112,12 @@ def minimization_problem(
     restore = Unravel.like(tree)
     x = ravel(tree, dtype)
     lower, upper, bounded = check_bounds(_as_two(bounds, restore, x), tree, x)
-    if not isinstance(args, tuple):
-        args = (args,)
+    args = as_tuple(args)
     if not callable(fun):
         raise TypeError(f"`fun` must be callable, got {fun!r}.")
     examples = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
     objective = _lift_objective(with_kwargs(fun, kwargs), examples, args, jac, restore)
+    x = vary_with(x, (objective.fun.out_shape, lower, upper))
     problem = MinimizationProblem(
         objective=objective,
         derivative=_derivative(jac, objective, examples, args, restore, eps, finite_diff_rel_step),

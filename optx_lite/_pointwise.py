@@ -23,6 +23,7 @@ import jax.numpy as jnp
 from jax.extend import core
 from jaxtyping import Array
 
+from ._control_flow import vary_with
 from ._lift import Lifted
 
 # Operations whose result has the operands' shape, element by element.
@@ -90,7 +91,8 @@ class Pointwise(eqx.Module):
         values: dict[int, Any] = {0: x}
         values.update(zip(self.code.inputs, self.inputs, strict=True))
         for eqn, operands, results in self.code.operations:
-            out = _compute(eqn, [jnp.broadcast_to(values[k], x.shape) for k in operands])
+            spread = [jnp.broadcast_to(values[k], x.shape) for k in operands]
+            out = _compute(eqn, vary_with(spread, spread))
             values.update(zip(results, out, strict=True))
         return jnp.broadcast_to(values[self.code.result], x.shape)
 

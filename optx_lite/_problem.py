@@ -90,6 +90,10 @@ class LeastSquaresProblem(eqx.Module):
 
     dense: ClassVar[bool] = True  # matrices of n columns are written out anyway
 
+    def evaluate(self, x: Array) -> Array:
+        """f(x), (m,), in its own dtype."""
+        return self.residuals(x)
+
     def linearize(self, x: Array) -> tuple[Array, Callable[[], Array]]:
         """f(x), and a thunk for the transposed Jacobian (n, m): the one evaluation of a step."""
         f, jacobian = self.jacobian.linearize(self.residuals, x, self.lower, self.upper)
@@ -170,6 +174,10 @@ class MinimizationProblem(eqx.Module):
     restore_x: Unravel = eqx.field(static=True)
 
     dense: ClassVar[bool] = False
+
+    def evaluate(self, x: Array) -> Array:
+        """f(x), (), in its own dtype."""
+        return self.objective(x)
 
     def value_and_grad(self, x: Array) -> tuple[Array, Array]:
         """f(x) and its gradient (n,): the one evaluation of a step."""

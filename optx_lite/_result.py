@@ -13,11 +13,13 @@ from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-UNSOLVED = -6  # in no answer: the record is still to be filled
+UNSOLVED = -7  # in no answer: the record is still to be filled
+NONFINITE_JACOBIAN = -6
 PLATEAU = -5
 STALLED = -4
 NONFINITE = -3
@@ -29,7 +31,10 @@ FTOL = 2
 XTOL = 3
 FTOL_AND_XTOL = 4
 
+PROCEEDING = "The algorithm is proceeding normally."
 MESSAGES = {
+    NONFINITE_JACOBIAN: "The Jacobian is not finite in the initial point, although the residuals "
+    "are: start elsewhere, or take jac='2-point', whose differences look beside that point.",
     PLATEAU: "A parameter which had an effect on the residuals has lost it: the solve ended on a "
     "plateau. Bound that parameter, or start elsewhere.",
     STALLED: "No step reduces the cost although the gradient is not zero: the derivative may be "
@@ -46,6 +51,28 @@ MESSAGES = {
 }
 
 
+def exportable(cls: Any) -> Any:
+    """Class decorator: `jax.export` may serialise functions that take or give such records.
+
+    All fields of the class are dynamic.
+    """
+
+    def from_children(aux_data: Any, children: Any) -> Any:
+        record = object.__new__(cls)  # what the children are here no __init__ would accept
+        for field, child in zip(dataclasses.fields(cls), children, strict=True):
+            object.__setattr__(record, field.name, child)
+        return record
+
+    jax.export.register_pytree_node_serialization(
+        cls,
+        serialized_name=f"optx_lite.{cls.__name__}",
+        serialize_auxdata=lambda _: b"",
+        deserialize_auxdata=lambda _: None,
+        from_children=from_children,
+    )
+    return cls
+
+
 class AbstractRecord(eqx.Module):
     """What every record has: text for its codes, SciPy's two ways to a field, a good print."""
 
@@ -60,7 +87,7 @@ class AbstractRecord(eqx.Module):
 
     @property
     def code(self) -> Any:
-        """Why the solve ended, as a key of MESSAGES."""
+        """Why the solve ended, as a key of MESSAGES; None in what a callback gets."""
         return self.status
 
     @property
@@ -71,6 +98,8 @@ class AbstractRecord(eqx.Module):
                 "`message` is text and cannot be made inside jit, vmap or grad: "
                 "look at `status` there, and ask for the message outside."
             )
+        if self.code is None:
+            return PROCEEDING
         return self._texts(np.asarray(self.code))[()]
 
     def _texts(self, codes: np.ndarray) -> Any:
@@ -87,6 +116,21 @@ class AbstractRecord(eqx.Module):
     def keys(self) -> list[str]:
         """Names of the fields, as ``OptimizeResult.keys``."""
         return [*_names(self), "success", "message"]
+
+    def values(self) -> list[Any]:
+        """The fields, in the order of `keys`."""
+        return [self[key] for key in self.keys()]
+
+    def items(self) -> list[tuple[str, Any]]:
+        """Names and fields."""
+        return [(key, self[key]) for key in self.keys()]
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """A field, or the default if there is none of that name."""
+        return dict(self.items()).get(key, default)
+
+    def __len__(self) -> int:
+        return len(self.keys())
 
     def __getitem__(self, key: str) -> Any:
         if key not in self.keys():
@@ -111,6 +155,7 @@ class AbstractResult(AbstractRecord):
     """The record of a search for one x."""
 
     COUNTERS: ClassVar[tuple[str, ...]]  # plain numbers outside of a trace
+    SUMMARY: ClassVar[tuple[str, ...]]  # fields for the message and the report at the end
     VALUE: ClassVar[str]  # what it calls that which is minimised
 
     x: eqx.AbstractVar[Any]
@@ -121,12 +166,15 @@ class AbstractResult(AbstractRecord):
         return getattr(self, self.VALUE.lower())
 
 
+@exportable
 class Result(AbstractResult):
     """The answer of `least_squares`, with the field names of ``scipy.optimize.OptimizeResult``.
 
     A pytree: it can be returned from ``jit``, ``vmap`` and ``scan``. Fields are read as
     attributes or, as in SciPy, as items. Outside a trace ``status``, ``success`` and the
-    counters are plain Python numbers.
+    counters are plain Python numbers. Where nothing could be solved (status -1, -3, -6), ``cost``
+    is infinite, so that no choice of the best of many starts falls on it; ``fun``, ``jac``,
+    ``grad`` and ``optimality`` are NaN.
 
     Attributes
     ----------
@@ -150,11 +198,14 @@ class Result(AbstractResult):
         ``method='lm'`` with a finite-difference Jacobian, as in SciPy.
     status : int
         Why it ended: 1 gtol, 2 ftol, 3 xtol, 4 both, 0 out of evaluations, -1 bad input,
-        -2 callback, -3 non-finite start, -4 stalled away from a stationary point, -5 plateau.
+        -2 callback, -3 non-finite start, -4 stalled away from a stationary point, -5 plateau,
+        -6 residuals finite at the start but not their Jacobian.
+        None in what a callback gets, of which only x, fun, cost, optimality, nit and nfev are set.
     """
 
     MESSAGES = MESSAGES
     COUNTERS = ("nfev", "njev", "nit", "status")
+    SUMMARY = ("nfev", "status", "cost", "optimality")
     VALUE = "Cost"
 
     x: Any
@@ -172,7 +223,7 @@ class Result(AbstractResult):
     @property
     def success(self) -> Any:
         """Whether a convergence test was met (``status > 0``)."""
-        return self.status > 0
+        return self.status is not None and self.status > 0
 
 
 def _names(result: AbstractRecord) -> list[str]:

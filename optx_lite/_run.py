@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
-import jax
 from jaxtyping import Array
 
 from . import _result as codes
 from ._implicit import AbstractAdjoint, ImplicitAdjoint
-from ._monitor import AbstractListener, Listener, Watch, forget, register
+from ._monitor import Listener, watched
 from ._result import to_host
-from ._tree import is_concrete, ravel
+from ._tree import ravel
 from .solvers import AbstractSolver
 
 IMPLICIT = ImplicitAdjoint()
+NONFINITE = codes.NONFINITE, codes.NONFINITE_JACOBIAN
 
 
 def run(solver: AbstractSolver, problem: Any, x0: Any, adjoint: AbstractAdjoint = IMPLICIT) -> Any:
@@ -64,22 +63,9 @@ def solve(
     if listener is None:
         result = adjoint.solve(solver, problem, x)
     else:
-        result = heard(lambda watch: adjoint.solve(solver, problem, x, watch), listener)
+        inputs = solver, problem, x
+        result = watched(lambda watch: adjoint.solve(*inputs, watch), listener, inputs)
     result = to_host(result)
-    if isinstance(result.status, int) and result.status == codes.NONFINITE:
-        raise ValueError(codes.MESSAGES[codes.NONFINITE])
+    if isinstance(result.status, int) and result.status in NONFINITE:
+        raise ValueError(codes.MESSAGES[result.status])
     return problem.restore(result)
-
-
-def heard(solve: Callable[[Watch], Any], listener: AbstractListener) -> Any:
-    """Solve with somebody listening, and let go of the listener when the solve is over."""
-    watch = register(listener)
-    result = solve(watch)
-    if not is_concrete(result):
-        listener.keep_errors = False  # in a compiled program, which has to raise them itself
-        return result
-    jax.effects_barrier()
-    forget(watch)
-    if listener.error is not None:
-        raise listener.error
-    return result

@@ -25,7 +25,6 @@ import numpy as np
 
 from ._elementwise import Polished, Search, solve
 from ._elementwise_inputs import (
-    as_tuple,
     check_bracket,
     check_search,
     count,
@@ -35,8 +34,8 @@ from ._elementwise_inputs import (
 )
 from ._elementwise_problem import elementwise_problem
 from ._elementwise_result import BracketResult, ElementwiseResult
-from ._monitor import AbstractListener
-from ._run import heard
+from ._inputs import as_tuple
+from ._monitor import AbstractListener, watched
 from .solvers.bracket_minimum import BracketMinimum
 from .solvers.bracket_root import BracketRoot
 
@@ -267,7 +266,7 @@ def bracket_root(
 def _solve(search: Any, problem: Any, callback: Callable | None) -> ElementwiseResult:
     if callback is None:
         return solve(search, problem)
-    return heard(lambda watch: solve(search, problem, watch), _Caller(callback))
+    return watched(lambda watch: solve(search, problem, watch), _Caller(callback))
 
 
 class _Caller(AbstractListener):
@@ -277,7 +276,7 @@ class _Caller(AbstractListener):
         super().__init__()
         self.callback = callback
 
-    def step(self, report: ElementwiseResult, moved: bool) -> bool:
+    def step(self, report: ElementwiseResult, moved: bool, lane: int) -> bool:
         """After an iteration; True asks for the end."""
 
         def tell() -> None:

@@ -20,6 +20,7 @@ os.environ["XLA_FLAGS"] = " ".join([*_QUICK_TO_COMPILE, os.environ.get("XLA_FLAG
 # cache on disk a test that counts compilations sees the same number in every run.
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_enable_compilation_cache", False)
 
 # A first example compiles and the next ones do not, so no deadline and no judgement of slowness

@@ -3,9 +3,12 @@
 The oracle of the printed text is SciPy's own output.
 """
 
+import collections
 import functools
+import gc
 import inspect
 import re
+import traceback
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +18,7 @@ import scipy.optimize as so
 from numpy.testing import assert_allclose, assert_array_equal
 
 import optx_lite as ox
+from optx_lite import _monitor
 
 METHODS = ("trf", "dogbox", "lm")
 START = np.array([-1.2, 1.0])
@@ -178,6 +182,132 @@ def test_exceptions_pass():
     assert seen
 
 
+def by_least_squares(c, callback):
+    fun = lambda x: rosenbrock(x) - jnp.stack([0 * c, c])
+    return ox.least_squares(fun, START, callback=callback).x[1]
+
+
+def by_minimize(c, callback):
+    fun = lambda x: jnp.sum((rosenbrock(x) - jnp.stack([0 * c, c])) ** 2)
+    return ox.minimize(fun, START, callback=callback).x[1]
+
+
+EAGERLY = {
+    "vmap": lambda f: jax.vmap(f)(jnp.array([0.0, 0.5])),
+    "grad": lambda f: jax.grad(f)(0.5),
+    "value_and_grad": lambda f: jax.value_and_grad(f)(0.5),
+    "jacfwd": lambda f: jax.jacfwd(f)(0.5),
+    "grad of vmap": lambda f: jax.grad(lambda c: jax.vmap(f)(c).sum())(jnp.ones(2)),
+}
+
+
+@pytest.mark.parametrize("transform", EAGERLY)
+@pytest.mark.parametrize("solve", [by_least_squares, by_minimize])
+def test_exceptions_pass_through_eager_transformations(transform, solve):
+    class Mine(BaseException):
+        pass
+
+    for kind in (Mine, KeyError, KeyboardInterrupt):
+        calls, error = [], kind("mine")
+
+        def callback(x, calls=calls, error=error):
+            calls.append(x)
+            raise error
+
+        with pytest.raises(kind) as caught:
+            EAGERLY[transform](lambda c, callback=callback: solve(c, callback))
+        assert caught.value is error
+        assert len(calls) == 1, "no lane goes on"
+        frames = traceback.extract_tb(error.__traceback__)
+        assert frames[-1].name == "callback"
+    assert not _monitor._LISTENERS
+    seen = []
+    EAGERLY[transform](lambda c: solve(c, lambda x: seen.append(x)))
+    assert seen
+    assert not _monitor._LISTENERS
+
+
+def test_exceptions_in_a_compiled_program_carry_their_text(capfd):
+    def callback(x):
+        raise KeyError("these very words")
+
+    solve = jax.jit(lambda c: by_least_squares(c, callback))
+    with pytest.raises(Exception, match="these very words"):
+        jax.block_until_ready(solve(0.5))
+
+
+def test_a_compiled_program_keeps_its_callback_and_no_longer():
+    _monitor._LISTENERS.clear()
+    seen = []
+    solve = jax.jit(lambda c: by_least_squares(c, lambda x: seen.append(x)))
+    for _ in range(2):
+        jax.block_until_ready(solve(0.5))
+        assert seen
+        seen.clear()
+        gc.collect()
+    compiled = solve.lower(0.5).compile()
+    assert len(_monitor._LISTENERS) == 1
+    del solve
+    gc.collect()
+    jax.block_until_ready(compiled(0.5))
+    assert seen
+    del compiled
+    jax.clear_caches()
+    gc.collect()
+    assert not _monitor._LISTENERS
+
+
+@pytest.mark.parametrize("answer", [1, "go on", [True], np.ones(3), jnp.ones(()), np.array(True)])
+def test_only_true_itself_ends_a_solve(answer):
+    seen = []
+
+    def callback(x):
+        seen.append(x)
+        return answer
+
+    assert eager(callback).success
+    assert len(seen) > 1
+
+
+def test_what_cannot_be_called_is_noticed_at_once():
+    for solve in (by_least_squares, by_minimize):
+        with pytest.raises(TypeError, match=r"`callback`.*3"):
+            solve(0.5, 3)
+
+
+@pytest.mark.parametrize("solve", [by_least_squares, by_minimize])
+def test_an_intermediate_result_is_no_success_yet(solve):
+    seen = []
+    solve(0.5, lambda intermediate_result: seen.append(intermediate_result))
+    for result in seen:
+        assert result.success is False
+        assert result.message == "The algorithm is proceeding normally."
+        assert result.status is None
+        assert np.isfinite(result["optimality"])
+        assert "proceeding" in repr(result)
+
+
+def test_each_lane_calls_once_for_each_step_in_order():
+    # Many lanes with a large state go in chunks, of which the last is filled up.
+    lanes, m = 13, 6000
+    shift = np.linspace(0.0, 1.0, lanes)
+    seen = collections.defaultdict(list)
+
+    def callback(intermediate_result):
+        x = np.asarray(intermediate_result.x)
+        seen[round(float(x[2]), 12)].append(int(intermediate_result.nit))
+
+    def solve(c):
+        fun = lambda x: jnp.concatenate([rosenbrock(x), x[2:] - c, jnp.zeros(m)])
+        start = jnp.concatenate([jnp.asarray(START), c[None]])
+        return ox.least_squares(fun, start, callback=callback)
+
+    res = jax.vmap(solve)(shift)
+    assert sorted(seen) == [round(float(c), 12) for c in shift]
+    for c, nit in zip(shift, np.asarray(res.nit), strict=True):
+        assert seen[round(float(c), 12)] == list(range(1, int(nit) + 1))
+
+
 def test_the_callback_does_not_change_the_answer(run):
     watched, alone = run(lambda x: None), eager(None)
     assert_array_equal(watched.x, alone.x)
@@ -295,6 +425,31 @@ def test_verbose(printed, scipy_printed, method):
         if k:
             assert cells[3:5] == [f"{reduction:^15.2e}", f"{step:^15.2e}"]
     assert f"{float(res.cost):.4e}" in table[-1]
+
+
+def test_verbose_says_in_which_lane(capsys):
+    res = jax.vmap(lambda p0: ox.least_squares(decay_in(jnp), p0, verbose=2))(
+        np.stack([P0, 1.1 * P0, 0.9 * P0])
+    )
+    jax.effects_barrier()
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split()[:2] == ["Lane", "Iteration"]
+    ends = [line for line in lines if re.match(r"Lane \d: ", line)]
+    told = sorted(line for line in ends if "satisfied" in line)
+    assert told == [f"Lane {k}: {text}" for k, text in enumerate(res.message)]
+    rows = [line.split() for line in lines[1:] if line not in ends]
+    for k, nit in enumerate(np.asarray(res.nit)):
+        assert [int(row[1]) for row in rows if int(row[0]) == k] == list(range(nit + 1))
+
+
+def test_nested_lanes_are_numbered_through(capsys):
+    solve = lambda a, p0: ox.least_squares(lambda p: a * decay_in(jnp)(p), p0, verbose=1)
+    inner = jax.vmap(solve, (None, 0))
+    jax.vmap(inner, (0, None))(np.array([1.0, 2.0]), np.stack([P0, 1.1 * P0, 0.9 * P0]))
+    jax.effects_barrier()
+    lines = capsys.readouterr().out.splitlines()
+    lanes = [int(line.split()[1][:-1]) for line in lines if "satisfied" in line]
+    assert sorted(lanes) == list(range(6))
 
 
 def test_verbose_0_is_silent_and_nothing_is_remembered(capsys):

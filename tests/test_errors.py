@@ -58,6 +58,8 @@ BAD = {
     "verbose unknown": ({"verbose": 3}, ["`verbose`", "3", r"\[0, 1, 2\]"]),
     "max_nfev zero": ({"max_nfev": 0}, ["`max_nfev`", "0", "positive"]),
     "max_nfev negative": ({"max_nfev": -1}, ["`max_nfev`", "-1", "positive"]),
+    "2-d fun, hint": ({"fun": square}, ["`fun`", "ravel", "pytree"]),
+    "x_scale too long, no bound": ({"x_scale": np.ones(3)}, ["^((?!bound).)*$"]),
 }
 BAD_BOUNDS = {
     "reversed": ({"bounds": (3.0, 0.0)}, ["`bounds`", "3.0", "0.0"]),
@@ -129,6 +131,27 @@ OURS = {
     "x_scale complex": ({"x_scale": 1j}, ValueError, ["`x_scale`", "1j", "positive"]),
     "f_scale zero": ({"loss": "huber", "f_scale": 0.0}, ValueError, ["`f_scale`", "positive"]),
     "f_scale array": ({"f_scale": np.ones(2)}, ValueError, ["`f_scale`", "number", r"\(2,\)"]),
+    "x0 a PRNG key": ({"x0": jax.random.key(0)}, ValueError, ["`x0`", "key<fry>", "`args`"]),
+    "x0 with a PRNG key": (
+        {"x0": {"a": 1.0, "k": jax.random.key(0)}}, ValueError, ["`x0`", "key<fry>"],
+    ),
+    "max_nfev text": ({"max_nfev": "3"}, ValueError, ["`max_nfev`", "'3'", "positive integer"]),
+    "max_nfev NaN": ({"max_nfev": np.nan}, ValueError, ["`max_nfev`", "nan", "positive integer"]),
+    "max_nfev half": ({"max_nfev": 2.5}, ValueError, ["`max_nfev`", "2.5", "positive integer"]),
+    "max_nfev array": ({"max_nfev": [3]}, ValueError, ["`max_nfev`", "3", "positive integer"]),
+    "ftol NaN": ({"ftol": np.nan}, ValueError, ["`ftol`", "nan", "number"]),
+    "callback": ({"callback": 3}, TypeError, ["`callback`", "3", "callable"]),
+    "kwargs": ({"kwargs": 3}, TypeError, ["`kwargs`", "3", "dict"]),
+    "tr_options": ({"tr_options": 3}, TypeError, ["`tr_options`", "3", "dict"]),
+    "method a list": ({"method": ["trf"]}, ValueError, ["`method`", "trf", "'lm'"]),
+    "f_scale text": ({"f_scale": "wide"}, ValueError, ["`f_scale`", "wide", "positive"]),
+    "f_scale infinite": ({"f_scale": INF}, ValueError, ["`f_scale`", "inf", "positive"]),
+    "text in bounds": ({"bounds": ("low", 5.0)}, ValueError, ["`bounds`", "lower", "<U3"]),
+    "complex bounds": ({"bounds": (0.0, 5j)}, ValueError, ["`bounds`", "upper", "complex"]),
+    "bounds half missing": ({"bounds": ([None], 1.0)}, ValueError, [r"\(1,\)", r"\(2,\)"]),
+    "jac of other structure": (
+        {"jac": lambda x: {"a": jnp.ones(2), "b": jnp.ones(2)}}, ValueError, ["`jac`", r"\(2, 2\)"],
+    ),
     "ftol text": ({"ftol": "small"}, ValueError, ["`ftol`", "'small'", "number"]),
     "xtol array": ({"xtol": np.ones(2)}, ValueError, ["`xtol`", "number"]),
     "option unknown": ({"no_such": 1}, TypeError, ["no_such"]),
@@ -161,8 +184,8 @@ def test_lm_and_what_it_cannot_do():
         ox.least_squares(line, X0, bounds=(0.0, 5.0), method="lm")
     with pytest.raises(ValueError, match=r"'lm'.*\(1 < 2\).*'trf'"):
         ox.least_squares(lambda x: x[0] + x[1], X0, method="lm")
-    with pytest.raises(ValueError, match=r"tolerances.*'lm'.*xtol=None"):
-        ox.least_squares(line, X0, xtol=None, method="lm")
+    for off in ("ftol", "xtol", "gtol"):
+        assert ox.least_squares(line, X0, method="lm", **{off: None}).success
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -199,6 +222,38 @@ def test_a_jac_or_loss_that_cannot_be_traced():
         ox.least_squares(line, X0, lambda x: np.diag(np.exp(x)))
     with pytest.raises(TypeError, match=r"`loss` could not be traced.*(.|\n)*jax.numpy"):
         ox.least_squares(line, X0, loss=lambda z: np.log1p(z))
+
+
+# ---------------------------------------------------------------------------------------
+# What is taken as SciPy takes it
+
+
+def test_args_as_a_list():
+    fun = lambda x, a, b: x - a * b
+    for args in ([2.0, 3.0], (2.0, 3.0)):
+        assert_allclose(ox.least_squares(fun, [1.0], args=args).x, 6.0)
+        assert_allclose(ox.minimize(lambda x, *args: fun(x, *args)[0] ** 2, [1.0], args).x, 6.0)
+        assert_allclose(ox.minimize_scalar(lambda x, *args: fun(x, *args) ** 2, args=args).x, 6.0)
+        assert_allclose(ox.elementwise.find_root(fun, (0.0, 9.0), args=args).x, 6.0)
+
+
+@pytest.mark.parametrize("limit", [INF, 2**31, 2**40, 1e300, 7.0, np.int64(7), np.array(7)])
+def test_max_nfev_of_any_size(limit):
+    rosenbrock = lambda x: jnp.stack([10 * (x[1] - x[0] ** 2), 1 - x[0]])
+    res = ox.least_squares(rosenbrock, [-1.2, 1.0], max_nfev=limit)
+    assert res.success == (limit > 7)
+    assert limit > 7 or res.nfev == 7
+
+
+def test_missing_entries_of_bounds():
+    fun = lambda x: x - jnp.array([-3.0, 2.0])
+    for lower in ([None, 0], (None, 0.0), [-INF, 0]):
+        res = ox.least_squares(fun, [-1.0, 0.5], bounds=(lower, [None, 1]))
+        assert_allclose(res.x, [-3.0, 1.0], atol=1e-9)
+        res = ox.least_squares(
+            lambda p: fun(p["a"]), {"a": np.array([-1.0, 0.5])}, bounds=({"a": lower}, 1)
+        )
+        assert_allclose(res.x["a"], [-3.0, 1.0], atol=1e-9)
 
 
 class OwnError(Exception):
@@ -288,14 +343,46 @@ def test_nan_with_zero_gradient_is_no_solution(method):
     assert not bool(res.success)
 
 
+BLIND = {  # finite residuals, a Jacobian that is not
+    "root": lambda x: jnp.stack([jnp.sqrt(x[0]) - 0.5, x[1] - 1.0]),
+    "norm": lambda x: jnp.stack([jnp.linalg.norm(x) - 1.0, x[1] - 0.5]),
+}
+
+
 @pytest.mark.parametrize("method", METHODS)
-def test_a_jacobian_that_is_not_finite_is_no_solution(method):
-    fun = lambda x: jnp.stack([jnp.sqrt(x[0]), x[1] - 1.0])  # at 0 only its slope is infinite
-    try:
-        res = ox.least_squares(fun, [0.0, 0.0], method=method)
-    except ValueError:
-        return
-    assert not res.success
+@pytest.mark.parametrize("kind", BLIND)
+def test_a_jacobian_that_is_not_finite(method, kind):
+    fun, x0 = BLIND[kind], np.zeros(2)
+    says(refusal(ox.least_squares, fun=fun, x0=x0, method=method), ["Jacobian", "'2-point'"])
+    res = jax.jit(lambda x0: ox.least_squares(fun, x0, method=method))(x0)
+    assert int(res.status) == -6
+    assert "Jacobian" in res.message and "'2-point'" in res.message
+    assert not np.isfinite(res.cost)
+    # As the message says.
+    res = ox.least_squares(fun, x0, "2-point", method=method, bounds=(-INF, INF))
+    assert_allclose(fun(res.x), 0.0, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_failed_lane_never_looks_better_than_a_good_one(method):
+    fun = lambda x, c: c * jnp.stack([x[0] - 1.0, x[0] + 1.0, jnp.sqrt(x[1]) - 1.0])
+    x0 = np.array([[0.5, 2.0], [0.5, 0.0], [0.5, -1.0], [0.5, 2.0], [0.5, 2.0]])
+    c = np.array([1.0, 1.0, 1.0, np.nan, 1.0])
+    lower = np.array([-9.0, -9.0, -9.0, -9.0, 3.0])
+
+    @jax.jit
+    @jax.vmap
+    def solve(x0, c, lower):
+        low, high = (lower, 9.0) if method != "lm" else (jnp.where(lower > 0, lower, -INF), INF)
+        return ox.least_squares(fun, x0, args=(c,), bounds=(low, high), method=method)
+
+    res = solve(x0, c, lower)
+    assert_array_equal(res.status[1:], [-6, -3, -3, -1])
+    assert int(jnp.argmin(res.cost)) == 0
+    assert_array_equal(res.cost[1:], INF)
+    for name in ("fun", "jac", "grad", "optimality"):
+        assert np.isfinite(res[name][0]).all()
+        assert np.isnan(res[name][1:]).all(), name
 
 
 def test_message_inside_a_trace_says_where_to_ask():

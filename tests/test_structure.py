@@ -1,7 +1,9 @@
 """How a solve is built: one evaluation in its loop, arrays only, no work done twice."""
 
 import collections
+import copy
 import itertools
+import pickle
 import re
 
 import equinox as eqx
@@ -189,6 +191,32 @@ def test_by_hand_equals_run_equals_front_door(by_hand, method):
         assert_allclose(res.cost, hand.cost, rtol=1e-13)
         counts = (res.status, res.nfev, res.njev, res.nit)
         assert counts == tuple(map(int, (hand.status, hand.nfev, hand.njev, hand.nit)))
+
+
+def test_results_and_problems_are_copied_and_pickled():
+    problem, _ = ox.least_squares_problem(decay, P0, args=(Y,), loss="cauchy", bounds=(0, 5))
+    fit = ox.least_squares(decay, P0, args=(Y,))
+    minimum = ox.minimize(lambda p: jnp.sum(decay(p, Y) ** 2), P0)
+    pickled = lambda value: pickle.loads(pickle.dumps(value))
+    for result in (fit, minimum, ox.elementwise.find_root(lambda x: x - 1.0, (0.0, 3.0))):
+        for again in (copy.copy(result), copy.deepcopy(result), pickled(result)):
+            assert jax.tree.structure(again) == jax.tree.structure(result)
+            assert_array_equal(again.x, result.x)
+            assert again.message == result.message
+    solver = ox.TrustRegionReflective()
+    for again in (copy.copy(problem), copy.deepcopy(problem)):
+        assert_array_equal(ox.run(solver, again, P0).x, ox.run(solver, problem, P0).x)
+    with pytest.raises(TypeError, match=r"cannot be pickled.*arguments"):
+        pickle.dumps(problem)
+
+
+def test_a_result_is_read_like_a_dictionary():
+    result = ox.least_squares(decay, P0, args=(Y,))
+    assert dict(result.items()).keys() == dict(result).keys() == set(result.keys())
+    assert len(result) == len(list(result)) == len(result.values())
+    assert result.get("x") is result.x
+    assert result.get("no such") is None
+    assert result.get("no such", 3) == 3
 
 
 def test_steps_in_ones_own_scan_and_vmap():

@@ -7,6 +7,7 @@ import functools
 
 import equinox as eqx
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -103,6 +104,68 @@ def test_one_bad_lane_does_not_touch_the_others(method):
 def test_nested_vmap():
     got = jax.vmap(lambda p0: jax.vmap(lambda y: fit(y, p0).x)(YS))(P0S[:2])
     close(got, np.broadcast_to([expected(y) for y in YS], (2, 4, 3)))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_lanes_that_talk_to_each_other(method):
+    # Each lane fits the mean of all data, moved by its number.
+    def one(y):
+        def fun(p):
+            return decay(p, jax.lax.pmean(y, "lanes")) + jax.lax.axis_index("lanes").astype(p.dtype)
+
+        return ox.least_squares(fun, P0, method=method)
+
+    got = jax.vmap(one, axis_name="lanes")(YS)
+    assert np.asarray(got.success).all()
+    close(got.x, expected(YS.mean(axis=0)) - np.outer(np.arange(4), [0, 0, 1]))
+
+
+def test_the_derivative_of_lanes_that_talk_to_each_other():
+    def first(ys):
+        fun = lambda p, y: decay(p, jax.lax.pmean(y, "lanes"))
+        one = lambda y: ox.least_squares(fun, P0, args=(y,), xtol=1e-12).x
+        return jax.vmap(one, axis_name="lanes")(ys)[0, 0]
+
+    alone = jax.grad(lambda y: fit(y, xtol=1e-12).x[0])(YS.mean(axis=0))
+    assert_allclose(jax.jit(jax.grad(first))(YS), np.broadcast_to(alone / 4, YS.shape), atol=1e-8)
+
+
+def test_more_lanes_than_a_chunk_holds():
+    # Also of nested vmaps, of which either level or both may batch an argument.
+    many = Y + 0.05 * np.random.default_rng(3).normal(size=(1100, M))
+    start, scale = np.stack([P0, P0S[1]]), np.linspace(0.5, 2.0, 550)
+    flat = jax.jit(jax.vmap(lambda y, p0: fit(y, p0).x))
+    got = jax.jit(jax.vmap(jax.vmap(lambda y, p0: fit(y, p0).x, (0, None))))(
+        many.reshape(2, 550, M), start
+    )
+    assert_allclose(got.reshape(-1, 3), flat(many, np.repeat(start, 550, axis=0)), rtol=1e-12)
+    outer = jax.vmap(lambda p0: jax.vmap(lambda s: fit(s * Y, p0).x)(scale))
+    close(jax.jit(outer)(start), np.broadcast_to(expected() * np.outer(scale, [1, 0, 1])
+          + np.array([0, expected()[1], 0]), (2, 550, 3)))  # fmt: skip
+
+
+def test_lanes_of_a_numpy_array_inside_jit():
+    close(jax.jit(lambda p0: jax.vmap(lambda y: fit(y, p0).x)(YS))(P0), [expected(y) for y in YS])
+
+
+SOLVERS = {
+    "least_squares": lambda y: fit(y),
+    "minimize": lambda y: ox.minimize(lambda p: jnp.sum(decay(p, y) ** 2), P0),
+}
+
+
+@pytest.mark.parametrize("kind", SOLVERS)
+def test_export_with_a_symbolic_batch(kind):
+    pytest.importorskip("flatbuffers")  # what `serialize` needs
+    solve = jax.jit(jax.vmap(SOLVERS[kind]))
+    (lanes,) = jax.export.symbolic_shape("lanes")
+    exported = jax.export.export(solve)(jax.ShapeDtypeStruct((lanes, M), jnp.float64))
+    again = jax.export.deserialize(exported.serialize())
+    for ys in (YS, YS[:3]):
+        got = again.call(ys)
+        assert type(got) is type(solve(ys))
+        assert_allclose(got.x, solve(ys).x, rtol=1e-12)
+        assert got.message.shape == (len(ys),)
 
 
 def test_scan_with_a_warm_start():
@@ -308,6 +371,22 @@ def test_jac_and_x_scale_of_trees():
 
     res = ox.least_squares(tree_fun, TREE, jac, x_scale={"a": 2.0, "rest": 0.5}, args=(DATA,))
     close(flat(res.x), expected())
+
+
+def test_jac_as_jax_gives_it_for_trees():
+    flat_fun = lambda p, data: tree_fun({"a": p[0], "rest": p[1:]}, data)
+    rows = lambda p, data: jax.jacfwd(lambda p: decay(p, data["y"]))(p)
+    for fun, x0, jac in (
+        (tree_fun, TREE, jax.jacfwd(tree_fun)),
+        (flat_fun, P0, jax.jacfwd(flat_fun)),
+        (flat_fun, P0, rows),  # one array (m, n)
+        (lambda p, data: list(decay(p, data["y"])), P0, lambda p, data: list(rows(p, data))),
+        (lambda p, data: tree_fun(p["all"], data), {"all": TREE}, None),
+        (lambda p, data: decay(p["p"], data["y"]), {"p": P0}, None),
+    ):
+        jac = jac or jax.jacrev(fun)
+        x0 = jax.tree.map(jnp.asarray, x0)
+        close(flat(ox.least_squares(fun, x0, jac, args=(DATA,)).x), expected())
 
 
 class Model(eqx.Module):

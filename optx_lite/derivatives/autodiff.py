@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from .._control_flow import vary_like
 from .base import AbstractJacobian, higher_precision
 
 
@@ -18,9 +19,7 @@ class Forward(AbstractJacobian):
         f, pushforward = jax.linearize(fun, x)
 
         def jacobian():
-            return jax.vmap(pushforward)(jnp.eye(x.size, dtype=x.dtype)).astype(
-                higher_precision(x, f)
-            )
+            return jax.vmap(pushforward)(_basis(x)).astype(higher_precision(x, f))
 
         return f, jacobian
 
@@ -33,7 +32,12 @@ class Reverse(AbstractJacobian):
         f, pullback = jax.vjp(fun, x)
 
         def jacobian():
-            (rows,) = jax.vmap(pullback)(jnp.eye(f.size, dtype=f.dtype))
+            (rows,) = jax.vmap(pullback)(_basis(f))
             return rows.T.astype(higher_precision(x, f))
 
         return f, jacobian
+
+
+def _basis(v):
+    """The unit vectors of v's shape, of its type."""
+    return vary_like(jnp.eye(v.size, dtype=v.dtype), v)

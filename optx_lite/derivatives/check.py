@@ -204,7 +204,7 @@ def _best_differences(
         trials = jnp.stack(three_point_trials(x[j], h, lower[j], upper[j]))
         values = jax.vmap(jax.vmap(lambda t: fun(x.at[j].set(t))))(trials).astype(dtype)
         weights = jnp.stack(three_point_weights(*(trials.astype(dtype) - x[j].astype(dtype))))
-        slopes = jnp.sum(weights[:, :, None] * (values - f.astype(dtype)), axis=0)
+        slopes = jnp.sum(weights[:, :, None] * (values - f.astype(dtype)[None, None, :]), axis=0)
         gain = jnp.sum(jnp.abs(weights), axis=0)
         return _choose_rung(slopes, gain, eps * jnp.abs(f).astype(dtype))
 
@@ -212,7 +212,7 @@ def _best_differences(
     # A residual may be small because large terms cancel: they show in what a variable contributes.
     terms = jnp.abs(slopes * x.astype(dtype)[:, None])
     terms = jnp.max(terms, axis=0, initial=0.0, where=jnp.isfinite(slopes))
-    return slopes, jnp.where(gain > 0, uncertainty + eps * terms * gain, jnp.nan)
+    return slopes, jnp.where(gain > 0, uncertainty + eps * terms[None, :] * gain, jnp.nan)
 
 
 def _ladder(
@@ -243,7 +243,7 @@ def _choose_rung(
     # The finer rungs scatter by the noise of the values: more than rounding, where terms cancel.
     measurable = jnp.isfinite(change) & (gain[1:] > 0)
     scatter = jnp.where(measurable, change / jnp.where(gain[1:] > 0, gain[1:], 1.0), 0.0)
-    noise = jnp.maximum(jax.lax.cummax(scatter, axis=0, reverse=True), rounding)
+    noise = jnp.maximum(jax.lax.cummax(scatter, axis=0, reverse=True), rounding[None, :])
     uncertainty = jnp.where(usable, change + gain[:-1] * noise, jnp.inf)
     uncertainty = uncertainty + _beyond_finer_rungs(
         jnp.where(usable, slopes[:-1], 0.0), uncertainty

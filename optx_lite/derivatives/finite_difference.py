@@ -54,8 +54,9 @@ class FiniteDifference(AbstractSampled):
             trials = jnp.stack(three_point_trials(origin, h, lower, upper))
             weigh = three_point_weights
         dtype = higher_precision(x, f)
-        weights = jnp.stack(weigh(*(trials.astype(dtype) - origin.astype(dtype))))
-        changes = _values(fun, x, trials + (x - origin)).astype(dtype) - f.astype(dtype)
+        weights = jnp.stack(weigh(*(trials.astype(dtype) - origin[None, :].astype(dtype))))
+        changes = _values(fun, x, trials + (x - origin)[None, :]).astype(dtype)
+        changes = changes - f.astype(dtype)[None, None, :]
         return jnp.sum(weights[:, :, None] * changes, axis=0)
 
     def _steps(self, x: Float[Array, " n"], f: Float[Array, " m"]) -> Float[Array, " n"]:
@@ -129,6 +130,6 @@ def _quotient(
 def _values(fun, x: Float[Array, " n"], trials: Float[Array, "p n"]) -> Float[Array, "p n m"]:
     """The function where one parameter alone has its trial value: all of them in one batch."""
     alone = jnp.eye(x.size, dtype=bool)
-    points = jnp.where(alone, trials[:, None, :], x)
+    points = jnp.where(alone[None], trials[:, None, :], x[None, None, :])
     values = jax.vmap(fun)(points.reshape(-1, x.size))
     return values.reshape(*points.shape[:2], -1)

@@ -22,10 +22,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.scipy.sparse.linalg import cg
 from jaxtyping import Array
 
+from .._control_flow import scan, while_loop
 from ._norms import norm, safe_divide
 from ._scale import exponent, power_of_two
 
@@ -52,7 +52,7 @@ def solve_by_products(times: Callable[[Array], Array], b: Array) -> Array:
 
     # The correction is the error of what came before; that of the sum is less.
     start = jnp.zeros_like(b), jnp.full((), jnp.inf, b.dtype), jnp.zeros((), jnp.int32)
-    x, error, _ = lax.while_loop(
+    x, error, _ = while_loop(
         lambda state: (state[1] > eps**0.5) & (state[2] < RESTARTS), restart, start
     )
     # What H x is by the rounding of x alone says what b could be found again from x.
@@ -71,4 +71,4 @@ def equilibrate(times: Callable[[Array], Array], start: Array) -> Array:
         return jnp.where(size > 0, finer, s), None
 
     keys = jax.random.split(jax.random.key(0), ROUNDS)
-    return lax.scan(turn, start, keys)[0]
+    return scan(turn, start, keys)[0]

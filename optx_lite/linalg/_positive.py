@@ -13,6 +13,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
+from .._control_flow import fori_loop
+
 
 def solve_positive(matrix: Array, rhs: Array) -> tuple[Array, Array]:
     """``matrix``^-1 ``rhs``, (n, n) and (n, k), and the smallest pivot relative to its diagonal.
@@ -23,7 +25,9 @@ def solve_positive(matrix: Array, rhs: Array) -> tuple[Array, Array]:
     # Equilibrated by powers of two, which round nothing.
     _, exponent = jnp.frexp(lax.stop_gradient(_diagonal(matrix)))
     inverse = jnp.ldexp(jnp.ones(n, matrix.dtype), -(exponent // 2))
-    table = jnp.concatenate([matrix * inverse * inverse[:, None], rhs * inverse[:, None]], axis=1)
+    table = jnp.concatenate(
+        [matrix * inverse[None, :] * inverse[:, None], rhs * inverse[:, None]], axis=1
+    )
     rows = jnp.arange(n)
 
     def eliminate(k: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
@@ -32,12 +36,12 @@ def solve_positive(matrix: Array, rhs: Array) -> tuple[Array, Array]:
         pivot = lax.dynamic_index_in_dim(row, k, keepdims=False)
         row = row / pivot
         column = lax.dynamic_index_in_dim(table, k, axis=1, keepdims=False)
-        table = table - jnp.where(rows == k, 0, column)[:, None] * row
-        table = jnp.where((rows == k)[:, None], row, table)
+        table = table - jnp.where(rows == k, 0, column)[:, None] * row[None, :]
+        table = jnp.where((rows == k)[:, None], row[None, :], table)
         return table, jnp.where(pivot > smallest, smallest, pivot)
 
     start = (table, jnp.ones((), matrix.dtype))
-    table, smallest = lax.fori_loop(0, n, eliminate, start)
+    table, smallest = fori_loop(0, n, eliminate, start)
     return table[:, n:] * inverse[:, None], smallest
 
 

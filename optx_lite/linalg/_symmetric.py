@@ -26,9 +26,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array
 
+from .._control_flow import while_loop
 from ._triangular import SMALL, diagonal, solve_transposed, solve_upper
 
 
@@ -79,7 +79,7 @@ def solve_symmetric(
             found = jnp.where(lost, jnp.nan, found)
         return jnp.where(todo, found, y), jnp.zeros_like(todo)
 
-    y, _ = lax.while_loop(lambda state: state[1], by_eigenvalues, (y, ~definite))
+    y, _ = while_loop(lambda state: state[1], by_eigenvalues, (y, ~definite))
     return jnp.where(jnp.isfinite(jnp.sum(matrix)), y, jnp.nan)
 
 

@@ -23,6 +23,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
+from .._control_flow import cond, scan, while_loop
+
 SMALL = 6
 
 
@@ -66,7 +68,7 @@ def _gram_schmidt(rows: Array, f: Array) -> tuple[Array, Array]:
         out.append(jnp.pad(row, (j, 0)))
         if j + 1 < n:
             factor = jnp.where(seen, dots[1:] / dots[0], 0)
-            work = work[1:] - factor[:, None] * column
+            work = work[1:] - factor[:, None] * column[None, :]
     table = jnp.stack(out)
     return table[:, :n], table[:, n]
 
@@ -83,10 +85,10 @@ def _cholesky_or_householder(rows: Array, f: Array) -> tuple[Array, Array]:
     accurate = jnp.min(diagonal(lower)) > eps**0.25
 
     def from_cholesky() -> tuple[Array, Array]:
-        upper = jnp.where(square > 0, lower.T / scale[None, :], 0)
+        upper = jnp.where((square > 0)[None, :], lower.T / scale[None, :], 0)
         return upper, _by_trsm(lower.T, (rows @ f) * scale, transposed=True)
 
-    return lax.cond(accurate, from_cholesky, lambda: _householder(rows, f))
+    return cond(accurate, from_cholesky, lambda: _householder(rows, f))
 
 
 def _householder(rows: Array, f: Array) -> tuple[Array, Array]:
@@ -104,7 +106,7 @@ def _householder(rows: Array, f: Array) -> tuple[Array, Array]:
         return _one_by_one(rows, f), jnp.zeros_like(deficient)
 
     # A loop of at most one turn: a `cond` would be "both" under `vmap`.
-    table, _ = lax.while_loop(lambda state: state[1], again, (table, deficient))
+    table, _ = while_loop(lambda state: state[1], again, (table, deficient))
     return table[:, :n], table[:, n]
 
 
@@ -120,9 +122,9 @@ def _one_by_one(rows: Array, f: Array) -> Array:
         seen = dots[j] > rounding * before[j]
         factor = jnp.where(seen & (index > j), dots / jnp.where(seen, dots[j], 1), 0)
         row = jnp.where(seen & (index >= j), dots * lax.rsqrt(jnp.where(seen, dots[j], 1)), 0)
-        return work - factor[:, None] * work[j], row
+        return work - factor[:, None] * work[j][None, :], row
 
-    return lax.scan(column, jnp.concatenate([rows, f[None]]), jnp.arange(n))[1]
+    return scan(column, jnp.concatenate([rows, f[None]]), jnp.arange(n))[1]
 
 
 @jax.custom_jvp

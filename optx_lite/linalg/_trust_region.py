@@ -30,9 +30,9 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jaxtyping import Array
 
+from .._control_flow import while_loop
 from ._norms import norm
 from ._triangular import solve_transposed, solve_upper, triangularize
 
@@ -132,7 +132,7 @@ def solve_trust_region(
         detour.wanted,
         jnp.zeros((), jnp.int32),
     )
-    step, alpha, _, _, _, detoured, _ = lax.while_loop(lambda state: state[4], turn, start)
+    step, alpha, _, _, _, detoured, _ = while_loop(lambda state: state[4], turn, start)
     # On the boundary exactly, so that a radius which says "to here" is taken at its word.
     size = norm(step)
     limited = ~fits & ~detoured & (alpha > floor)
@@ -161,7 +161,7 @@ def _solve_trust_region_jvp(primals, tangents):  # type: ignore[no-untyped-def]
     if diag is not None:
         damping = damping + diag
         moved = moved + d_diag * step
-    matrix = upper.T @ upper + damping * jnp.eye(step.shape[0], dtype=step.dtype)
+    matrix = upper.T @ upper + jnp.diag(jnp.broadcast_to(damping, step.shape))
     along = -jnp.linalg.solve(matrix, step)  # d p / d alpha
     free = -jnp.linalg.solve(matrix, moved)
     grip = step @ along
@@ -186,7 +186,7 @@ def _damped_step_and_slope(
 def _damped_root(upper: Array, qtf: Array, damping: Array) -> tuple[Array, Array]:
     """S and S^-T R^T q of (3), by QR of [R; damping^1/2]: R is not squared."""
     eye = jnp.eye(qtf.shape[0], dtype=qtf.dtype)
-    rows = jnp.concatenate([upper.T, jnp.sqrt(damping) * eye], axis=1)
+    rows = jnp.concatenate([upper.T, jnp.sqrt(damping)[None, :] * eye], axis=1)
     return triangularize(rows, jnp.concatenate([qtf, jnp.zeros_like(qtf)]))
 
 

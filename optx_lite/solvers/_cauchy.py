@@ -29,9 +29,9 @@ from __future__ import annotations
 
 import equinox as eqx
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array
 
+from .._control_flow import while_loop
 from ..linalg import safe_divide
 from ._matrix import AbstractMatrix
 
@@ -98,7 +98,7 @@ def cauchy_point(
 
     zero, infinite = jnp.zeros_like(most), jnp.full_like(most, jnp.inf)
     start = Stretch(zero, infinite, infinite, infinite, zero, zero, jnp.zeros((), jnp.int32))
-    found = lax.while_loop(lambda stretch: stretch.first < stretch.minimum, close_in, start)
+    found = while_loop(lambda stretch: stretch.first < stretch.minimum, close_in, start)
     best = jnp.minimum(found.minimum, found.end)
     reached = t <= best
     bound = jnp.where(grad < 0, upper, lower)

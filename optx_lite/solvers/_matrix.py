@@ -23,6 +23,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
+from .._control_flow import fori_loop
 from ..linalg import safe_divide, solve_positive
 from ._memory import Memory, blocks
 
@@ -78,10 +79,10 @@ class Dense(AbstractMatrix):
             image = matrix @ s
             lost = safe_divide(image, image @ s)
             won = safe_divide(y, y @ s)
-            return matrix - image[:, None] * lost + y[:, None] * won
+            return matrix - jnp.outer(image, lost) + jnp.outer(y, won)
 
         start = memory.theta * jnp.eye(n, dtype=steps.dtype)
-        return Dense(memory.theta, lax.fori_loop(0, steps.shape[0], update, start))
+        return Dense(memory.theta, fori_loop(0, steps.shape[0], update, start))
 
     def see(self, v: Array) -> Seen:
         """See `AbstractMatrix`."""
@@ -98,7 +99,9 @@ class Dense(AbstractMatrix):
     def solve(self, r: Array, free: Array) -> tuple[Array, Array]:
         """See `AbstractMatrix`."""
         eye = jnp.eye(r.shape[0], dtype=r.dtype)
-        step, pivot = solve_positive(jnp.where(free[:, None] & free, self.matrix, eye), r[:, None])
+        step, pivot = solve_positive(
+            jnp.where(free[:, None] & free[None, :], self.matrix, eye), r[:, None]
+        )
         return step[:, 0], pivot > 0
 
 
@@ -113,11 +116,11 @@ class Compact(AbstractMatrix):
     def of(memory: Memory) -> Compact:
         """With M by elimination."""
         d, lower, ss = _parts(memory)
-        by_d = lower / d  # L D^-1
+        by_d = lower / d[None, :]  # L D^-1
         eye = jnp.eye(d.shape[0], dtype=d.dtype)
         inverse, pivot = solve_positive(memory.theta * ss + by_d @ lower.T, eye)
         off = inverse @ by_d
-        corner = by_d.T @ off - eye / d
+        corner = by_d.T @ off - eye / d[None, :]
         middle = jnp.block([[corner, off.T], [off, inverse]])
         return Compact(memory.theta, memory, middle, pivot > 0)
 
@@ -169,6 +172,6 @@ def _parts(memory: Memory) -> tuple[Array, Array, Array]:
     _, _, sy, ss = memory.blocks()
     used, age = memory.full, memory.age
     d = jnp.where(used, jnp.diagonal(sy), 1)
-    lower = jnp.where(age[:, None] > age, sy, 0)
+    lower = jnp.where(age[:, None] > age[None, :], sy, 0)
     # 1 / theta, for it is theta S^T S that is used.
     return d, lower, ss + jnp.diag(jnp.where(used, 0, 1 / memory.theta))

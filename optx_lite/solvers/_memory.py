@@ -65,7 +65,7 @@ class Memory(eqx.Module):
 
     def gram_of(self, free: Array) -> Array:
         """(Y S)^T (Y S) among the variables that are ``free``, (2m, 2m)."""
-        rows = jnp.where(free, self.pairs, 0)
+        rows = jnp.where(free[None, :], self.pairs, 0)
         return _sorted(_sorted(rows @ rows.T).T)
 
     def remember(self, step: Array, change: Array, wanted: Array) -> Memory:
@@ -79,14 +79,15 @@ class Memory(eqx.Module):
         for row, at in ((change, slot), (step, m + slot)):
             here = jnp.arange(2 * m) == at
             products = _sorted(pairs @ row)
-            new = jnp.where(here[:, None], products, jnp.where(here, products[:, None], gram))
+            new = jnp.where(here[None, :], products[:, None], gram)
+            new = jnp.where(here[:, None], products[None, :], new)
             gram = jnp.where(wanted, new, gram)
         newest = jnp.arange(m) == slot
         along = step @ change
-        inverse = jnp.where(newest[:, None] | newest, 0, self.inverse)
+        inverse = jnp.where(newest[:, None] | newest[None, :], 0, self.inverse)
         added = -safe_divide(inverse @ gram[m:, slot], along)  # (1)
         added = jnp.where(newest, safe_divide(jnp.ones_like(along), along), added)
-        inverse = jnp.where(newest, added[:, None], inverse)
+        inverse = jnp.where(newest[None, :], added[:, None], inverse)
         return Memory(
             pairs=pairs,
             gram=gram,
@@ -133,7 +134,7 @@ def _sorted(products: Array) -> Array:
 def blocks(gram: Array, used: Array) -> tuple[Array, Array, Array, Array]:
     """A matrix of products, zero for empty slots, cut into four."""
     m = used.shape[0]
-    both = used[:, None] & used
+    both = used[:, None] & used[None, :]
     cut = gram[:m, :m], gram[:m, m:], gram[m:, :m], gram[m:, m:]
     yy, ys, sy, ss = (jnp.where(both, block, 0) for block in cut)
     return yy, ys, sy, ss

@@ -63,6 +63,7 @@ from jaxtyping import Array
 
 from .. import _result as codes
 from .._bounds import active_mask, coleman_li, within
+from .._control_flow import cond
 from .._monitor import Report
 from .._problem import LeastSquaresProblem
 from .._result import Result
@@ -189,7 +190,7 @@ class TrustRegionSolver(AbstractSolver[LeastSquaresProblem, State]):
         finer = _finer_unit(f, cost, unit)
         in_finer = problem.loss.cost(f, finer)
         settled = ~first & better & (reduction <= SETTLED * cost)
-        model, accepted, revived = lax.cond(
+        model, accepted, revived = cond(
             better | state.probing,
             lambda: _linearized(problem, state, f, in_finer, finer, settled, jacobian()),
             lambda: (state.model, jnp.array(False), jnp.array(False)),
@@ -216,7 +217,8 @@ class TrustRegionSolver(AbstractSolver[LeastSquaresProblem, State]):
         status, pending, probing = verify(
             problem, state, moved, outlook, status, pending, revived, plain
         )
-        status = jnp.where(first & ~accepted, codes.NONFINITE, status).astype(jnp.int32)
+        bad_start = jnp.where(finite, codes.NONFINITE_JACOBIAN, codes.NONFINITE)
+        status = jnp.where(first & ~accepted, bad_start, status).astype(jnp.int32)
         moved, status = self._last_resort(problem, state, moved, status)
 
         shrunk = safe_divide(state.radius, moved.radius)
@@ -364,13 +366,15 @@ class TrustRegionSolver(AbstractSolver[LeastSquaresProblem, State]):
             # On a bound: within what xtol takes for nothing, in the metric.
             nothing = self.xtol * norm(state.x / state.scale) * state.scale
             mask = active_mask(state.x, problem.lower, problem.upper, nothing)
+        cost, fun = _cost_and_residuals(problem, state)
+        known = jnp.where(jnp.isfinite(state.cost), 1, jnp.nan).astype(cost.dtype)
         return Result(
             x=state.x,
-            cost=problem.loss.cost(state.f),
-            fun=state.f,
-            jac=state.model.rows.T * state.unit,
-            grad=state.model.grad * state.unit**2,
-            optimality=self.optimality(problem, state),
+            cost=cost,
+            fun=fun,
+            jac=state.model.rows.T * (known * state.unit),
+            grad=state.model.grad * (known * state.unit**2),
+            optimality=self.optimality(problem, state) * known,
             active_mask=mask,
             nfev=state.nfev,
             njev=state.nit + jnp.isfinite(state.cost).astype(jnp.int32),
@@ -383,10 +387,10 @@ class TrustRegionSolver(AbstractSolver[LeastSquaresProblem, State]):
     ) -> tuple[Report, Array]:
         """What a callback is told after a step, and whether the step moved x."""
         first = before.nfev == 0
-        cost = problem.loss.cost(after.f)
+        cost, fun = _cost_and_residuals(problem, after)
         told = Report(
             x=after.x,
-            fun=after.f,
+            fun=fun,
             value=cost,
             reduction=jnp.where(first, 0, problem.loss.cost(before.f) - cost),
             step_norm=norm(after.x - before.x),
@@ -423,6 +427,13 @@ class TrustRegionSolver(AbstractSolver[LeastSquaresProblem, State]):
     def acceptable(self, reduction: Array, ratio: Array) -> Array:
         """Whether a trial in the main phase is taken."""
         return reduction > 0
+
+
+def _cost_and_residuals(problem: LeastSquaresProblem, state: State) -> tuple[Array, Array]:
+    """At the best point; infinite and NaN as long as there is none, as after a bad start."""
+    none = jnp.isinf(state.cost)
+    cost = jnp.where(none, jnp.inf, problem.loss.cost(state.f))
+    return cost, jnp.where(none, jnp.nan, state.f)
 
 
 def _linearized(

@@ -26,6 +26,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from .._bounds import projected_descent
+from .._control_flow import vary_with
 from .._lift import lift
 from .._minimize_result import LOST, NONFINITE, RUNNING
 from .._problem import MinimizationProblem
@@ -127,7 +128,7 @@ def first_order(transformation: Any, problem: MinimizationProblem, x: Array) -> 
 
     extended = optax.with_extra_args_support(transformation)
     params = jax.eval_shape(problem.restore_x, x)
-    value = jax.ShapeDtypeStruct((), x.dtype)
+    value = vary_with(jax.ShapeDtypeStruct((), x.dtype), x)
     with jax.numpy_dtype_promotion("standard"):
         start = lift(extended.init, params, label="`method.init`")
 
@@ -142,7 +143,7 @@ def first_order(transformation: Any, problem: MinimizationProblem, x: Array) -> 
             return updates, after, _evaluations(after)
 
         lifted = lift(
-            update, params, start.out_shape, params, value, problem.objective,
+            update, params, vary_with(start.out_shape, x), params, value, problem.objective,
             label="`method.update`",
         )  # fmt: skip
     return FirstOrder(start=start, update=lifted)

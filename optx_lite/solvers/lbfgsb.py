@@ -33,10 +33,10 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array
 
 from .._bounds import onto_bounds, step_to_bound
+from .._control_flow import cond
 from .._inverse_hessian import LbfgsInvHessProduct
 from .._minimize_result import ALL_FIXED, FAILED, NONFINITE, RUNNING
 from .._problem import MinimizationProblem
@@ -130,7 +130,7 @@ class LBFGSB(AbstractMinimizer[State]):
             memory=_remember(problem, state.memory, line, x, grad, first, accepted),
             checked=jnp.where(line.checking, slopes, state.checked),
         )
-        line, status, calm, forgotten = lax.cond(
+        line, status, calm, forgotten = cond(
             ended,
             lambda: self._new_line(problem, state, first, accepted),
             lambda: (_search_on(problem, state.line), state.status, state.calm, jnp.array(False)),
@@ -243,8 +243,8 @@ def _subspace_minimum(
     step, sound = b.solve(r, free)
     step = jnp.where(jnp.any(memory.full), step, 0)
     length, _ = step_to_bound(cauchy, step, lower, upper)
-    ends = cauchy + jnp.stack([step, jnp.minimum(length, 1) * step])
-    ends = onto_bounds(ends, cauchy, lower, upper)
+    ends = cauchy[None, :] + jnp.stack([step, jnp.minimum(length, 1) * step])
+    ends = jax.vmap(lambda end: onto_bounds(end, cauchy, lower, upper))(ends)
 
     def promised(end: Array) -> Array:
         seen = b.see(end - x)
@@ -254,4 +254,4 @@ def _subspace_minimum(
         projected, shortened = jax.vmap(promised)(ends)
         return jnp.where(projected <= shortened, ends[0], ends[1])
 
-    return lax.cond(length >= 1, lambda: ends[0], better), sound
+    return cond(length >= 1, lambda: ends[0], better), sound

@@ -90,7 +90,7 @@ class LevenbergMarquardt(TrustRegionSolver):
         """The solution of (1), in the variables D x."""
         model, scale = state.model, state.scale
         answer = solve_trust_region(
-            model.upper * scale,
+            model.upper * scale[None, :],
             model.qtf,
             None,
             outlook.step / scale,

@@ -157,7 +157,8 @@ def _into_box(
     projected = jnp.clip(x + metric * step, lower_bound, upper_bound) - x
     candidates = jnp.stack([THETA * touching, reflected, cauchy, safe_divide(projected, metric)])
     moved = candidates @ upper.T
-    promised = -jnp.sum((qtf + 0.5 * moved) * moved + 0.5 * diag * candidates**2, axis=1)
+    promised = -jnp.sum((qtf[None, :] + 0.5 * moved) * moved, axis=1)
+    promised = promised - 0.5 * (candidates**2 @ diag)
     promised = jnp.where(jnp.isfinite(promised), promised, -jnp.inf)
     return jnp.where(inside, step, candidates[jnp.argmax(promised)])
 

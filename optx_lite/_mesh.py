@@ -1,0 +1,88 @@
+"""A jaxpr that was traced under a mesh of explicit axes, for use where those are automatic."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.core
+from jax.extend import core
+
+_RESHARD = frozenset({"reshard", "mesh_cast", "sharding_constraint"})
+
+
+def without_mesh(jaxpr: Any) -> Any:
+    """The same jaxpr as if it had been traced outside of any mesh.
+
+    What was traced under a mesh of explicit axes has shardings in its types, and cannot be used
+    where the axes of that mesh are automatic.
+    """
+    with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ())):
+        context = jax.make_jaxpr(lambda x: x + 1)(0.0).eqns[0].ctx
+        return _MeshRemover(context).jaxpr(jaxpr)
+
+
+class _MeshRemover:
+    def __init__(self, context: Any):
+        self.context = context
+
+    def jaxpr(self, jaxpr: Any) -> Any:
+        names: dict[Any, Any] = {}
+
+        def atom(old: Any) -> Any:
+            if isinstance(old, core.Literal):
+                return core.Literal(old.val, self.aval(old.aval))
+            if old not in names:
+                names[old] = type(old)(self.aval(old.aval))
+            return names[old]
+
+        invars, constvars = ([atom(v) for v in vs] for vs in (jaxpr.invars, jaxpr.constvars))
+        eqns = []
+        for eqn in jaxpr.eqns:
+            if eqn.primitive.name in _RESHARD:
+                names[eqn.outvars[0]] = atom(eqn.invars[0])
+                continue
+            eqns.append(
+                eqn.replace(
+                    invars=[atom(v) for v in eqn.invars],
+                    outvars=[atom(v) for v in eqn.outvars],
+                    params={name: self.param(value) for name, value in eqn.params.items()},
+                    ctx=self.context,
+                )
+            )
+        outvars = [atom(v) for v in jaxpr.outvars]
+        return jaxpr.replace(invars=invars, constvars=constvars, eqns=eqns, outvars=outvars)
+
+    def aval(self, aval: Any) -> Any:
+        if not isinstance(aval, jax.core.ShapedArray):
+            return aval
+        return jax.core.ShapedArray(aval.shape, aval.dtype, aval.weak_type)
+
+    def param(self, value: Any) -> Any:
+        if isinstance(value, jax.sharding.NamedSharding):
+            return None
+        if isinstance(value, jax.sharding.AbstractMesh):
+            return jax.sharding.AbstractMesh((), ())
+        if isinstance(value, core.ClosedJaxpr):
+            return core.ClosedJaxpr(self.jaxpr(value.jaxpr), value.consts)
+        if isinstance(value, core.Jaxpr):
+            return self.jaxpr(value)
+        if type(value) in (tuple, list):
+            return type(value)(map(self.param, value))
+        if hasattr(value, "call_wrapped"):  # the rule of a custom derivative
+            return _RuleWithoutMesh(value, self)
+        return value
+
+
+class _RuleWithoutMesh:
+    """Gives the jaxpr of a derivative rule, as the function in its place does."""
+
+    def __init__(self, rule: Any, remover: _MeshRemover):
+        self.rule = rule
+        self.remover = remover
+        self.debug_info = rule.debug_info
+
+    def call_wrapped(self, *zeros: Any) -> Any:
+        jaxpr, consts, out_zeros = self.rule.call_wrapped(*zeros)
+        with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ())):
+            return self.remover.jaxpr(jaxpr), consts, out_zeros
