@@ -266,7 +266,7 @@ class _Dense:
         self.columns = jnp.abs(columns)
         self.curvature = diagonal(columns)  # H_jj size_j
         self.unit = _unit_diagonal(self.curvature, size)
-        self.matrix = columns * (self.unit / size)[:, None] * self.unit
+        self.matrix = columns * (self.unit / size)[:, None] * self.unit[None, :]
 
     def times(self, y: Array) -> Array:
         """S H S y."""
@@ -279,7 +279,7 @@ class _Dense:
     def solve(self, rhs: Array, free: Array, probe: Callable[[], Array]) -> Array:
         """y with S H S y = ``rhs`` among the ``free`` variables, 0 for the others."""
         eye = jnp.eye(rhs.shape[0], dtype=rhs.dtype)
-        matrix = jnp.where(free[:, None] & free, self.matrix, eye)
+        matrix = jnp.where(free[:, None] & free[None, :], self.matrix, eye)
         return lax.custom_linear_solve(
             lambda y: matrix @ y,
             rhs,

@@ -37,7 +37,7 @@ jit_trust_region = jax.jit(solve_trust_region)
 def solve_equilibrated(matrix, b):
     k = -(exponent(jnp.diagonal(matrix)) // 2)
     unit = power_of_two(k, matrix.dtype)
-    return unit * solve_symmetric(unit * matrix * unit[:, None], unit * b, unit)
+    return unit * solve_symmetric(unit[None, :] * matrix * unit[:, None], unit * b, unit)
 
 
 jit_symmetric = jax.jit(solve_equilibrated)
@@ -359,10 +359,10 @@ def test_solve_symmetric_of_nan_is_nan():
 def test_minimum_norm_is_that_of_the_users_units():
     # x0 + x1 = 1 with x1 counted in thousandths: (1/2, 1/2) all the same.
     unit = jnp.array([1.0, 2.0**-10])
-    matrix = unit * jnp.ones((2, 2)) * unit[:, None]
+    matrix = unit[None, :] * jnp.ones((2, 2)) * unit[:, None]
     k = -(exponent(jnp.diagonal(matrix)) // 2)
     more = power_of_two(k, matrix.dtype)
-    y = jax.jit(solve_symmetric)(more * matrix * more[:, None], more * unit, unit * more)
+    y = jax.jit(solve_symmetric)(more[None, :] * matrix * more[:, None], more * unit, unit * more)
     assert_allclose(unit * more * y, [0.5, 0.5], rtol=1e-12)
 
 

@@ -69,7 +69,7 @@ def solve_symmetric(
         weight = (unit / jnp.max(unit)) ** 2
         lengths, turn = jnp.linalg.eigh(null.T @ (weight[:, None] * null))
         seen = _counts(lengths)
-        z = jnp.where(seen, (null @ turn) / jnp.sqrt(jnp.where(seen, lengths, 1)), 0)
+        z = jnp.where(seen, (null @ turn) / jnp.sqrt(jnp.where(seen, lengths, 1))[None, :], 0)
         right = b - weight * (z @ (z.T @ b))
         found = vectors @ jnp.where(keep, (vectors.T @ right) / jnp.where(keep, values, 1), 0)
         found = found - z @ (z.T @ (weight * found))

@@ -59,7 +59,7 @@ class LevenbergMarquardt(TrustRegionSolver):
     def first_radius(self, problem: LeastSquaresProblem, state: State) -> Array:
         """||D x0||, or of the Cauchy step if x0 is nothing beside it."""
         down = state.scale * state.model.grad
-        cauchy = cauchy_factor(state.model.upper * state.scale, down) * norm(down)
+        cauchy = cauchy_factor(state.model.upper * state.scale[None, :], down) * norm(down)
         return starting_radius(norm(state.x / state.scale), cauchy)
 
     def next_radius(self, before: State, cost: Array, ratio: Array, finite: Array) -> Array:

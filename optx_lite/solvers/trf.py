@@ -56,7 +56,7 @@ class TrustRegionReflective(TrustRegionSolver):
         """||D^-1 x0||, or of the Cauchy step if x0 is nothing beside it."""
         metric, _ = self.metric(problem, state)
         down = metric * state.model.grad
-        cauchy = cauchy_factor(state.model.upper * metric, down) * norm(down)
+        cauchy = cauchy_factor(state.model.upper * metric[None, :], down) * norm(down)
         return starting_radius(norm(safe_divide(state.x, metric)), cauchy)
 
     def next_radius(self, before: State, cost: Array, ratio: Array, finite: Array) -> Array:
