@@ -163,7 +163,7 @@ def least_squares(
         fun, x0, jac=jac, bounds=bounds, loss=loss, f_scale=f_scale, diff_step=diff_step,
         args=args, kwargs=kwargs,
     )  # fmt: skip
-    _check_method(method, problem, x)
+    _check_method(method, problem)
     solver = METHODS[method](
         *(as_dtype(tol, x.dtype) for tol in (ftol, xtol, gtol)),
         x_scale=_check_x_scale(x_scale, problem, x),
@@ -251,16 +251,8 @@ def _is_number(value: Any) -> bool:
     return array.dtype.kind in "iuf" and array.ndim == 0 and not np.isnan(array)
 
 
-def _check_method(method: str, problem: LeastSquaresProblem, x: Array) -> None:
-    if method != "lm":
-        return
-    m = sum(problem.restore_f.sizes)
-    if m < x.shape[0]:
-        raise ValueError(
-            "Method 'lm' doesn't work when the number of residuals is less than the number of "
-            f"variables ({m} < {x.shape[0]}): use method='trf'."
-        )
-    if problem.bounded and is_concrete((problem.lower, problem.upper)):
+def _check_method(method: str, problem: LeastSquaresProblem) -> None:
+    if method == "lm" and problem.bounded and is_concrete((problem.lower, problem.upper)):
         low, high = np.asarray(problem.lower), np.asarray(problem.upper)
         if np.any((np.isfinite(low) | np.isfinite(high)) & (low != high)):
             raise ValueError(

@@ -30,7 +30,8 @@ parabola through cost and slope at x and the cost at a trial that failed,
     phi(t) = F + s t + k t^2 / 2,    k = 2 (F(x + p) - F - s),    s = g.p,                (4)
 
 has its minimum s^2 / 2k below the rounding of F, for each of the trials since the last step that
-gained more than this, of those at least whose parabola tells where its minimum is (-s / k >= 0.1).
+gained more than this, of those at least whose parabola tells where its minimum is (F has risen by
+more than its rounding, and -s / k >= 0.1).
 A wrong derivative, a kink or noise in f promise more, at the longest of those trials at the latest:
 status -4, stalled.
 
@@ -132,11 +133,12 @@ def possible_reduction(
     slope = before.model.grad @ (before.trial.x - before.x)
     rise = -reduction
     curvature = 2 * (rise - slope)
-    # A parabola through a trial far beyond its lowest point says nothing of that point.
+    # A parabola through a trial far beyond its lowest point says nothing of that point; nor does
+    # one that is flat to rounding, as all are on a plateau.
     near = -slope >= NEAR * curvature
-    gain = jnp.where(rise <= noise, -slope, 0.5 * safe_divide(slope**2, curvature))
+    gain = 0.5 * safe_divide(slope**2, curvature)
     failed = ~accepted & (before.nfev > 0) & (before.pending == 0) & ~before.trial.corrected
-    tells = failed & known & (slope < 0) & (near | (rise <= noise))
+    tells = failed & known & (slope < 0) & near & (rise > noise)
     hope = jnp.where(jnp.isfinite(before.hope), jnp.maximum(before.hope, gain), gain)
     hope = jnp.where(tells, hope, before.hope)
     significant = accepted & (reduction > noise)
@@ -167,12 +169,17 @@ def judge(
     gained = jnp.maximum(before.cost - state.cost, trial.predicted)
     whole = norm(state.x / state.scale)
     nothing = state.fnorm <= eps * outlook.scatter  # f is rounding, or 0
-    flat = jnp.minimum(outlook.offset, outlook.steepest)
+    # Where w is in R the offset is not that of (1), and a w from a kink would hide the gradient.
+    plain = jnp.all(state.model.secant == 0)
+    flat = jnp.minimum(jnp.where(plain, outlook.offset, jnp.inf), outlook.cosine)
+
+    # What one variable could still gain is below ftol, and all together not far above.
+    little = (outlook.cosine**2 <= solver.ftol) & (outlook.offset**4 <= solver.ftol)
 
     gtol = (flat <= jnp.maximum(solver.gtol, eps)) | nothing  # (1)
     ftol = (
         (accepted & ~first & (ratio > 0.25))
-        & (~trial.limited | (outlook.cosine**2 <= solver.ftol))
+        & (~trial.limited | little)
         & (gained <= solver.ftol * before.cost)
     )  # (2)
     xtol = accepted & ~first & ~trial.limited & (trial.length <= solver.xtol * whole)  # (3)
