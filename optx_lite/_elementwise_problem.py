@@ -20,6 +20,11 @@ SHAPE_MESSAGE = (
     "and all other `args`."
 )
 
+NO_DERIVATIVE = (
+    "`func` has a value and no derivative (as with `jax.pure_callback` in it), so its minimiser or "
+    "root has none, either. Give it one with `jax.custom_jvp` or `jax.custom_vjp`."
+)
+
 
 class ElementwiseProblem(eqx.Module):
     """A function of arrays, element by element, with all that it is given.
@@ -38,6 +43,9 @@ class ElementwiseProblem(eqx.Module):
         To which all of them broadcast.
     dtype, first_dtype : dtype
         The common one, and that of the first points.
+    wall : float, optional
+        As what a search sees NaN and inf, so that it turns away from where the function is not
+        defined. None: as they are.
     """
 
     fun: Lifted
@@ -47,6 +55,7 @@ class ElementwiseProblem(eqx.Module):
     shape: tuple[int, ...] = eqx.field(static=True)
     dtype: Any = eqx.field(static=True)
     first_dtype: Any = eqx.field(static=True)
+    wall: float | None = eqx.field(static=True, default=None)
 
     def __call__(self, x: Array) -> Array:
         """Compute the function of a whole array."""
@@ -54,20 +63,25 @@ class ElementwiseProblem(eqx.Module):
 
     def slope(self, x: Array) -> Array:
         """Its derivative, each element's by its own x."""
-        return jax.jvp(self, (x,), (jnp.ones_like(x),))[1]
-
-    def slope_and_curvature(self, x: Array) -> tuple[Array, Array]:
-        """Its first two derivatives."""
-        return jax.jvp(self.slope, (x,), (jnp.ones_like(x),))
+        return value_and_slope(self, x)[1]
 
     def limit(self, side: Array) -> Array:
         """Where ``side`` is below 0 or above it, the lower or the upper limit of a bracket."""
         low, high = (jnp.asarray(point).astype(self.dtype) for point in self.points[3:5])
         return jnp.where(side < 0, low, jnp.where(side > 0, high, 0))
 
+    @property
+    def limits(self) -> Array:
+        """The lower limits of a bracket and the upper ones, (2, ...)."""
+        return jnp.stack([self.limit(jnp.full(self.shape, side)) for side in (-1, 1)])
+
     def within(self, bracket: tuple[Array, ...]) -> ElementwiseProblem:
         """The same with a bracket of the common dtype as the first points."""
         return dataclasses.replace(self, points=bracket, first=self.fun, first_dtype=self.dtype)
+
+    def walled(self, wall: float) -> ElementwiseProblem:
+        """The same where the function is as high as this wherever it is not defined."""
+        return dataclasses.replace(self, wall=wall)
 
     def parted(self, fun: Lifted) -> Pointwise | None:
         """One of the two functions on any part of the elements, in a row; None if it may not be."""
@@ -80,9 +94,52 @@ class ElementwiseProblem(eqx.Module):
     def in_row(self, point: Any) -> Array:
         """A first point, in a row; or one number if it is the same for all."""
         point = jnp.asarray(point).astype(self.first_dtype)
-        if point.size == 1:
+        if all(length == 1 for length in point.shape):
             return point.reshape(())
         return jnp.broadcast_to(point, self.shape).reshape(-1)
+
+
+def value_and_slope(fun: Callable[[Array], Array], x: Array) -> tuple[Array, Array]:
+    """An elementwise function and its derivative, each element's by its own x.
+
+    In forward mode; in reverse mode where a function has no other derivative, as one with a
+    `jax.custom_vjp`.
+
+    Raises
+    ------
+    NoDerivativeError
+        If it has neither.
+    """
+
+    def forward() -> tuple[Array, Array]:
+        return jax.jvp(fun, (x,), (jnp.ones_like(x),))
+
+    def reverse() -> tuple[Array, Array]:
+        value, pullback = jax.vjp(fun, x)
+        return value, pullback(jnp.ones_like(value))[0]
+
+    return first_possible(forward, reverse)
+
+
+def first_possible(*ways: Callable[[], Any]) -> Any:
+    """What the first of these ways to differentiate gives that JAX can go.
+
+    Raises
+    ------
+    NoDerivativeError
+        If there is none, from what JAX said of the first.
+    """
+    refusals = []
+    for way in ways:
+        try:
+            return way()
+        except Exception as refusal:  # its type differs from primitive to primitive
+            refusals.append(refusal)
+    raise NoDerivativeError(NO_DERIVATIVE) from refusals[0]
+
+
+class NoDerivativeError(TypeError):
+    """A function has no derivative in any of JAX's modes."""
 
 
 def elementwise_problem(
@@ -145,7 +202,7 @@ def _as_array(value: Any) -> Any:
 def _broadcast_shape(arrays: list[Any]) -> tuple[int, ...]:
     shapes = [jnp.shape(array) for array in arrays]
     try:
-        return np.broadcast_shapes(*shapes)
+        return jnp.broadcast_shapes(*shapes)
     except ValueError as error:
         raise ValueError(
             "Array shapes are incompatible for broadcasting. The first points, limits and "
