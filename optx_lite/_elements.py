@@ -43,6 +43,7 @@ class Task(eqx.Module):
     fun: Any  # Pointwise
     first: Any  # the same for the first points, which may have another dtype
     points: tuple[Any, ...]
+    values: tuple[Any, ...] | None  # at the points, where they are known
     dtype: Any = eqx.field(static=True)
     wall: float | None = eqx.field(static=True)
 
@@ -52,8 +53,11 @@ class Task(eqx.Module):
             None if point is None else jnp.broadcast_to(point, (size,)) for point in self.points
         )
         points = self.machine.start(points)
-        evaluated = points[: self.machine.EVALUATED]
-        values = tuple(self._values(self.first, point) for point in evaluated)
+        if self.values is None:
+            evaluated = points[: self.machine.EVALUATED]
+            values = tuple(self._settle(self.first(point)) for point in evaluated)
+        else:
+            values = tuple(jnp.broadcast_to(self._settle(v), (size,)) for v in self.values)
         return self.machine.init(tuple(point.astype(self.dtype) for point in points), values)
 
     def run(self, state: Any, left: Any = 0) -> Any:
@@ -66,14 +70,15 @@ class Task(eqx.Module):
 
     def step(self, state: Any) -> Any:
         """One evaluation for each element."""
-        return self.machine.step(lambda x: self._values(self.fun, x), state)
+        return self.machine.step(lambda x: self._settle(self.fun(x)), state)
 
     def count(self, state: Any) -> Array:
         """How many elements are unfinished."""
         return jnp.sum(self.machine.running(state), dtype=jnp.int32)
 
-    def _values(self, fun: Any, x: Array) -> Array:
-        values = fun(x).astype(self.dtype)
+    def _settle(self, values: Array) -> Array:
+        """Values of the common dtype, behind the wall if there is one."""
+        values = values.astype(self.dtype)
         return values if self.wall is None else jnp.where(values < jnp.inf, values, self.wall)
 
 

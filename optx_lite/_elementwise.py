@@ -33,7 +33,6 @@ from ._elementwise_result import (
     ElementwiseResult,
     ScalarResult,
 )
-from ._implicit import no_tangent
 from ._monitor import Watch
 from .solvers._elementwise import AbstractElementwiseMachine, has_no_answer
 from .solvers.chandrupatla_root import ChandrupatlaRoot
@@ -86,8 +85,8 @@ class Polished(eqx.Module):
         """The minimiser, told to eps."""
         result, width = self.search(problem, watch)
         low, _, high = result.bracket
-        x = _polish(problem, result.x, result.f_x, (low, high), result.success)
-        return Found(dataclasses.replace(result, x=x, f_x=problem(x)), width)
+        x, f = _polish(problem, result.x, result.f_x, (low, high), result.success)
+        return Found(dataclasses.replace(result, x=x, f_x=f), width)
 
 
 def _polish(
@@ -97,11 +96,12 @@ def _polish(
     bracket: tuple[Array, Array],
     wanted: Array,
     box: tuple[Any, Any] = (-math.inf, math.inf),
-) -> Array:
-    """Newton's steps on f'; x as it is where JAX can take no second derivative.
+) -> tuple[Array, Array]:
+    """x and f after Newton's steps on f'; as they are where JAX can take no second derivative.
 
     A step counts where the curvature is positive, |f'| falls, and the point stays in the bracket,
-    or so close that rounding may have cut off the minimum: eps |f| = f_xx d^2 / 2.
+    or so close that rounding may have cut off the minimum: eps |f| = f_xx d^2 / 2. Both count
+    where f has not risen by more than rounding.
     """
     low, high = bracket
     noise = DOUBT * jnp.finfo(x.dtype).eps * jnp.abs(f)
@@ -118,8 +118,11 @@ def _polish(
     try:
         start = (x, *value_and_slope(problem.slope, x))
     except NoDerivativeError:
-        return x
-    return lax.fori_loop(0, NEWTON, newton, start)[0]
+        return x, f
+    to = lax.fori_loop(0, NEWTON, newton, start)[0]
+    f_to = problem(to)
+    keep = f_to <= f + noise
+    return jnp.where(keep, to, x), jnp.where(keep, f_to, f)
 
 
 class BracketAndSearch(eqx.Module):
@@ -139,7 +142,8 @@ class BracketAndSearch(eqx.Module):
         found, width = self.bracket(problem.walled(math.inf), None)
         highest = float(jnp.finfo(problem.dtype).max)
         search = self._search_within(width)
-        inside, width = search(problem.within(found.bracket).walled(highest), watch)
+        within = problem.within(found.bracket, found.f_bracket).walled(highest)
+        inside, width = search(within, watch)
         status = jnp.where(found.status == CONVERGED, inside.status, found.status)
         x, f = inside.x, inside.f_x
         side = jnp.zeros(problem.shape, jnp.int32)
@@ -149,8 +153,7 @@ class BracketAndSearch(eqx.Module):
         if self.polish:
             low, _, high = inside.bracket
             inner = (status == CONVERGED) & (side == 0)
-            x = _polish(problem, x, f, (low, high), inner, tuple(problem.limits))
-        f = problem(x)
+            x, f = _polish(problem, x, f, (low, high), inner, tuple(problem.limits))
         finite = jnp.isfinite(x) & jnp.isfinite(f)
         status = jnp.where((status == CONVERGED) & ~finite, NONFINITE, status).astype(jnp.int32)
         x, f = (jnp.where(has_no_answer(status), jnp.nan, value) for value in (x, f))
@@ -158,7 +161,7 @@ class BracketAndSearch(eqx.Module):
             status=status,
             x=x,
             fun=f,
-            nfev=found.nfev + jnp.where(found.status == CONVERGED, inside.nfev, 0),
+            nfev=found.nfev + inside.nit,  # as many new points
             nit=found.nit + inside.nit,
             active_mask=jnp.where(side == 0, _resting_on(problem, x), side),
         )
@@ -227,14 +230,15 @@ def _at_limits(
 def _task(machine: AbstractElementwiseMachine, problem: ElementwiseProblem) -> tuple[Task, bool]:
     """What a machine is to do; and whether its elements may be parted."""
     points = tuple(None if point is None else problem.in_row(point) for point in problem.points)
+    given = problem.values and tuple(value.reshape(-1) for value in problem.values)
     fun = problem.parted(problem.fun)
     first = fun if problem.first is problem.fun else problem.parted(problem.first)
     if fun is not None and first is not None:
-        return Task(machine, fun, first, points, problem.dtype, problem.wall), True
+        return Task(machine, fun, first, points, given, problem.dtype, problem.wall), True
     fun, first = (
         jax.tree_util.Partial(problem.on_row, fun) for fun in (problem.fun, problem.first)
     )
-    return Task(machine, fun, first, points, problem.dtype, problem.wall), False
+    return Task(machine, fun, first, points, given, problem.dtype, problem.wall), False
 
 
 def _in_shape(result: Any, shape: tuple[int, ...]) -> Any:
@@ -270,7 +274,17 @@ def solve(search: Any, problem: ElementwiseProblem, watch: Watch | None = None) 
     leaves, treedef = jax.tree.flatten((search, problem, watch))
     if not any(isinstance(leaf, Tracer) for leaf in leaves):
         return _run(treedef, leaves).result  # nothing to differentiate
-    return _solve(treedef, leaves).result
+    found = _run(treedef, lax.stop_gradient(leaves))
+    result = found.result
+    if not isinstance(result, (ElementwiseResult, ScalarResult)):
+        return result
+    # As floats: JAX has no tangents of integers whose number it does not know (`jax.export`).
+    side = None
+    if isinstance(result, ScalarResult):
+        side = result.active_mask.astype(result.x.dtype)
+    described = (result.success.astype(result.x.dtype), found.width, side)
+    moved = _moved(treedef, (result.x, result.value), described, leaves)
+    return eqx.tree_at(lambda result: (result.x, result.value), result, moved)
 
 
 @ft.partial(jax.jit, static_argnums=0)
@@ -280,31 +294,26 @@ def _run(treedef: Any, leaves: list[Array]) -> Found:
 
 
 @ft.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _solve(treedef: Any, leaves: list[Array]) -> Found:
-    return _run(treedef, leaves)
+def _moved(treedef: Any, answer: Any, described: Any, leaves: list[Array]) -> tuple[Array, Array]:
+    """An answer (x and the value there), with its derivative by the leaves."""
+    return answer
 
 
-@_solve.defjvp
-def _solve_jvp(treedef: Any, primals: Any, tangents: Any) -> Any:
-    (leaves,), (dots,) = primals, tangents
-    found = _solve(treedef, leaves)
-    d_found = jax.tree.map(no_tangent, found)
-    if isinstance(found.result, (ElementwiseResult, ScalarResult)):
-        moved = _tangents(treedef, found, leaves, dots)
-        d_found = eqx.tree_at(lambda found: (found.result.x, found.result.value), d_found, moved)
-    return found, d_found
+@_moved.defjvp
+def _moved_jvp(treedef: Any, primals: Any, tangents: Any) -> Any:
+    answer, (success, width, side), leaves = primals
+    answer = _moved(treedef, *primals)
+    found = answer[0], success > 0, width, side
+    return answer, _tangents(treedef, found, leaves, tangents[-1])
 
 
 @ft.partial(jax.jit, static_argnums=0)
 def _tangents(
-    treedef: Any, found: Found, leaves: list[Array], dots: list[Any]
+    treedef: Any, found: tuple[Array, ...], leaves: list[Array], dots: list[Any]
 ) -> tuple[Array, Array]:
     """Those of x and of the value there."""
     search, problem, _ = jax.tree.unflatten(treedef, leaves)
     change = Change(lambda leaves: jax.tree.unflatten(treedef, leaves)[1], leaves, dots)
-    result = found.result
-    about = change, problem, result.x, result.success, found.width
     if isinstance(search, Search) and isinstance(search.machine, ChandrupatlaRoot):
-        return root_tangents(*about)
-    side = result.active_mask if isinstance(result, ScalarResult) else None
-    return minimum_tangents(*about, side)
+        return root_tangents(change, problem, *found[:3])
+    return minimum_tangents(change, problem, *found)

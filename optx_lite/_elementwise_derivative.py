@@ -31,7 +31,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
-from ._elementwise_problem import ElementwiseProblem, first_possible, value_and_slope
+from ._elementwise_problem import ElementwiseProblem, batch_of_one, first_possible, value_and_slope
 
 DOUBT = 64  # times eps: the part of a number that rounding may have spoilt
 
@@ -88,7 +88,7 @@ def _usable(x: Array, where: Array, problem: ElementwiseProblem) -> Array:
 def _follows_limit(problem: ElementwiseProblem, slope: Array, side: Array) -> Array:
     """Whether the minimiser stays on its limit when the problem changes a little."""
     lower, upper = problem.limits
-    pressed = (slope * side.astype(slope.dtype) < 0) | jnp.isnan(slope) | (lower == upper)
+    pressed = (slope * side < 0) | jnp.isnan(slope) | (lower == upper)
     return (side != 0) & pressed
 
 
@@ -107,24 +107,29 @@ def simple_root(
 
     The search tells x to the width of its last bracket, to the root of eps of its size, and to
     what rounding makes of the way from the first points. Newton's step from x may not be longer.
-    Twice as far away on both sides, g must not differ by more than its derivative explains (or
-    there is a jump), and this derivative be what it is at x, up to the fourth root of eps (or there
-    is a kink, or a multiple root).
+    Further away than that, g may not have changed by more than its derivative explains (or there
+    is a jump). And close to x, twice Newton's step away, this derivative must be on both sides what
+    it is at x, up to the fourth root of eps (or there is a kink, or a multiple root).
     """
     problem, x, width = lax.stop_gradient((problem, x, width))
     g = ft.partial(function, problem)
     info = jnp.finfo(x.dtype)
     value, slope = value_and_slope(g, x)
     newton = jnp.where(value == 0, 0, jnp.abs(value / slope))
-    near = 2 * newton + 8 * (info.eps * jnp.abs(x) + info.smallest_normal)
+    rounding = DOUBT * info.eps * _way(problem.points, x)
+    resolution = 2 * jnp.abs(width) + jnp.sqrt(info.eps) * jnp.abs(x) + rounding
+
+    close = 2 * newton + 8 * (info.eps * jnp.abs(x) + info.smallest_normal)
+    far = close + rounding
     # Not by vmap, which some functions with callbacks refuse.
-    values, slopes = lax.map(lambda x: value_and_slope(g, x), jnp.stack([x - near, x + near]))
-    resolution = 2 * jnp.abs(width) + jnp.sqrt(info.eps) * jnp.abs(x)
-    resolution = resolution + DOUBT * info.eps * _way(problem.points, x)
-    steepest = jnp.maximum(jnp.abs(slope), jnp.max(jnp.abs(slopes), axis=0))
-    jump = ~(jnp.abs(values[1] - values[0]) <= steepest * (4 * near + resolution))
-    root = (newton <= resolution) & ~jump
-    same = jnp.all(jnp.abs(slopes - slope) <= info.eps**0.25 * jnp.abs(slope), axis=0)
+    values, slopes = lax.map(
+        lambda x: value_and_slope(g, x), jnp.stack([x - far, x - close, x + close, x + far])
+    )
+    steepest = jnp.maximum(jnp.abs(slope), jnp.nanmax(jnp.abs(slopes), axis=0))
+    jumps = jnp.abs(values[2:] - values[1::-1]) > steepest * (4 * far + resolution)
+    root = (newton <= resolution) & ~jnp.any(jumps, axis=0)
+    off = jnp.abs(slopes[1:3] - slope)
+    same = jnp.all(off <= info.eps**0.25 * jnp.abs(slope), axis=0)
     return root & same & jnp.isfinite(slope) & (slope != 0), root
 
 
@@ -174,7 +179,8 @@ class Change:
             return jax.jvp(fun, (self.values,), (dots,))[1]
 
         def by_forward_mode() -> Array:
-            jax.eval_shape(jax.linear_transpose(forward, self.dots), out)
+            batch = list(map(batch_of_one, self.dots))
+            jax.eval_shape(jax.linear_transpose(jax.vmap(forward), batch), batch_of_one(out))
             return forward(self.dots)
 
         def by_reverse_mode() -> Array:

@@ -43,6 +43,8 @@ class ElementwiseProblem(eqx.Module):
         To which all of them broadcast.
     dtype, first_dtype : dtype
         The common one, and that of the first points.
+    values : tuple of arrays, optional
+        The function at the points, where it is known.
     wall : float, optional
         As what a search sees NaN and inf, so that it turns away from where the function is not
         defined. None: as they are.
@@ -55,6 +57,7 @@ class ElementwiseProblem(eqx.Module):
     shape: tuple[int, ...] = eqx.field(static=True)
     dtype: Any = eqx.field(static=True)
     first_dtype: Any = eqx.field(static=True)
+    values: tuple[Array, ...] | None = None
     wall: float | None = eqx.field(static=True, default=None)
 
     def __call__(self, x: Array) -> Array:
@@ -75,9 +78,17 @@ class ElementwiseProblem(eqx.Module):
         """The lower limits of a bracket and the upper ones, (2, ...)."""
         return jnp.stack([self.limit(jnp.full(self.shape, side)) for side in (-1, 1)])
 
-    def within(self, bracket: tuple[Array, ...]) -> ElementwiseProblem:
-        """The same with a bracket of the common dtype as the first points."""
-        return dataclasses.replace(self, points=bracket, first=self.fun, first_dtype=self.dtype)
+    def within(
+        self, bracket: tuple[Array, ...], f_bracket: tuple[Array, ...]
+    ) -> ElementwiseProblem:
+        """The same with a bracket of the common dtype as the first points.
+
+        With the values there, since another compiled program may round them otherwise, so that it
+        is a bracket no more.
+        """
+        return dataclasses.replace(
+            self, points=bracket, values=f_bracket, first=self.fun, first_dtype=self.dtype
+        )
 
     def walled(self, wall: float) -> ElementwiseProblem:
         """The same where the function is as high as this wherever it is not defined."""
@@ -111,14 +122,27 @@ def value_and_slope(fun: Callable[[Array], Array], x: Array) -> tuple[Array, Arr
         If it has neither.
     """
 
+    def push(dot: Array) -> tuple[Array, Array]:
+        return jax.jvp(fun, (x,), (dot,))
+
     def forward() -> tuple[Array, Array]:
-        return jax.jvp(fun, (x,), (jnp.ones_like(x),))
+        jax.eval_shape(jax.vmap(push), batch_of_one(x))
+        return push(jnp.ones_like(x))
 
     def reverse() -> tuple[Array, Array]:
         value, pullback = jax.vjp(fun, x)
         return value, pullback(jnp.ones_like(value))[0]
 
     return first_possible(forward, reverse)
+
+
+def batch_of_one(value: Array) -> jax.ShapeDtypeStruct:
+    """The shape of a batch to trace a derivative with.
+
+    JAX says whether a function has a forward mode when its tangent is batched; else only when the
+    program is compiled.
+    """
+    return jax.ShapeDtypeStruct((1, *value.shape), value.dtype)
 
 
 def first_possible(*ways: Callable[[], Any]) -> Any:
