@@ -220,7 +220,7 @@ def _at_limits(
     near = finite & (jnp.abs(x - limits) <= jnp.sqrt(eps) * reach)
     falls = jnp.stack([slope[0], -slope[1]]) > 0
     by_slope = falls & (f_limit <= f + DOUBT * eps * jnp.abs(f))
-    lowest = near & jnp.where(jnp.isnan(slope), f_limit <= f, by_slope)
+    lowest = near & jnp.where(jnp.isfinite(slope), by_slope, f_limit <= f)
     on_upper = lowest[1] & ~(lowest[0] & (f_limit[0] <= f_limit[1]))
     side = jnp.where(on_upper, 1, -lowest[0].astype(jnp.int32))
     x = jnp.where(side == 0, x, problem.limit(side))

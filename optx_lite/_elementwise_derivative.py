@@ -86,9 +86,12 @@ def _usable(x: Array, where: Array, problem: ElementwiseProblem) -> Array:
 
 
 def _follows_limit(problem: ElementwiseProblem, slope: Array, side: Array) -> Array:
-    """Whether the minimiser stays on its limit when the problem changes a little."""
+    """Whether the minimiser stays on its limit when the problem changes a little.
+
+    The sign of an infinite slope, as of sqrt(x) at 0, says nothing: it is that of the 0.
+    """
     lower, upper = problem.limits
-    pressed = (slope * side < 0) | jnp.isnan(slope) | (lower == upper)
+    pressed = (slope * side < 0) | ~jnp.isfinite(slope) | (lower == upper)
     return (side != 0) & pressed
 
 
@@ -108,14 +111,16 @@ def simple_root(
     The search tells x to the width of its last bracket, to the root of eps of its size, and to
     what rounding makes of the way from the first points. Newton's step from x may not be longer.
     Further away than that, g may not have changed by more than its derivative explains (or there
-    is a jump). And close to x, twice Newton's step away, this derivative must be on both sides what
+    is a jump), nor be 0 all over. And close to x, twice Newton's step away, this derivative must be on both sides what
     it is at x, up to the fourth root of eps (or there is a kink, or a multiple root).
     """
     problem, x, width = lax.stop_gradient((problem, x, width))
     g = ft.partial(function, problem)
     info = jnp.finfo(x.dtype)
     value, slope = value_and_slope(g, x)
-    newton = jnp.where(value == 0, 0, jnp.abs(value / slope))
+    # A value of 0 may be one that has underflowed, as that of x^3 long before x = 0.
+    least = jnp.maximum(jnp.abs(value), info.smallest_normal)
+    newton = jnp.where((value == 0) & (slope == 0), 0, least / jnp.abs(slope))
     rounding = DOUBT * info.eps * _way(problem.points, x)
     resolution = 2 * jnp.abs(width) + jnp.sqrt(info.eps) * jnp.abs(x) + rounding
 
@@ -127,7 +132,8 @@ def simple_root(
     )
     steepest = jnp.maximum(jnp.abs(slope), jnp.nanmax(jnp.abs(slopes), axis=0))
     jumps = jnp.abs(values[2:] - values[1::-1]) > steepest * (4 * far + resolution)
-    root = (newton <= resolution) & ~jnp.any(jumps, axis=0)
+    flat = (value == 0) & jnp.all(values == 0, axis=0)
+    root = (newton <= resolution) & ~jnp.any(jumps, axis=0) & ~flat
     off = jnp.abs(slopes[1:3] - slope)
     same = jnp.all(off <= info.eps**0.25 * jnp.abs(slope), axis=0)
     return root & same & jnp.isfinite(slope) & (slope != 0), root

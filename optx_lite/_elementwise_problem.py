@@ -21,8 +21,9 @@ SHAPE_MESSAGE = (
 )
 
 NO_DERIVATIVE = (
-    "`func` has a value and no derivative (as with `jax.pure_callback` in it), so its minimiser or "
-    "root has none, either. Give it one with `jax.custom_jvp` or `jax.custom_vjp`."
+    "`func` lacks a derivative: a root is differentiated by the first derivative, a minimiser by "
+    "the second, and JAX has none, as through `jax.pure_callback`. Give `func` one with "
+    "`jax.custom_jvp` or `jax.custom_vjp`, by functions that JAX can differentiate in turn."
 )
 
 

@@ -167,10 +167,11 @@ def _first_points(bracket: Any, bounds: Any) -> tuple[tuple[Any, ...], dict[str,
     points = tuple(map(jnp.asarray, points))
     low, high = jnp.minimum(points[0], points[-1]), jnp.maximum(points[0], points[-1])
     middle = points[1] if len(points) == 3 else low + (high - low) / 2
-    if is_concrete((low, middle, high)) and not np.all((low < middle) & (middle < high)):
+    ordered = (low < middle) & (middle < high) & (high - low < jnp.inf)
+    if is_concrete(ordered) and not np.all(ordered):
         raise ValueError(
-            "`bracket` must be two different numbers, or three in rising or falling order, "
-            f"got {bracket}."
+            "`bracket` must be two different numbers, or three in rising or falling order, all "
+            f"finite, got {bracket}."
         )
     return (low, middle, high), limits_of(None, None, None)
 
