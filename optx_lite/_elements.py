@@ -115,7 +115,7 @@ def _spread(leaf: Array, batched: bool, lanes: int, size: int) -> Array:
 
 def _by_blocks(task: Task, size: int) -> Any:
     if is_symbolic_dim(size) or jax.default_backend() != "cpu":
-        return task.run(task.begin(size))
+        return task.run(task.begin(size))  # pyright: ignore[reportArgumentType]
     shapes = jax.eval_shape(lambda: task.begin(size))
     row = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes)) // max(size, 1)
     block = max(8, 1 << (CACHE // max(row, 1)).bit_length() - 1)

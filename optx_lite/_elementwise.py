@@ -20,7 +20,12 @@ from jaxtyping import Array
 
 from ._elements import Task, work_off
 from ._elementwise_derivative import DOUBT, Change, minimum_tangents, root_tangents
-from ._elementwise_problem import ElementwiseProblem, NoDerivativeError, value_and_slope
+from ._elementwise_problem import (
+    ElementwiseProblem,
+    NoDerivativeError,
+    at_each,
+    value_and_slope,
+)
 from ._elementwise_result import (
     BAD_INPUT,
     CALLBACK_STOP,
@@ -197,9 +202,9 @@ def _at_limits(
     finite = jnp.isfinite(limits)
     points = jnp.where(finite, limits, found.bracket[1])
     try:
-        f_limit, slope = lax.map(lambda x: value_and_slope(problem, x), points)
+        f_limit, slope = at_each(lambda x: value_and_slope(problem, x), points)
     except NoDerivativeError:
-        f_limit = lax.map(problem, points)
+        f_limit = at_each(problem, points)
         slope = jnp.full_like(f_limit, jnp.nan)
     f_limit = jnp.where(f_limit < jnp.inf, f_limit, jnp.inf)
 

@@ -16,8 +16,8 @@ f closes over counts as a. First points and tolerances have no influence: their 
 
 (1) asks for a simple root of g, which is f or, for a minimum, f_x. The searches ask for less: they
 also end at a jump, a kink, a pole, a plateau, x^3 or x^4. `simple_root` looks for what can be seen
-of that. Where it fails, and where the search did not converge, the derivative is NaN, in forward and
-in reverse mode (`Change.unknown`).
+of that. Where it fails, and where the search did not converge, the derivative is NaN, in forward
+and in reverse mode (`Change.unknown`).
 """
 
 from __future__ import annotations
@@ -31,7 +31,13 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
-from ._elementwise_problem import ElementwiseProblem, batch_of_one, first_possible, value_and_slope
+from ._elementwise_problem import (
+    ElementwiseProblem,
+    at_each,
+    batch_of_one,
+    first_possible,
+    value_and_slope,
+)
 
 DOUBT = 64  # times eps: the part of a number that rounding may have spoilt
 
@@ -111,8 +117,9 @@ def simple_root(
     The search tells x to the width of its last bracket, to the root of eps of its size, and to
     what rounding makes of the way from the first points. Newton's step from x may not be longer.
     Further away than that, g may not have changed by more than its derivative explains (or there
-    is a jump), nor be 0 all over. And close to x, twice Newton's step away, this derivative must be on both sides what
-    it is at x, up to the fourth root of eps (or there is a kink, or a multiple root).
+    is a jump), nor be 0 all over. And close to x, twice Newton's step away, this derivative must be
+    on both sides what it is at x, up to the fourth root of eps (or there is a kink, or a multiple
+    root).
     """
     problem, x, width = lax.stop_gradient((problem, x, width))
     g = ft.partial(function, problem)
@@ -126,13 +133,11 @@ def simple_root(
 
     close = 2 * newton + 8 * (info.eps * jnp.abs(x) + info.smallest_normal)
     far = close + rounding
-    # Not by vmap, which some functions with callbacks refuse.
-    values, slopes = lax.map(
-        lambda x: value_and_slope(g, x), jnp.stack([x - far, x - close, x + close, x + far])
-    )
+    around = jnp.stack([x - far, x - close, x + close, x + far])
+    values, slopes = at_each(lambda x: value_and_slope(g, x), around)
     steepest = jnp.maximum(jnp.abs(slope), jnp.nanmax(jnp.abs(slopes), axis=0))
     jumps = jnp.abs(values[2:] - values[1::-1]) > steepest * (4 * far + resolution)
-    flat = (value == 0) & jnp.all(values == 0, axis=0)
+    flat = (value == 0) & (slope == 0) & jnp.all((values == 0) & (slopes == 0), axis=0)
     root = (newton <= resolution) & ~jnp.any(jumps, axis=0) & ~flat
     off = jnp.abs(slopes[1:3] - slope)
     same = jnp.all(off <= info.eps**0.25 * jnp.abs(slope), axis=0)

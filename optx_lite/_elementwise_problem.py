@@ -10,6 +10,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jaxtyping import Array
 
 from ._lift import Lifted, lift
@@ -135,6 +136,15 @@ def value_and_slope(fun: Callable[[Array], Array], x: Array) -> tuple[Array, Arr
         return value, pullback(jnp.ones_like(value))[0]
 
     return first_possible(forward, reverse)
+
+
+def at_each(fun: Callable[[Array], Any], points: Array) -> Any:
+    """A function of arrays at each of several, (k, ...).
+
+    All at once, which compiles sooner; one after the other where it cannot be batched, as with
+    some callbacks.
+    """
+    return first_possible(lambda: jax.vmap(fun)(points), lambda: lax.map(fun, points))
 
 
 def batch_of_one(value: Array) -> jax.ShapeDtypeStruct:

@@ -93,27 +93,29 @@ def test_the_search_turns_away_from_where_the_function_is_not_defined(f, setting
     assert jnp.isfinite(res.fun)
 
 
-def test_no_success_without_a_minimum():
+@pytest.mark.parametrize(
+    "settings", [{}, {"bounds": (0.0, jnp.inf)}, {"bounds": (-jnp.inf, jnp.inf)}]
+)
+def test_no_success_without_a_minimum(settings):
     """Undefined, falling forever, to no lowest value, and one good one: the last alone has x."""
     kind = jnp.arange(4)
 
-    def f(x, c):
-        return jnp.select(
-            [kind == k for k in range(4)], [jnp.nan * x, -x, jnp.log(jnp.abs(x)), (x - c) ** 2]
-        )
+    def f(x, kind, c):
+        choices = [jnp.nan * x, -x, jnp.log(jnp.abs(x)), (x - c) ** 2]
+        return jnp.select([kind == k for k in range(4)], choices)
 
-    right = [False, False, False, True]
-    for settings in ({"bounds": (0.0, jnp.inf)}, {"bounds": (-jnp.inf, jnp.inf)}, {}):
-        solve = lambda c, settings=settings: ox.minimize_scalar(f, args=c, **settings)
-        res = solve(2.0)
-        np.testing.assert_array_equal(res.success, right)
-        np.testing.assert_array_equal(jnp.isnan(res.x), jnp.logical_not(jnp.array(right)))
-        np.testing.assert_array_equal(jnp.isnan(res.fun), jnp.isnan(res.x))
-        for mode in (jax.jacfwd, jax.jacrev):
-            np.testing.assert_array_equal(mode(lambda c: solve(c).x)(2.0), [jnp.nan] * 3 + [1.0])
-        # What has failed, and is left out, comes into nothing that it shares.
-        kept = lambda c: jnp.sum(jnp.where(solve(c).success, solve(c).x, 0))
-        assert jax.grad(kept)(2.0) == 1
+    def solve(c):
+        return ox.minimize_scalar(f, args=(kind, c), **settings)
+
+    res = solve(2.0)
+    np.testing.assert_array_equal(res.success, [False, False, False, True])
+    np.testing.assert_array_equal(jnp.isnan(res.x), ~res.success)
+    np.testing.assert_array_equal(jnp.isnan(res.fun), ~res.success)
+    for mode in (jax.jacfwd, jax.jacrev):
+        np.testing.assert_array_equal(mode(lambda c: solve(c).x)(2.0), [jnp.nan] * 3 + [1.0])
+    # What has failed, and is left out, comes into nothing that it shares.
+    kept = lambda c: jnp.sum(jnp.where(solve(c).success, solve(c).x, 0))
+    assert jax.grad(kept)(2.0) == 1
 
 
 KINDS = 8
@@ -219,11 +221,11 @@ def test_one_mode_is_enough_for_a_root(f):
 
 def test_values_are_enough_for_an_answer_and_not_for_its_derivative():
     for bounds, x in ((None, 0.5), ((-1.0, 1.0), 0.5), ((-1.0, 0.3), 0.3)):
-        solve = lambda c, bounds=bounds: ox.minimize_scalar(by_values, args=c, bounds=bounds)
-        assert solve(0.5).x == pytest.approx(x, abs=1e-7)
+        solve = lambda c, bounds=bounds: ox.minimize_scalar(by_values, args=c, bounds=bounds).x
+        assert solve(0.5) == pytest.approx(x, abs=1e-7)
         for mode in (jax.jacfwd, jax.jacrev):
             with pytest.raises(TypeError, match=r"`func` lacks a derivative"):
-                mode(lambda c: solve(c).x)(0.5)
+                mode(solve)(0.5)
 
 
 # -- arguments -----------------------------------------------------------------------------

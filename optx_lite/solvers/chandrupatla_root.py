@@ -79,7 +79,7 @@ class ChandrupatlaRoot(AbstractElementwiseMachine[RootState]):
         """Judge the bracket."""
         (x1, x2), (f1, f2) = points, values
         usual = jnp.isfinite(x1)
-        ftol = self.fatol + alone(self.frtol * jnp.minimum(jnp.abs(f1), jnp.abs(f2)), usual)
+        ftol = self.fatol + alone(self.frtol * jnp.fmin(jnp.abs(f1), jnp.abs(f2)), usual)
         status = self._judge((x1, x2), (f1, f2), ftol, usual)
         bad = not_valid(self.xatol, self.xrtol, self.fatol, self.frtol)
         status = jnp.where(bad, BAD_INPUT, status).astype(jnp.int32)
