@@ -183,7 +183,7 @@ class BracketAndSearch(eqx.Module):
 
 def _resting_on(problem: ElementwiseProblem, x: Array) -> Array:
     """-1 or 1 where x is the lower or the upper limit, else 0."""
-    on_lower, on_upper = x == problem.limits
+    on_lower, on_upper = x[None] == problem.limits
     return jnp.where(on_lower, -1, on_upper.astype(jnp.int32))
 
 
@@ -200,7 +200,7 @@ def _at_limits(
     """
     limits = problem.limits
     finite = jnp.isfinite(limits)
-    points = jnp.where(finite, limits, found.bracket[1])
+    points = jnp.where(finite, limits, found.bracket[1][None])
     try:
         f_limit, slope = at_each(lambda x: value_and_slope(problem, x), points)
     except NoDerivativeError:
@@ -220,12 +220,12 @@ def _at_limits(
     )
 
     eps = jnp.finfo(x.dtype).eps
-    start = jnp.asarray(problem.points[1]).astype(x.dtype)
-    reach = jnp.abs(limits) + jnp.abs(start - limits)
-    near = finite & (jnp.abs(x - limits) <= jnp.sqrt(eps) * reach)
+    start = problem.full(problem.points[1])
+    reach = jnp.abs(limits) + jnp.abs(start[None] - limits)
+    near = finite & (jnp.abs(x[None] - limits) <= jnp.sqrt(eps) * reach)
     falls = jnp.stack([slope[0], -slope[1]]) > 0
-    by_slope = falls & (f_limit <= f + DOUBT * eps * jnp.abs(f))
-    lowest = near & jnp.where(jnp.isfinite(slope), by_slope, f_limit <= f)
+    by_slope = falls & (f_limit <= (f + DOUBT * eps * jnp.abs(f))[None])
+    lowest = near & jnp.where(jnp.isfinite(slope), by_slope, f_limit <= f[None])
     on_upper = lowest[1] & ~(lowest[0] & (f_limit[0] <= f_limit[1]))
     side = jnp.where(on_upper, 1, -lowest[0].astype(jnp.int32))
     x = jnp.where(side == 0, x, problem.limit(side))

@@ -88,7 +88,7 @@ def minimum_tangents(
 
 def _usable(x: Array, where: Array, problem: ElementwiseProblem) -> Array:
     """x there, else a first point: what is not finite at x would spread when transposed."""
-    return jnp.where(where, x, jnp.asarray(problem.points[1]).astype(x.dtype))
+    return jnp.where(where, x, problem.full(problem.points[1]))
 
 
 def _follows_limit(problem: ElementwiseProblem, slope: Array, side: Array) -> Array:
@@ -128,7 +128,7 @@ def simple_root(
     # A value of 0 may be one that has underflowed, as that of x^3 long before x = 0.
     least = jnp.maximum(jnp.abs(value), info.smallest_normal)
     newton = jnp.where((value == 0) & (slope == 0), 0, least / jnp.abs(slope))
-    rounding = DOUBT * info.eps * _way(problem.points, x)
+    rounding = DOUBT * info.eps * _way(problem, x)
     resolution = 2 * jnp.abs(width) + jnp.sqrt(info.eps) * jnp.abs(x) + rounding
 
     close = 2 * newton + 8 * (info.eps * jnp.abs(x) + info.smallest_normal)
@@ -136,17 +136,17 @@ def simple_root(
     around = jnp.stack([x - far, x - close, x + close, x + far])
     values, slopes = at_each(lambda x: value_and_slope(g, x), around)
     steepest = jnp.maximum(jnp.abs(slope), jnp.nanmax(jnp.abs(slopes), axis=0))
-    jumps = jnp.abs(values[2:] - values[1::-1]) > steepest * (4 * far + resolution)
+    jumps = jnp.abs(values[2:] - values[1::-1]) > (steepest * (4 * far + resolution))[None]
     flat = (value == 0) & (slope == 0) & jnp.all((values == 0) & (slopes == 0), axis=0)
     root = (newton <= resolution) & ~jnp.any(jumps, axis=0) & ~flat
-    off = jnp.abs(slopes[1:3] - slope)
-    same = jnp.all(off <= info.eps**0.25 * jnp.abs(slope), axis=0)
+    off = jnp.max(jnp.abs(slopes[1:3] - slope[None]), axis=0)
+    same = off <= info.eps**0.25 * jnp.abs(slope)
     return root & same & jnp.isfinite(slope) & (slope != 0), root
 
 
-def _way(points: tuple[Any, ...], x: Array) -> Array:
+def _way(problem: ElementwiseProblem, x: Array) -> Array:
     """How far x is from the furthest of the first points."""
-    given = [jnp.asarray(point).astype(x.dtype) for point in points[:3] if point is not None]
+    given = [problem.full(point) for point in problem.points[:3] if point is not None]
     return ft.reduce(jnp.maximum, [jnp.abs(x - point) for point in given])
 
 
@@ -232,7 +232,8 @@ class Change:
             weight = weight + move
             rows.append(jnp.broadcast_to(dot, where.shape))
         # The weight is 1, and so are its derivatives: those of NaN are NaN, too.
-        return jnp.sum(_nan_unless_zero(jnp.exp(weight) * jnp.stack(rows), where), axis=0)
+        rows = jnp.exp(weight)[None] * jnp.stack(rows)
+        return jnp.sum(_nan_unless_zero(rows, where[None]), axis=0)
 
     def _places(self, part: Callable[[Any], Any]) -> list[int]:
         """Where among the values the leaves of a part of the problem are."""

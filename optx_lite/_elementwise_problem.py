@@ -72,13 +72,17 @@ class ElementwiseProblem(eqx.Module):
 
     def limit(self, side: Array) -> Array:
         """Where ``side`` is below 0 or above it, the lower or the upper limit of a bracket."""
-        low, high = (jnp.asarray(point).astype(self.dtype) for point in self.points[3:5])
+        low, high = map(self.full, self.points[3:5])
         return jnp.where(side < 0, low, jnp.where(side > 0, high, 0))
 
     @property
     def limits(self) -> Array:
         """The lower limits of a bracket and the upper ones, (2, ...)."""
         return jnp.stack([self.limit(jnp.full(self.shape, side)) for side in (-1, 1)])
+
+    def full(self, point: Any) -> Array:
+        """A first point for each element, in the common dtype."""
+        return jnp.broadcast_to(jnp.asarray(point).astype(self.dtype), self.shape)
 
     def within(
         self, bracket: tuple[Array, ...], f_bracket: tuple[Array, ...]
