@@ -13,7 +13,8 @@ four times as long as others, a sixth, and packing saves a fifth of that. Stoppi
 slower; at a quarter, or with blocks of half and twice the size, there is no clear difference.
 
 Elements do not mix, so those of all lanes of a `vmap` are only more elements. On an accelerator,
-which wants all of them at once, there are no blocks.
+which wants all of them at once, there are no blocks; and none in a program that is exported for
+any number of elements.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.custom_batching import custom_vmap
+from jax.export import is_symbolic_dim
 from jaxtyping import Array
 
 from ._control_flow import fori_loop, while_loop
@@ -42,7 +44,9 @@ class Task(eqx.Module):
     fun: Any  # Pointwise
     first: Any  # the same for the first points, which may have another dtype
     points: tuple[Any, ...]
+    values: tuple[Any, ...] | None  # at the points, where they are known
     dtype: Any = eqx.field(static=True)
+    wall: float | None = eqx.field(static=True)
 
     def begin(self, size: int) -> Any:
         """The state of ``size`` elements."""
@@ -50,9 +54,12 @@ class Task(eqx.Module):
             None if point is None else jnp.broadcast_to(point, (size,)) for point in self.points
         )
         points = self.machine.start(points)
-        values = tuple(self.first(point) for point in points[: self.machine.EVALUATED])
-        points = tuple(point.astype(self.dtype) for point in points)
-        return self.machine.init(points, tuple(value.astype(self.dtype) for value in values))
+        if self.values is None:
+            evaluated = points[: self.machine.EVALUATED]
+            values = tuple(self._settle(self.first(point)) for point in evaluated)
+        else:
+            values = tuple(jnp.broadcast_to(self._settle(v), (size,)) for v in self.values)
+        return self.machine.init(tuple(point.astype(self.dtype) for point in points), values)
 
     def run(self, state: Any, left: Any = 0) -> Any:
         """Step until no more than ``left`` elements are unfinished."""
@@ -64,11 +71,16 @@ class Task(eqx.Module):
 
     def step(self, state: Any) -> Any:
         """One evaluation for each element."""
-        return self.machine.step(lambda x: self.fun(x).astype(self.dtype), state)
+        return self.machine.step(lambda x: self._settle(self.fun(x)), state)
 
     def count(self, state: Any) -> Array:
         """How many elements are unfinished."""
         return jnp.sum(self.machine.running(state), dtype=jnp.int32)
+
+    def _settle(self, values: Array) -> Array:
+        """Values of the common dtype, behind the wall if there is one."""
+        values = values.astype(self.dtype)
+        return values if self.wall is None else jnp.where(values < jnp.inf, values, self.wall)
 
 
 def work_off(task: Task, size: int) -> Any:
@@ -103,10 +115,12 @@ def _spread(leaf: Array, batched: bool, lanes: int, size: int) -> Array:
 
 
 def _by_blocks(task: Task, size: int) -> Any:
+    if is_symbolic_dim(size) or jax.default_backend() != "cpu":
+        return task.run(task.begin(size))  # pyright: ignore[reportArgumentType]
     shapes = jax.eval_shape(lambda: task.begin(size))
     row = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes)) // max(size, 1)
     block = max(8, 1 << (CACHE // max(row, 1)).bit_length() - 1)
-    if size <= block or jax.default_backend() != "cpu":
+    if size <= block:
         return task.run(task.begin(size))
     return _Blocks(task, size, block).run(shapes)
 

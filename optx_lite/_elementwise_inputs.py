@@ -116,4 +116,7 @@ def _precision(problem: ElementwiseProblem) -> tuple[float, float]:
 
 
 def _in_dtype(tolerances: dict[str, Any], problem: ElementwiseProblem) -> dict[str, Any]:
-    return {name: as_dtype(tol, problem.dtype) for name, tol in tolerances.items()}
+    return {
+        name: tol if tol is None else as_dtype(tol, problem.dtype)
+        for name, tol in tolerances.items()
+    }

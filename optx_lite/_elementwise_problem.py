@@ -10,6 +10,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jaxtyping import Array
 
 from ._lift import Lifted, lift
@@ -18,6 +19,12 @@ from ._pointwise import Pointwise, pointwise
 SHAPE_MESSAGE = (
     "The shape of the array returned by `func` must be the same as the broadcasted shape of `x` "
     "and all other `args`."
+)
+
+NO_DERIVATIVE = (
+    "`func` lacks a derivative: a root is differentiated by the first derivative, a minimiser by "
+    "the second, and JAX has none, as through `jax.pure_callback`. Give `func` one with "
+    "`jax.custom_jvp` or `jax.custom_vjp`, by functions that JAX can differentiate in turn."
 )
 
 
@@ -38,6 +45,11 @@ class ElementwiseProblem(eqx.Module):
         To which all of them broadcast.
     dtype, first_dtype : dtype
         The common one, and that of the first points.
+    values : tuple of arrays, optional
+        The function at the points, where it is known.
+    wall : float, optional
+        As what a search sees NaN and inf, so that it turns away from where the function is not
+        defined. None: as they are.
     """
 
     fun: Lifted
@@ -47,6 +59,8 @@ class ElementwiseProblem(eqx.Module):
     shape: tuple[int, ...] = eqx.field(static=True)
     dtype: Any = eqx.field(static=True)
     first_dtype: Any = eqx.field(static=True)
+    values: tuple[Array, ...] | None = None
+    wall: float | None = eqx.field(static=True, default=None)
 
     def __call__(self, x: Array) -> Array:
         """Compute the function of a whole array."""
@@ -54,20 +68,37 @@ class ElementwiseProblem(eqx.Module):
 
     def slope(self, x: Array) -> Array:
         """Its derivative, each element's by its own x."""
-        return jax.jvp(self, (x,), (jnp.ones_like(x),))[1]
-
-    def slope_and_curvature(self, x: Array) -> tuple[Array, Array]:
-        """Its first two derivatives."""
-        return jax.jvp(self.slope, (x,), (jnp.ones_like(x),))
+        return value_and_slope(self, x)[1]
 
     def limit(self, side: Array) -> Array:
         """Where ``side`` is below 0 or above it, the lower or the upper limit of a bracket."""
-        low, high = (jnp.asarray(point).astype(self.dtype) for point in self.points[3:5])
+        low, high = map(self.full, self.points[3:5])
         return jnp.where(side < 0, low, jnp.where(side > 0, high, 0))
 
-    def within(self, bracket: tuple[Array, ...]) -> ElementwiseProblem:
-        """The same with a bracket of the common dtype as the first points."""
-        return dataclasses.replace(self, points=bracket, first=self.fun, first_dtype=self.dtype)
+    @property
+    def limits(self) -> Array:
+        """The lower limits of a bracket and the upper ones, (2, ...)."""
+        return jnp.stack([self.limit(jnp.full(self.shape, side)) for side in (-1, 1)])
+
+    def full(self, point: Any) -> Array:
+        """A first point for each element, in the common dtype."""
+        return jnp.broadcast_to(jnp.asarray(point).astype(self.dtype), self.shape)
+
+    def within(
+        self, bracket: tuple[Array, ...], f_bracket: tuple[Array, ...]
+    ) -> ElementwiseProblem:
+        """The same with a bracket of the common dtype as the first points.
+
+        With the values there, since another compiled program may round them otherwise, so that it
+        is a bracket no more.
+        """
+        return dataclasses.replace(
+            self, points=bracket, values=f_bracket, first=self.fun, first_dtype=self.dtype
+        )
+
+    def walled(self, wall: float) -> ElementwiseProblem:
+        """The same where the function is as high as this wherever it is not defined."""
+        return dataclasses.replace(self, wall=wall)
 
     def parted(self, fun: Lifted) -> Pointwise | None:
         """One of the two functions on any part of the elements, in a row; None if it may not be."""
@@ -80,9 +111,74 @@ class ElementwiseProblem(eqx.Module):
     def in_row(self, point: Any) -> Array:
         """A first point, in a row; or one number if it is the same for all."""
         point = jnp.asarray(point).astype(self.first_dtype)
-        if point.size == 1:
+        if all(length == 1 for length in point.shape):
             return point.reshape(())
         return jnp.broadcast_to(point, self.shape).reshape(-1)
+
+
+def value_and_slope(fun: Callable[[Array], Array], x: Array) -> tuple[Array, Array]:
+    """An elementwise function and its derivative, each element's by its own x.
+
+    In forward mode; in reverse mode where a function has no other derivative, as one with a
+    `jax.custom_vjp`.
+
+    Raises
+    ------
+    NoDerivativeError
+        If it has neither.
+    """
+
+    def push(dot: Array) -> tuple[Array, Array]:
+        return jax.jvp(fun, (x,), (dot,))
+
+    def forward() -> tuple[Array, Array]:
+        jax.eval_shape(jax.vmap(push), batch_of_one(x))
+        return push(jnp.ones_like(x))
+
+    def reverse() -> tuple[Array, Array]:
+        value, pullback = jax.vjp(fun, x)
+        return value, pullback(jnp.ones_like(value))[0]
+
+    return first_possible(forward, reverse)
+
+
+def at_each(fun: Callable[[Array], Any], points: Array) -> Any:
+    """A function of arrays at each of several, (k, ...).
+
+    All at once, which compiles sooner; one after the other where it cannot be batched, as with
+    some callbacks.
+    """
+    return first_possible(lambda: jax.vmap(fun)(points), lambda: lax.map(fun, points))
+
+
+def batch_of_one(value: Array) -> jax.ShapeDtypeStruct:
+    """The shape of a batch to trace a derivative with.
+
+    JAX says whether a function has a forward mode when its tangent is batched; else only when the
+    program is compiled.
+    """
+    return jax.ShapeDtypeStruct((1, *value.shape), value.dtype)
+
+
+def first_possible(*ways: Callable[[], Any]) -> Any:
+    """What the first of these ways to differentiate gives that JAX can go.
+
+    Raises
+    ------
+    NoDerivativeError
+        If there is none, from what JAX said of the first.
+    """
+    refusals = []
+    for way in ways:
+        try:
+            return way()
+        except Exception as refusal:  # its type differs from primitive to primitive
+            refusals.append(refusal)
+    raise NoDerivativeError(NO_DERIVATIVE) from refusals[0]
+
+
+class NoDerivativeError(TypeError):
+    """A function has no derivative in any of JAX's modes."""
 
 
 def elementwise_problem(
@@ -145,7 +241,7 @@ def _as_array(value: Any) -> Any:
 def _broadcast_shape(arrays: list[Any]) -> tuple[int, ...]:
     shapes = [jnp.shape(array) for array in arrays]
     try:
-        return np.broadcast_shapes(*shapes)
+        return jnp.broadcast_shapes(*shapes)
     except ValueError as error:
         raise ValueError(
             "Array shapes are incompatible for broadcasting. The first points, limits and "

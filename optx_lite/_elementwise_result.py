@@ -88,13 +88,16 @@ class ScalarResult(AbstractElementwiseResult):
     ----------
     status : array of int32
         0 converged, to a minimum or to a bound that the function falls towards, -1 the bracket is
-        none, -2 out of iterations, -3 a value was not finite, -5 bad input (inside ``jit``).
+        none, -2 out of iterations, -3 a value was not finite, or the function falls for ever, -5
+        bad input (inside ``jit``).
     x : array
-        The minimiser; NaN where status is below -2 or is -1.
+        The minimiser, by Chandrupatla's method whatever the name of the ``method``; NaN where
+        status is below -2 or is -1.
     fun : array
         The function there.
     nfev, nit : array of int32
-        Evaluations and iterations, those of the search for a bracket included.
+        Evaluations and iterations, those of the search for a bracket included; those on the
+        bounds and for the polish are not.
     active_mask : array of int32
         -1 at the lower bound, 1 at the upper bound, 0 elsewhere.
     """
@@ -103,7 +106,8 @@ class ScalarResult(AbstractElementwiseResult):
         **_MESSAGES,
         CONVERGED: "The algorithm converged to the specified tolerances.",
         INVALID: "The initial bracket was invalid.",
-        BAD_INPUT: "The bounds are reversed or equal, or a tolerance is negative or NaN.",
+        BAD_INPUT: "The bounds are reversed, the points of the bracket are not in order, or a "
+        "tolerance is negative or NaN.",
     }
 
     status: Any

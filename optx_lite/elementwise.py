@@ -85,13 +85,16 @@ def find_minimum(
     Returns
     -------
     ElementwiseResult
+        The derivative of ``x`` is NaN where there is none: at a kink, a plateau, a minimum like
+        that of x^4, and where the search did not converge.
 
     Raises
     ------
     ValueError
         For bad arguments, with SciPy's message.
     TypeError
-        If ``f`` cannot be traced, or ``tolerances`` has another key.
+        If ``f`` cannot be traced, or ``tolerances`` has another key; if a derivative is asked for
+        and ``f`` lacks the second one, in either mode of JAX.
 
     Examples
     --------
@@ -142,11 +145,14 @@ def find_root(
     Returns
     -------
     ElementwiseResult
+        A change of sign counts as a root, be it a jump or a pole: look at ``f_x``. Its derivative
+        is then NaN, as at a kink, at a multiple root, and where the search did not converge. A NaN
+        met on the way is no sign: status -3.
 
     Raises
     ------
     ValueError, TypeError
-        As `find_minimum`.
+        As `find_minimum`; one derivative of ``f`` is enough.
 
     Examples
     --------

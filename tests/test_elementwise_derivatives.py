@@ -142,8 +142,8 @@ def test_what_is_wrong_is_named():
         ({"bounds": (1.0, 0.0)}, "lower bound exceeds"),
         ({"bounds": (0.0, 1.0), "bracket": (0.0, 1.0)}, "`bracket` and `bounds`"),
         ({"bracket": (1.0,)}, "two or three points"),
-        ({"method": "golden"}, "`method`"),
-        ({"options": {"xtol": 1}}, "xtol"),
+        ({"method": "newton"}, "`method`"),
+        ({"options": {"gtol": 1}}, "gtol"),
     ):
         with pytest.raises(ValueError, match=message):
             ox.minimize_scalar(jnp.cosh, **settings)

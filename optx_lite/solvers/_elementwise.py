@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import abc
+import functools as ft
+import operator
 from collections.abc import Callable
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -81,7 +83,7 @@ def swapped(condition: Array, a: Array, b: Array) -> tuple[Array, Array]:
 
 def not_valid(*tolerances: Any) -> Array:
     """Whether one is negative or NaN: told by the status where it cannot be raised."""
-    return ~jnp.all(jnp.stack([jnp.asarray(tol) >= 0 for tol in tolerances]), axis=0)
+    return ~ft.reduce(operator.and_, [jnp.asarray(tol) >= 0 for tol in tolerances])
 
 
 def has_no_answer(status: Array) -> Array:

@@ -9,13 +9,15 @@ k steps its front is at
 
 where xr and xm are the first ones: without a limit the steps grow, with one they shrink, so that a
 minimum before it is not stepped over. Where (2) does not move any more, the limit itself is next.
-As in SciPy.
+As in SciPy. A limit of 0 would be next only where the steps underflow, after a thousand of them; so
+it may also be next where they are below a ``resolution``, as a part of the first distance to it.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+import equinox as eqx
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
@@ -57,6 +59,7 @@ class BracketMinimum(AbstractElementwiseMachine[DownhillState]):
     EVALUATED = 3
 
     maxiter: Any
+    resolution: float = eqx.field(static=True, default=0.0)
 
     def start(self, points: tuple[Any, ...]) -> tuple[Array, ...]:
         """Half a unit to each side, or a sixteenth of the way to the limit."""
@@ -93,7 +96,9 @@ class BracketMinimum(AbstractElementwiseMachine[DownhillState]):
         active = self.active(state)
         step = alone(state.step * state.growth, active)
         before = state.limit - step  # (2)
-        before = jnp.where(before == state.xr, state.limit, before)
+        least = self.resolution * jnp.abs(state.limit - state.first)
+        arrived = (before == state.xr) | (jnp.abs(step) <= least)
+        before = jnp.where(arrived, state.limit, before)
         x = jnp.where(jnp.isinf(state.limit), state.first + step, before)  # (1)
         x = lax.optimization_barrier(x)
         f = lax.optimization_barrier(fun(x))

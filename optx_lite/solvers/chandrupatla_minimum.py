@@ -19,13 +19,16 @@ that distance. The end is where, with
     xtol = |x2| xrtol + xatol                                                    (8)
     ftol = |f2| frtol + fatol                                                    (10)
 
-    |x3 - x2| <= 2 xtol    or    f1 - 2 f2 + f3 <= 2 ftol.                       (9), (11)
+    |x3 - x2| <= 2 xtol    or    f1/2 - f2 + f3/2 <= ftol.                       (9), (11)
 
-As in SciPy, to the last digit.
+As in SciPy, to the last digit; but values so large that SciPy's sums of them overflow are values
+like others.
 """
 
 from __future__ import annotations
 
+import functools as ft
+import operator
 from typing import Any
 
 import jax.numpy as jnp
@@ -167,8 +170,8 @@ class ChandrupatlaMinimum(AbstractElementwiseMachine[MinimumState]):
         ftol = alone(jnp.abs(f2) * self.frtol, active) + self.fatol  # (10)
         larger = jnp.maximum(jnp.abs(x3 - x2), jnp.abs(x2 - x1))
         # Equality lets tolerances of zero end.
-        done = (larger <= 2 * xtol) | (f1 - 2 * f2 + f3 <= 2 * ftol)  # (9), (11)
-        finite = jnp.isfinite(x1 + x2 + x3 + f1 + f2 + f3)
+        done = (larger <= 2 * xtol) | (0.5 * f1 - f2 + 0.5 * f3 <= ftol)  # (9), (11)
+        finite = ft.reduce(operator.and_, map(jnp.isfinite, (*points, *values)))
         status = jnp.where(done, CONVERGED, RUNNING)
         status = jnp.where(finite, status, NONFINITE)
         return jnp.where((f2 > f1) | (f2 > f3), INVALID, status).astype(jnp.int32)

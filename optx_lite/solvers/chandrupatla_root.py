@@ -18,7 +18,8 @@ of the tolerance away from both ends. The end is where one of
     |x2 - x1| < xatol + xrtol |xmin|                                             (4)
 
 holds, xmin the end with the smaller value and (a, b) the first bracket. As in SciPy, also where
-the paper has another factor in (4).
+the paper has another factor in (4). But where SciPy takes a NaN for a change of sign, or an
+infinite value for a root, the search ends without an answer.
 """
 
 from __future__ import annotations
@@ -78,7 +79,7 @@ class ChandrupatlaRoot(AbstractElementwiseMachine[RootState]):
         """Judge the bracket."""
         (x1, x2), (f1, f2) = points, values
         usual = jnp.isfinite(x1)
-        ftol = self.fatol + alone(self.frtol * jnp.minimum(jnp.abs(f1), jnp.abs(f2)), usual)
+        ftol = self.fatol + alone(self.frtol * jnp.fmin(jnp.abs(f1), jnp.abs(f2)), usual)
         status = self._judge((x1, x2), (f1, f2), ftol, usual)
         bad = not_valid(self.xatol, self.xrtol, self.fatol, self.frtol)
         status = jnp.where(bad, BAD_INPUT, status).astype(jnp.int32)
@@ -151,9 +152,10 @@ class ChandrupatlaRoot(AbstractElementwiseMachine[RootState]):
     ) -> Array:
         (x1, x2), (f1, f2) = points, values
         xmin, fmin = _smaller_of(x1, f1, x2, f2)
-        finite = jnp.isfinite(x1) & jnp.isfinite(x2) & ~(jnp.isnan(f1) & jnp.isnan(f2))
+        finite = jnp.isfinite(x1) & jnp.isfinite(x2) & ~jnp.isnan(f1) & ~jnp.isnan(f2)
         narrow = jnp.abs(x2 - x1) < self._xtol(xmin, active)  # (4)
-        status = jnp.where(narrow, CONVERGED, RUNNING)
+        # Infinite values have signs, so that a search may begin with them; it may not end there.
+        status = jnp.where(narrow, jnp.where(jnp.isinf(fmin), NONFINITE, CONVERGED), RUNNING)
         status = jnp.where(finite, status, NONFINITE)
         status = jnp.where(jnp.sign(f1) == jnp.sign(f2), INVALID, status)
         return jnp.where(jnp.abs(fmin) <= ftol, CONVERGED, status).astype(jnp.int32)  # (3)
@@ -165,5 +167,5 @@ def _smaller(state: RootState) -> tuple[Array, Array]:
 
 def _smaller_of(x1: Array, f1: Array, x2: Array, f2: Array) -> tuple[Array, Array]:
     """xmin, the end with the smaller value, and that value."""
-    first = jnp.abs(f1) < jnp.abs(f2)
+    first = (jnp.abs(f1) < jnp.abs(f2)) | jnp.isnan(f2)
     return jnp.where(first, x1, x2), jnp.where(first, f1, f2)
