@@ -9,7 +9,7 @@ import numpy as np
 from ._result import CALLBACK_STOP, RUNNING, AbstractResult
 
 # Why a machine ended; `status` tells less.
-GTOL, FTOL, MAXFUN, MAXITER, FAILED, NONFINITE, ALL_FIXED, LOST = range(1, 9)
+GTOL, FTOL, MAXFUN, MAXITER, FAILED, NONFINITE, ALL_FIXED, LOST, BAD_BOUNDS = range(1, 10)
 
 MESSAGES = {
     GTOL: "CONVERGENCE: NORM OF PROJECTED GRADIENT <= PGTOL",
@@ -25,10 +25,12 @@ MESSAGES = {
     NONFINITE: "ABNORMAL: `fun` or its gradient is not finite at `x0`.",
     LOST: "ABNORMAL: `fun` or its gradient was not finite at a later point. The result is the best "
     "point before; a smaller learning rate may help.",
+    BAD_BOUNDS: "ABNORMAL: `bounds` are reversed, or NaN.",
     CALLBACK_STOP: "`callback` raised `StopIteration`.",
 }
 CONVERGED = (GTOL, FTOL, ALL_FIXED)
-STATUS = {FAILED: 2, NONFINITE: 2, LOST: 2, CALLBACK_STOP: 99, **dict.fromkeys(CONVERGED, 0)}
+ABNORMAL = (FAILED, NONFINITE, LOST, BAD_BOUNDS)
+STATUS = {CALLBACK_STOP: 99, **dict.fromkeys(ABNORMAL, 2), **dict.fromkeys(CONVERGED, 0)}
 LIMIT = 1  # the status of all the others
 
 

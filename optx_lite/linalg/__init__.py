@@ -1,7 +1,10 @@
 """Small dense factorisations, written so that the lanes of a `vmap` go through them together."""
 
 from ._conjugate_gradient import solve_by_products as solve_by_products
+from ._norms import dot as dot
 from ._norms import norm as norm
+from ._norms import power_of_two as power_of_two
+from ._norms import reciprocal as reciprocal
 from ._norms import safe_divide as safe_divide
 from ._norms import safe_sqrt as safe_sqrt
 from ._positive import solve_positive as solve_positive

@@ -1,26 +1,35 @@
-"""What the machines that minimise a scalar function share: when they end, and what they tell.
+"""What the solvers of a scalar function share: when they end, and what they report.
 
 The end. SciPy's L-BFGS-B stops where the last reduction of f was small relative to max(|f|, 1),
 or where the projected gradient is small. Both are met far from a minimum if f is flat there, or
-is measured in small units. Here a machine also has to say what there is still to be gained, by
-the quadratic that it knows of, and no test counts unless that is small, too:
+is measured in small units; and a test relative to f where the solve began, or to what f has
+fallen by, is met anywhere if it began high enough. So a solver has to say what there is still to
+be gained from here, q, by its quadratic, and q has to be small beside what f and x are here:
 
-    q <= ftol |f|,    and    |f_before - f| <= ftol |f|   or   ||P(x - g) - x||_inf <= gtol.   (1)
+    q <= t |f|    or    q <= t^2 X,    X = (|y|.|x|)^2 / (2 s.y),                      (1)
 
-Far from a minimum a quadratic made of unsuitable pairs may promise nothing for some iterations
-on end. So the first way of (1) must hold for as many of them as ftol asks for digits, at most
-`CALM`, unless q is below the rounding of f; and for `PATIENCE` times as many if the gradient
-might hide more than q: if all of it lay along the flattest direction that was seen,
+s and y the last step and the change of the gradient along it. The first is a loss of digits of f.
+The second is one of digits of x: if each x_j is wrong by t |x_j|, then the slope along s, s.Hx,
+is wrong by t |y|.|x|, and that promises t^2 X, where there is nothing to be gained. It is
+what ends a solve whose f goes to 0, at a relative error of t in x.
 
-    g_F.g_F / (2 kappa) > ftol |f|,    kappa the least s.y / s.s,                    (2)
+    gtol    (1) with t = ftol,  and  ||P(x - g) - x||_inf <= gtol                     (2)
+    ftol    (1) with t = ftol,  and  f_before - f no larger than that                 (3)
+
+and ftol counts as no less than `NOISE` times epsilon. Far from a minimum a quadratic made of
+unsuitable pairs may promise nothing for some iterations on end. So (3) must hold for as many of
+them as ftol asks for digits, at most `CALM`, unless (1) holds with t = epsilon; and for `PATIENCE`
+times as many if the gradient might hide more than q: if all of it lay along the flattest
+direction that was seen,
+
+    g_F.g_F / (2 kappa) > ftol |f|,    kappa the least s.y / s.s,                      (4)
 
 F the variables which g does not hold at a bound. (Where ftol asks for all that values can tell,
 there is nothing to wait for.)
 
-An f that goes to 0 would never be "small relative to |f|": in (1) |f| is at least the root of
-epsilon of all that f has fallen by. And where q is so small that the line search does not go by
-values any more, nothing else could end a solve: ftol counts as no less than `DOUBT` times the
-`NOISE` of `_more_thuente`.
+Values may be noisier than `NOISE`, or the gradient too rough to bring q below it. Where f stands
+still, and q is no more than what makes the line search go by slopes instead of values, `DOUBT`
+times `NOISE`, a solve ends as well, if that lasts `PATIENCE` times as long.
 """
 
 from __future__ import annotations
@@ -34,6 +43,7 @@ from jaxtyping import Array
 
 from .._bounds import projected_descent
 from .._minimize_result import (
+    BAD_BOUNDS,
     FTOL,
     GTOL,
     LIMIT,
@@ -45,7 +55,7 @@ from .._minimize_result import (
 )
 from .._monitor import Report
 from .._problem import MinimizationProblem
-from ..linalg import norm
+from ..linalg import norm, power_of_two, reciprocal, safe_divide
 from ._base import AbstractSolver
 from ._more_thuente import DOUBT, NOISE
 
@@ -53,13 +63,47 @@ CALM = 10
 PATIENCE = 5
 
 
+def status_of_bounds(problem: MinimizationProblem) -> Array:
+    """Of a solve that has not begun: traced bounds may be reversed, or NaN."""
+    if not problem.bounded:
+        return jnp.full((), RUNNING, jnp.int32)
+    ordered = jnp.all(problem.lower <= problem.upper)
+    return jnp.where(ordered, RUNNING, BAD_BOUNDS).astype(jnp.int32)
+
+
+def negligible(value: Array, reach: Any, tolerance: Any) -> Array:
+    """The most that q of (1) may be."""
+    in_x = tolerance * (tolerance * reach)
+    # Where X is out of range it says nothing.
+    return jnp.maximum(tolerance * jnp.abs(value), jnp.where(in_x < jnp.inf, in_x, 0))
+
+
+def promise(slope: Array, step: Array, change: Array, units: tuple[Array, Array]) -> Array:
+    """slope^2 / (2 s.y), where ``slope`` is in units of g and of x; inf where s.y is not positive.
+
+    No intermediate number leaves the range of the dtype.
+    """
+    of_step, of_change = power_of_two(step), power_of_two(change)
+    per_step, per_change = reciprocal(of_step), reciprocal(of_change)
+    along = (step * per_step) @ (change * per_change)
+    of_g, of_x = units
+    size = of_g * of_x * ((of_g * per_change) * (of_x * per_step))
+    return jnp.where(along > 0, 0.5 * slope * safe_divide(slope, along) * size, jnp.inf)
+
+
+def reach_of(step: Array, change: Array, x: Array) -> Array:
+    """X of (1); inf where the curvature along the step is not positive."""
+    units = power_of_two(change), power_of_two(x)
+    across = jnp.abs(change * reciprocal(units[0])) @ jnp.abs(x * reciprocal(units[1]))
+    return promise(across, step, change, units)
+
+
 class BestSeen(eqx.Module):
-    """Where a machine stands; the states of all begin with this."""
+    """Where a solver stands; the states of all begin with this."""
 
     x: Array  # (n,) best point
-    value: Array  # () f there
+    value: Array  # () f there, NaN before the first evaluation
     grad: Array  # (n,)
-    value0: Array  # () f at x0
     nfev: Array  # () evaluations
     nit: Array  # () iterations that are done
     calm: Array  # () how many of the last ones met the test on f
@@ -112,28 +156,31 @@ class AbstractMinimizer(AbstractSolver[MinimizationProblem, State]):
         before: Array,
         promised: Array,
         possible: Array,
+        reach: Any = 0.0,
     ) -> tuple[Array, Array]:
-        """The status by (1), and ``calm``.
+        """The status by (2) and (3), and ``calm``.
 
-        ``before`` is f one iteration ago, inf at the first; ``possible`` the left of (2).
+        ``before`` is f one iteration ago, inf at the first; ``promised`` q; ``possible`` the
+        left of (4); ``reach`` X.
         """
         eps = jnp.finfo(state.value.dtype).eps
-        fallen = eps**0.5 * (state.value0 - state.value)
-        size = jnp.maximum(jnp.abs(state.value), fallen)
-        finest = DOUBT * NOISE * eps
-        ftol = jnp.maximum(self.ftol, finest)
-        least = ftol * size
-        settled = promised <= least
-        small = settled & (jnp.abs(before - state.value) <= least)
+        ftol = jnp.maximum(self.ftol, NOISE * eps)
+        rough = jnp.maximum(self.ftol, DOUBT * NOISE * eps)
+        least = negligible(state.value, reach, ftol)
+        settled, sure = promised <= least, possible <= least
+        doubtful = promised <= negligible(state.value, reach, rough)
+        small = doubtful & (jnp.abs(before - state.value) <= least)
         calm = jnp.where(small, state.calm + 1, 0)
-        asked = jnp.clip(-jnp.log10(ftol), 1, CALM)
-        hidden = (possible > least) & (self.ftol > finest)
-        asked = jnp.where(hidden, PATIENCE * asked, asked)
-        over = small & ((calm.astype(asked.dtype) >= asked) | (promised <= eps * size))
-        optimality = self.optimality(problem, state)
+        digits = jnp.clip(-jnp.log10(rough), 1, CALM)
+        few = jnp.minimum(digits, state.x.shape[0])
+        patient = ~settled | (~sure & (self.ftol >= rough))
+        asked = jnp.where(patient, PATIENCE * digits, digits)
+        asked = jnp.where(promised <= negligible(state.value, reach, eps), few, asked)
+        lasted = calm.astype(asked.dtype)
         status = jnp.where(state.nit >= self.maxiter, MAXITER, RUNNING)
-        status = jnp.where(over, FTOL, status)
-        return jnp.where(settled & (optimality <= self.gtol), GTOL, status), calm
+        status = jnp.where(small & (lasted >= asked), FTOL, status)
+        flat = self.optimality(problem, state) <= self.gtol
+        return jnp.where(settled & flat & (sure | (lasted >= few)), GTOL, status), calm
 
     def optimality(self, problem: MinimizationProblem, state: State) -> Array:
         """||P(x - g) - x||_inf."""
@@ -145,8 +192,9 @@ class AbstractMinimizer(AbstractSolver[MinimizationProblem, State]):
         status = jnp.full_like(task, LIMIT)
         for code, what in STATUS.items():
             status = jnp.where(task == code, what, status)
+        nowhere = task == BAD_BOUNDS
         return MinimizeResult(
-            x=state.x,
+            x=jnp.where(nowhere, jnp.nan, state.x),
             fun=state.value,
             jac=state.grad,
             optimality=self.optimality(problem, state),

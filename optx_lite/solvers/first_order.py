@@ -30,8 +30,8 @@ from .._lift import lift
 from .._minimize_result import LOST, NONFINITE, RUNNING
 from .._problem import MinimizationProblem
 from .._tree import ravel
-from ..linalg import safe_divide
-from ._minimizer import AbstractMinimizer, BestSeen
+from ..linalg import norm, power_of_two, reciprocal
+from ._minimizer import AbstractMinimizer, BestSeen, promise, reach_of, status_of_bounds
 
 
 class State(BestSeen):
@@ -65,8 +65,9 @@ class FirstOrder(AbstractMinimizer[State]):
         zero, none, zeros = jnp.zeros((), x0.dtype), jnp.zeros((), jnp.int32), jnp.zeros_like(x0)
         x0 = x0 + projected_descent(problem, x0, zeros)
         return State(
-            x=x0, value=zero + jnp.inf, grad=zeros, value0=zero, nfev=none, nit=none,
-            calm=none, status=none, trial=x0, last=x0, last_value=zero + jnp.inf, last_grad=zeros,
+            x=x0, value=zero + jnp.nan, grad=zeros + jnp.nan, nfev=none, nit=none, calm=none,
+            status=status_of_bounds(problem), trial=x0, last=x0, last_value=zero + jnp.inf,
+            last_grad=zeros,
             inner=self.start(problem.restore_x(x0)),
         )  # fmt: skip
 
@@ -76,17 +77,14 @@ class FirstOrder(AbstractMinimizer[State]):
         finite = jnp.isfinite(value) & jnp.all(jnp.isfinite(grad))
         first = state.nfev == 0
         here = eqx.tree_at(
-            lambda s: (s.x, s.value, s.grad, s.value0, s.nit),
+            lambda s: (s.x, s.value, s.grad, s.nit),
             state,
-            (
-                state.trial, value, grad, jnp.where(first, value, state.value0),
-                state.nit + (finite & ~first).astype(jnp.int32),
-            ),
-        )  # fmt: skip
-        promise = _promise(problem, here)
-        status, calm = self.judge(problem, here, state.last_value, promise, promise)
+            (state.trial, value, grad, state.nit + (finite & ~first).astype(jnp.int32)),
+        )
+        promise, reach = _promise(problem, here)
+        status, calm = self.judge(problem, here, state.last_value, promise, promise, reach)
         status = jnp.where(finite, status, jnp.where(first, NONFINITE, LOST)).astype(jnp.int32)
-        taken = finite & ((status != RUNNING) | first | (value < state.value))
+        taken = first | (finite & ((status != RUNNING) | (value < state.value)))
 
         restore = problem.restore_x
         updates, inner, further = self.update(
@@ -99,7 +97,6 @@ class FirstOrder(AbstractMinimizer[State]):
             x=jnp.where(taken, state.trial, state.x),
             value=jnp.where(taken, value, state.value),
             grad=jnp.where(taken, grad, state.grad),
-            value0=here.value0,
             nfev=state.nfev + 1 + further,
             nit=here.nit,
             calm=calm,
@@ -148,13 +145,15 @@ def first_order(transformation: Any, problem: MinimizationProblem, x: Array) -> 
     return FirstOrder(start=start, update=lifted)
 
 
-def _promise(problem: MinimizationProblem, state: State) -> Array:
-    """q of (2), and 0 where the projected gradient is."""
+def _promise(problem: MinimizationProblem, state: State) -> tuple[Array, Array]:
+    """q of (2), 0 where the projected gradient is, and X of `_minimizer`."""
     descent = projected_descent(problem, state.x, state.grad)
-    step = state.x - state.last
-    kappa = safe_divide(step @ (state.grad - state.last_grad), step @ step)
-    q = 0.5 * safe_divide(descent @ descent, kappa)
-    return jnp.where(jnp.any(descent != 0) & ~(kappa > 0), jnp.inf, q)
+    step, change = state.x - state.last, state.grad - state.last_grad
+    units = power_of_two(descent), power_of_two(step)
+    scaled = [v * reciprocal(unit) for v, unit in zip((descent, step), units, strict=True)]
+    q = promise(norm(scaled[0]) * norm(scaled[1]), step, change, units)
+    free = jnp.where(descent == 0, 0, state.x)
+    return jnp.where(jnp.any(descent != 0), q, 0), reach_of(step, change, free)
 
 
 def _evaluations(inner: Any) -> Array:
