@@ -7,6 +7,7 @@ from ._norms import power_of_two as power_of_two
 from ._norms import reciprocal as reciprocal
 from ._norms import safe_divide as safe_divide
 from ._norms import safe_sqrt as safe_sqrt
+from ._operators import AbstractOperator as AbstractOperator
 from ._positive import solve_positive as solve_positive
 from ._symmetric import solve_symmetric as solve_symmetric
 from ._triangular import diagonal as diagonal
