@@ -4,32 +4,37 @@ The end. SciPy's L-BFGS-B stops where the last reduction of f was small relative
 or where the projected gradient is small. Both are met far from a minimum if f is flat there, or
 is measured in small units; and a test relative to f where the solve began, or to what f has
 fallen by, is met anywhere if it began high enough. So a solver has to say what there is still to
-be gained from here, q, by its quadratic, and q has to be small beside what f and x are here:
+be gained from here, q, by its quadratic, and no test counts unless that is small beside what f, g
+and x are here:
 
-    q <= t |f|    or    q <= t^2 X,    X = (|y|.|x|)^2 / (2 s.y),                      (1)
+    q <= ftol |f|    or    q <= ftol^3/4 G / 2,    G = |g_F|.|x_F|,                    (1)
 
-s and y the last step and the change of the gradient along it. The first is a loss of digits of f.
-The second is one of digits of x: if each x_j is wrong by t |x_j|, then the slope along s, s.Hx,
-is wrong by t |y|.|x|, and that promises t^2 X, where there is nothing to be gained. It is
-what ends a solve whose f goes to 0, at a relative error of t in x.
+F the variables which g does not hold at a bound. The first says that there are no more digits of f
+to be gained. The second says that of x: G is by what f changes, to first order, if all x_j change
+by |x_j|. As q = -g.d / 2, a step d is small relative to x, weighted by g. (An f that is right to ftol
+goes with an x that is right to the root of ftol; half of the way from there to ftol costs next to
+nothing where the steps shrink superlinearly.) It is what ends a solve whose f goes to 0. Neither
+depends on the units of f and of each x_j.
 
-    gtol    (1) with t = ftol,  and  ||P(x - g) - x||_inf <= gtol                     (2)
-    ftol    (1) with t = ftol,  and  f_before - f no larger than that                 (3)
+    gtol    (1)  and  ||P(x - g) - x||_inf <= gtol                                    (2)
+    ftol    (1)  and  f_before - f <= ftol |f|  or  <= ftol^3/4 G_before / 2          (3)
 
-and ftol counts as no less than `NOISE` times epsilon. Far from a minimum a quadratic made of
-unsuitable pairs may promise nothing for some iterations on end. So (3) must hold for as many of
-them as ftol asks for digits, at most `CALM`, unless (1) holds with t = epsilon; and for `PATIENCE`
-times as many if the gradient might hide more than q: if all of it lay along the flattest
-direction that was seen,
+The rounding of f is eps (|f| + G), that of its computation and that of x; so ftol counts as no less
+than `NOISE` times epsilon. Far from a minimum a quadratic made of unsuitable pairs may promise
+nothing for some iterations on end, while the gradient hides more than that: if all of it lay along
+the flattest direction that was seen, it could be
 
-    g_F.g_F / (2 kappa) > ftol |f|,    kappa the least s.y / s.s,                      (4)
+    g_F.g_F / (2 kappa),    kappa the least s.y / s.s.                                (4)
 
-F the variables which g does not hold at a bound. (Where ftol asks for all that values can tell,
-there is nothing to wait for.)
+(2) counts at once if (4) is small, too, in the sense of (1); else if (3) has held as often as there
+are variables, or ftol asks for digits, at most `CALM`. (3) counts if it has held as often as ftol
+asks for digits; for `PATIENCE` times as many iterations if (4) is not small (where ftol asks for
+all that values can tell, there is nothing to wait for); and only as often as there are variables
+if q is below the rounding of f.
 
-Values may be noisier than `NOISE`, or the gradient too rough to bring q below it. Where f stands
+Values may be noisier than that, or the gradient too rough to bring q so low. Where f stands
 still, and q is no more than what makes the line search go by slopes instead of values, `DOUBT`
-times `NOISE`, a solve ends as well, if that lasts `PATIENCE` times as long.
+times `NOISE` times the rounding, a solve ends as well, if that lasts `PATIENCE` times as long.
 """
 
 from __future__ import annotations
@@ -55,7 +60,7 @@ from .._minimize_result import (
 )
 from .._monitor import Report
 from .._problem import MinimizationProblem
-from ..linalg import norm, power_of_two, reciprocal, safe_divide
+from ..linalg import dot, norm
 from ._base import AbstractSolver
 from ._more_thuente import DOUBT, NOISE
 
@@ -72,30 +77,18 @@ def status_of_bounds(problem: MinimizationProblem) -> Array:
 
 
 def negligible(value: Array, reach: Any, tolerance: Any) -> Array:
-    """The most that q of (1) may be."""
-    in_x = tolerance * (tolerance * reach)
-    # Where X is out of range it says nothing.
-    return jnp.maximum(tolerance * jnp.abs(value), jnp.where(in_x < jnp.inf, in_x, 0))
+    """What no digit of f, to ``tolerance``, and none of x can show; ``reach`` is G of (1)."""
+    return jnp.maximum(tolerance * jnp.abs(value), 0.5 * tolerance**0.75 * reach)
 
 
-def promise(slope: Array, step: Array, change: Array, units: tuple[Array, Array]) -> Array:
-    """slope^2 / (2 s.y), where ``slope`` is in units of g and of x; inf where s.y is not positive.
-
-    No intermediate number leaves the range of the dtype.
-    """
-    of_step, of_change = power_of_two(step), power_of_two(change)
-    per_step, per_change = reciprocal(of_step), reciprocal(of_change)
-    along = (step * per_step) @ (change * per_change)
-    of_g, of_x = units
-    size = of_g * of_x * ((of_g * per_change) * (of_x * per_step))
-    return jnp.where(along > 0, 0.5 * slope * safe_divide(slope, along) * size, jnp.inf)
+def rounding(value: Array, reach: Any) -> Array:
+    """What f may be wrong by, its own rounding and that of x."""
+    return jnp.finfo(value.dtype).eps * (jnp.abs(value) + reach)
 
 
-def reach_of(step: Array, change: Array, x: Array) -> Array:
-    """X of (1); inf where the curvature along the step is not positive."""
-    units = power_of_two(change), power_of_two(x)
-    across = jnp.abs(change * reciprocal(units[0])) @ jnp.abs(x * reciprocal(units[1]))
-    return promise(across, step, change, units)
+def reach_of(x: Array, descent: Array) -> Array:
+    """G of (1), of a projected gradient."""
+    return dot(jnp.abs(x), jnp.abs(descent))
 
 
 class BestSeen(eqx.Module):
@@ -157,28 +150,30 @@ class AbstractMinimizer(AbstractSolver[MinimizationProblem, State]):
         promised: Array,
         possible: Array,
         reach: Any = 0.0,
+        reach_before: Any = 0.0,
     ) -> tuple[Array, Array]:
         """The status by (2) and (3), and ``calm``.
 
-        ``before`` is f one iteration ago, inf at the first; ``promised`` q; ``possible`` the
-        left of (4); ``reach`` X.
+        ``before`` is f one iteration ago, inf at the first; ``promised`` q; ``possible`` (4);
+        ``reach`` and ``reach_before`` G now and then.
         """
         eps = jnp.finfo(state.value.dtype).eps
         ftol = jnp.maximum(self.ftol, NOISE * eps)
         rough = jnp.maximum(self.ftol, DOUBT * NOISE * eps)
         least = negligible(state.value, reach, ftol)
         settled, sure = promised <= least, possible <= least
-        doubtful = promised <= negligible(state.value, reach, rough)
-        small = doubtful & (jnp.abs(before - state.value) <= least)
-        calm = jnp.where(small, state.calm + 1, 0)
+        exact = rounding(state.value, reach)
+        doubtful = settled | (promised <= DOUBT * NOISE * exact)
+        still = jnp.abs(before - state.value) <= negligible(state.value, reach_before, ftol)
+        calm = jnp.where(doubtful & still, state.calm + 1, 0)
         digits = jnp.clip(-jnp.log10(rough), 1, CALM)
         few = jnp.minimum(digits, state.x.shape[0])
         patient = ~settled | (~sure & (self.ftol >= rough))
         asked = jnp.where(patient, PATIENCE * digits, digits)
-        asked = jnp.where(promised <= negligible(state.value, reach, eps), few, asked)
+        asked = jnp.where(promised <= exact, few, asked)
         lasted = calm.astype(asked.dtype)
         status = jnp.where(state.nit >= self.maxiter, MAXITER, RUNNING)
-        status = jnp.where(small & (lasted >= asked), FTOL, status)
+        status = jnp.where(doubtful & still & (lasted >= asked), FTOL, status)
         flat = self.optimality(problem, state) <= self.gtol
         return jnp.where(settled & flat & (sure | (lasted >= few)), GTOL, status), calm
 

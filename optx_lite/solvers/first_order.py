@@ -30,8 +30,8 @@ from .._lift import lift
 from .._minimize_result import LOST, NONFINITE, RUNNING
 from .._problem import MinimizationProblem
 from .._tree import ravel
-from ..linalg import norm, power_of_two, reciprocal
-from ._minimizer import AbstractMinimizer, BestSeen, promise, reach_of, status_of_bounds
+from ..linalg import dot, norm, power_of_two, reciprocal, safe_divide
+from ._minimizer import AbstractMinimizer, BestSeen, reach_of, status_of_bounds
 
 
 class State(BestSeen):
@@ -41,6 +41,7 @@ class State(BestSeen):
     last: Array  # (n,) evaluated before
     last_value: Array  # ()
     last_grad: Array  # (n,)
+    last_reach: Array  # () G of `_minimizer`
     inner: Any  # the transformation's own state
 
 
@@ -67,7 +68,7 @@ class FirstOrder(AbstractMinimizer[State]):
         return State(
             x=x0, value=zero + jnp.nan, grad=zeros + jnp.nan, nfev=none, nit=none, calm=none,
             status=status_of_bounds(problem), trial=x0, last=x0, last_value=zero + jnp.inf,
-            last_grad=zeros,
+            last_grad=zeros, last_reach=zero,
             inner=self.start(problem.restore_x(x0)),
         )  # fmt: skip
 
@@ -81,8 +82,11 @@ class FirstOrder(AbstractMinimizer[State]):
             state,
             (state.trial, value, grad, state.nit + (finite & ~first).astype(jnp.int32)),
         )
-        promise, reach = _promise(problem, here)
-        status, calm = self.judge(problem, here, state.last_value, promise, promise, reach)
+        descent = projected_descent(problem, here.x, grad)
+        promise, reach = _promise(here, descent), reach_of(here.x, descent)
+        status, calm = self.judge(
+            problem, here, state.last_value, promise, promise, reach, state.last_reach
+        )
         status = jnp.where(finite, status, jnp.where(first, NONFINITE, LOST)).astype(jnp.int32)
         taken = first | (finite & ((status != RUNNING) | (value < state.value)))
 
@@ -105,6 +109,7 @@ class FirstOrder(AbstractMinimizer[State]):
             last=state.trial,
             last_value=value,
             last_grad=grad,
+            last_reach=reach,
             inner=inner,
         )
 
@@ -145,15 +150,14 @@ def first_order(transformation: Any, problem: MinimizationProblem, x: Array) -> 
     return FirstOrder(start=start, update=lifted)
 
 
-def _promise(problem: MinimizationProblem, state: State) -> tuple[Array, Array]:
-    """q of (2), 0 where the projected gradient is, and X of `_minimizer`."""
-    descent = projected_descent(problem, state.x, state.grad)
-    step, change = state.x - state.last, state.grad - state.last_grad
-    units = power_of_two(descent), power_of_two(step)
-    scaled = [v * reciprocal(unit) for v, unit in zip((descent, step), units, strict=True)]
-    q = promise(norm(scaled[0]) * norm(scaled[1]), step, change, units)
-    free = jnp.where(descent == 0, 0, state.x)
-    return jnp.where(jnp.any(descent != 0), q, 0), reach_of(step, change, free)
+def _promise(state: State, descent: Array) -> Array:
+    """q of (2), 0 where the projected gradient is."""
+    unit = power_of_two(state.grad)
+    step, per_unit = state.x - state.last, reciprocal(unit)
+    along = dot(step, (state.grad - state.last_grad) * per_unit)
+    size = norm(descent * per_unit) * norm(step)
+    q = jnp.where(along > 0, 0.5 * size * safe_divide(size, along) * unit, jnp.inf)
+    return jnp.where(jnp.any(descent != 0), q, 0)
 
 
 def _evaluations(inner: Any) -> Array:

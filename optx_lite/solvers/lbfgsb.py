@@ -58,9 +58,8 @@ from ._memory import Memory
 from ._minimizer import (
     AbstractMinimizer,
     BestSeen,
-    negligible,
-    promise,
     reach_of,
+    rounding,
     status_of_bounds,
 )
 from ._more_thuente import DOUBT, NOISE, LineSearch, advance, begin, believable
@@ -77,6 +76,9 @@ class Line(eqx.Module):
     direction: Array  # (n,) d
     trial: Array  # (n,) to be evaluated
     search: LineSearch
+    unit_g: Array  # () of ``grad``, a power of two
+    unit_d: Array  # () of ``direction``, too
+    reach: Array  # () G of `_minimizer` at the base
     probing: Array  # () bool: the first trial is a difference, to look at the gradient by
 
 
@@ -88,7 +90,6 @@ class Pair(eqx.Module):
     curved: Array  # () bool: s.y is positive, to rounding
     promised: Array  # () along s, by the curvature that was found there: (g.s)^2 / (2 s.y)
     stiffness: Array  # () rho of (1); 0 where it is not positive
-    reach: Array  # () X of `_minimizer`
 
 
 class State(BestSeen):
@@ -123,7 +124,10 @@ class LBFGSB(AbstractMinimizer[State]):
         zero, none = jnp.zeros((), dtype), jnp.zeros((), jnp.int32)
         x0 = jnp.clip(x0, problem.lower, problem.upper) if problem.bounded else x0
         unknown, zeros = zero + jnp.nan, jnp.zeros(n, dtype)
-        line = Line(x0, zeros, zeros, x0, begin(zero, zero, zero, zero), jnp.zeros((), bool))
+        line = Line(
+            base=x0, grad=zeros, direction=zeros, trial=x0, search=begin(zero, zero, zero, zero),
+            unit_g=zero + 1, unit_d=zero + 1, reach=zero, probing=jnp.zeros((), bool),
+        )  # fmt: skip
         return State(
             x=x0, value=unknown, grad=zeros + jnp.nan, nfev=none, nit=none, calm=none,
             status=status_of_bounds(problem), line=line,
@@ -139,7 +143,7 @@ class LBFGSB(AbstractMinimizer[State]):
         first = state.nfev == 0
         lower = finite & (value < state.value)
         probed = line.probing & (line.search.trials == 0)
-        done, search = advance(line.search, value, dot(grad, line.direction))
+        done, search = advance(line.search, value, _slope(line, grad))
         done = finite & (done | (probed & lower))
         taken = first | done | lower
         x, value_x, grad_x = (
@@ -152,11 +156,11 @@ class LBFGSB(AbstractMinimizer[State]):
         # A probe tells of the gradient at the base, wherever it leads.
         at = (jnp.where(probed, new, old) for new, old in ((line.trial, x), (grad, grad_x)))
         unit_g = jnp.where(first, power_of_two(grad), state.unit_g)
-        pair = _pair(problem, line, *at, state.unit_x, unit_g)
+        pair = _pair(line, *at, state.unit_x, unit_g)
         start = line.search.start
         slopes = jnp.stack([start.slope, safe_divide(value - start.value, line.search.step)])
-        finest = DOUBT * NOISE * jnp.finfo(value.dtype).eps
-        exhausted = probed & finite & (pair.promised <= negligible(start.value, pair.reach, finest))
+        unseen = pair.promised <= DOUBT * NOISE * rounding(start.value, line.reach)
+        exhausted = probed & finite & unseen
         status = jnp.where(exhausted, FTOL, state.status)
         status = jnp.where(first & ~finite, NONFINITE, status).astype(jnp.int32)
         state = State(
@@ -207,14 +211,19 @@ class LBFGSB(AbstractMinimizer[State]):
             longest = jnp.clip(jnp.where(first, 1, longest), 1, LONGEST)
         else:
             longest = jnp.full_like(state.value, LONGEST)
-        slope = dot(grad, direction)
+        unit_g, unit_d = power_of_two(grad), power_of_two(direction)
+        scaled = (grad * reciprocal(unit_g)) @ (direction * reciprocal(unit_d))
+        slope = scaled * (unit_g * unit_d)
         before = jnp.where(accepted, state.line.search.start.value, jnp.inf)
         trusted = jnp.where(first | failed, 0, jnp.minimum(pair.stiffness, 1))
         known = jnp.any(direction != 0) & (trusted > 0)
         promised = jnp.where(known, safe_divide(-0.5 * slope, trusted), jnp.inf)
         promised = jnp.where(moving, promised, 0)
         possible = jnp.where(moving, _along_the_flattest(state, descent), 0)
-        status, calm = self.judge(problem, state, before, promised, possible, pair.reach)
+        reach = reach_of(x, descent)
+        status, calm = self.judge(
+            problem, state, before, promised, possible, reach, state.line.reach
+        )
         status = jnp.where(failed & state.line.probing & (status == RUNNING), FAILED, status)
         if problem.bounded:
             status = jnp.where(jnp.all(problem.lower == problem.upper), ALL_FIXED, status)
@@ -225,6 +234,9 @@ class LBFGSB(AbstractMinimizer[State]):
             direction=direction,
             trial=target,
             search=begin(state.value, slope, jnp.ones_like(slope), longest),
+            unit_g=unit_g,
+            unit_d=unit_d,
+            reach=reach,
             probing=probing,
         )
         return line, status, calm, ~sound & ~probing & moving
@@ -248,29 +260,25 @@ def _search_on(problem: MinimizationProblem, line: Line) -> Line:
     return eqx.tree_at(lambda line: line.trial, line, _feasible(problem, trial, line.base))
 
 
-def _pair(
-    problem: MinimizationProblem, line: Line, x: Array, grad: Array, unit_x: Array, unit_g: Array
-) -> Pair:
+def _slope(line: Line, grad: Array) -> Array:
+    slope = (grad * reciprocal(line.unit_g)) @ (line.direction * reciprocal(line.unit_d))
+    return slope * (line.unit_g * line.unit_d)
+
+
+def _pair(line: Line, x: Array, grad: Array, unit_x: Array, unit_g: Array) -> Pair:
     step, change = x - line.base, grad - line.grad
-    units = power_of_two(line.grad), power_of_two(step)
-    per_g, per_step = map(reciprocal, units)
-    gained = (line.grad * per_g) @ (step * per_step)
-    promised = promise(gained, step, change, units)
-    # rho = (g.d / g.s) (s.y / g.s)
-    of_d, of_change = power_of_two(line.direction), power_of_two(change)
-    slope = (line.grad * per_g) @ (line.direction * reciprocal(of_d))
-    along = (step * per_step) @ (change * reciprocal(of_change)) * (of_change * per_g)
-    longer = jnp.abs(safe_divide(slope, gained)) * (of_d * per_step)
-    stiffness = longer * jnp.abs(safe_divide(along, gained))
-    # The digits of a variable at its bound are exact.
-    free = jnp.where(_projected(problem, x, grad) == 0, 0, x)
+    per_g, per_d = reciprocal(line.unit_g), reciprocal(line.unit_d)
+    base, short = line.grad * per_g, step * per_d
+    gained, slope = base @ short, base @ (line.direction * per_d)
+    along = short @ (change * per_g)
+    promised = 0.5 * gained * safe_divide(gained, along) * (line.unit_g * line.unit_d)
+    stiffness = jnp.abs(safe_divide(slope, gained) * safe_divide(along, gained))
     return Pair(
         step=step * reciprocal(unit_x),
         change=change * reciprocal(unit_g),
         curved=along > jnp.finfo(x.dtype).eps * jnp.abs(gained),
-        promised=promised,
+        promised=jnp.where(along > 0, promised, jnp.inf),
         stiffness=jnp.where(along > 0, stiffness, 0),
-        reach=reach_of(step, change, free),
     )
 
 
