@@ -9,7 +9,7 @@ import numpy as np
 from ._result import CALLBACK_STOP, RUNNING, AbstractResult
 
 # Why a machine ended; `status` tells less.
-GTOL, FTOL, MAXFUN, MAXITER, FAILED, NONFINITE, ALL_FIXED, LOST, BAD_BOUNDS = range(1, 10)
+GTOL, FTOL, MAXFUN, MAXITER, FAILED, NONFINITE, ALL_FIXED, LOST, BAD_BOUNDS, STUCK = range(1, 11)
 
 MESSAGES = {
     GTOL: "CONVERGENCE: NORM OF PROJECTED GRADIENT <= PGTOL",
@@ -26,6 +26,8 @@ MESSAGES = {
     LOST: "ABNORMAL: `fun` or its gradient was not finite at a later point. The result is the best "
     "point before; a smaller learning rate may help.",
     BAD_BOUNDS: "ABNORMAL: `bounds` are reversed, or NaN.",
+    STUCK: "ABNORMAL: the line search of `method` has found no lower value for many iterations. "
+    "Those of optax do not know of `bounds`.",
     CALLBACK_STOP: "`callback` raised `StopIteration`.",
 }
 NOWHERE = (
@@ -33,7 +35,7 @@ NOWHERE = (
     "`fun` or its gradient is not finite there."
 )
 CONVERGED = (GTOL, FTOL, ALL_FIXED)
-ABNORMAL = (FAILED, NONFINITE, LOST, BAD_BOUNDS)
+ABNORMAL = (FAILED, NONFINITE, LOST, BAD_BOUNDS, STUCK)
 STATUS = {CALLBACK_STOP: 99, **dict.fromkeys(ABNORMAL, 2), **dict.fromkeys(CONVERGED, 0)}
 LIMIT = 1  # the status of all the others
 
@@ -60,8 +62,8 @@ class MinimizeResult(AbstractResult):
     task : int
         Why it ended, in more detail than ``status``; ``message`` says it in words. 1 gtol, 2 ftol,
         3 maxfun, 4 maxiter, 5 no lower value found, 6 not finite at ``x0``, 7 all variables
-        fixed, 8 not finite at a later point, 9 bounds reversed or NaN, -2 stopped by the callback.
-        0 or None, in the ``intermediate_result`` of a callback: it has not ended.
+        fixed, 8 not finite at a later point, 9 bounds reversed or NaN, 10 the line search of a
+        transformation is stuck, -2 stopped by the callback. 0 or None, in the ``intermediate_result`` of a callback: it has not ended.
     status : int
         0 converged, 1 limit of evaluations or iterations, 2 abnormal, 99 stopped by the callback.
     slopes : array, shape (2,), or None

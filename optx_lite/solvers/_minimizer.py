@@ -11,10 +11,10 @@ and x are here:
 
 F the variables which g does not hold at a bound. The first says that there are no more digits of f
 to be gained. The second says that of x: G is by what f changes, to first order, if all x_j change
-by |x_j|. As q = -g.d / 2, a step d is small relative to x, weighted by g. (An f that is right to ftol
-goes with an x that is right to the root of ftol; half of the way from there to ftol costs next to
-nothing where the steps shrink superlinearly.) It is what ends a solve whose f goes to 0. Neither
-depends on the units of f and of each x_j.
+by |x_j|. As q = -g.d / 2, a step d is small relative to x, weighted by g. (An f that is
+right to ftol goes with an x that is right to the root of ftol; half of the way from there to ftol
+costs next to nothing where the steps shrink superlinearly.) It is what ends a solve whose f goes to
+0. Neither depends on the units of f and of each x_j.
 
     gtol    (1)  and  ||P(x - g) - x||_inf <= gtol                                    (2)
     ftol    (1)  and  f_before - f <= ftol |f|  or  <= ftol^3/4 G_before / 2          (3)
@@ -40,7 +40,7 @@ times `NOISE` times the rounding, a solve ends as well, if that lasts `PATIENCE`
 from __future__ import annotations
 
 import abc
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -117,6 +117,8 @@ class AbstractMinimizer(AbstractSolver[MinimizationProblem, State]):
         Most evaluations and iterations.
     """
 
+    BY_SLOPES: ClassVar[bool] = False  # whether values at the level of their noise do not stop it
+
     ftol: Any = 2.2204460492503131e-09
     gtol: Any = 1e-5
     maxfun: Any = 15000
@@ -160,10 +162,10 @@ class AbstractMinimizer(AbstractSolver[MinimizationProblem, State]):
         eps = jnp.finfo(state.value.dtype).eps
         ftol = jnp.maximum(self.ftol, NOISE * eps)
         rough = jnp.maximum(self.ftol, DOUBT * NOISE * eps)
-        least = negligible(state.value, reach, ftol)
+        least = self.nothing(state, reach)
         settled, sure = promised <= least, possible <= least
         exact = rounding(state.value, reach)
-        doubtful = settled | (promised <= DOUBT * NOISE * exact)
+        doubtful = settled | (self.BY_SLOPES & (promised <= DOUBT * NOISE * exact))
         still = jnp.abs(before - state.value) <= negligible(state.value, reach_before, ftol)
         calm = jnp.where(doubtful & still, state.calm + 1, 0)
         digits = jnp.clip(-jnp.log10(rough), 1, CALM)
@@ -176,6 +178,11 @@ class AbstractMinimizer(AbstractSolver[MinimizationProblem, State]):
         status = jnp.where(doubtful & still & (lasted >= asked), FTOL, status)
         flat = self.optimality(problem, state) <= self.gtol
         return jnp.where(settled & flat & (sure | (lasted >= few)), GTOL, status), calm
+
+    def nothing(self, state: State, reach: Any) -> Array:
+        """The right of (1)."""
+        finest = NOISE * jnp.finfo(state.value.dtype).eps
+        return negligible(state.value, reach, jnp.maximum(self.ftol, finest))
 
     def optimality(self, problem: MinimizationProblem, state: State) -> Array:
         """||P(x - g) - x||_inf."""

@@ -33,8 +33,9 @@ Different from the original code:
   more than the rounding of f, where its slope promises a hundred times that, has failed, as one
   that finds nothing. The next one is begun without memory, with a step so short that it is a
   finite difference of the gradient: it shows the curvature along g, and whether f changes as g
-  says. If g promises less than can be seen in f, or than the digits of x allow for, that is the
-  end; if such a search fails as well, the result reports both slopes.
+  says. If g promises less than the rounding of f, that is the end, and so it is if such a search
+  fails as well and g promises no more than the noise that f may have; else the result reports
+  both slopes.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ from jaxtyping import Array
 
 from .._bounds import onto_bounds, step_to_bound
 from .._inverse_hessian import LbfgsInvHessProduct
-from .._minimize_result import ALL_FIXED, FAILED, FTOL, NONFINITE, RUNNING
+from .._minimize_result import ALL_FIXED, FAILED, FTOL, GTOL, NONFINITE, RUNNING
 from .._problem import MinimizationProblem
 from ..linalg import dot, norm, power_of_two, reciprocal, safe_divide
 from ._cauchy import breakpoints, cauchy_point
@@ -79,6 +80,8 @@ class Line(eqx.Module):
     unit_g: Array  # () of ``grad``, a power of two
     unit_d: Array  # () of ``direction``, too
     reach: Array  # () G of `_minimizer` at the base
+    settled: Array  # () bool: its quadratic promised nothing there, or that of the one before
+    known: Array  # () what a probe has found to be promised, infinite before
     probing: Array  # () bool: the first trial is a difference, to look at the gradient by
 
 
@@ -115,6 +118,8 @@ class LBFGSB(AbstractMinimizer[State]):
         Pairs in the memory.
     """
 
+    BY_SLOPES = True
+
     maxls: Any = 20
     maxcor: int = eqx.field(static=True, default=10)
 
@@ -126,7 +131,8 @@ class LBFGSB(AbstractMinimizer[State]):
         unknown, zeros = zero + jnp.nan, jnp.zeros(n, dtype)
         line = Line(
             base=x0, grad=zeros, direction=zeros, trial=x0, search=begin(zero, zero, zero, zero),
-            unit_g=zero + 1, unit_d=zero + 1, reach=zero, probing=jnp.zeros((), bool),
+            unit_g=zero + 1, unit_d=zero + 1, reach=zero, settled=jnp.zeros((), bool),
+            known=zero + jnp.inf, probing=jnp.zeros((), bool),
         )  # fmt: skip
         return State(
             x=x0, value=unknown, grad=zeros + jnp.nan, nfev=none, nit=none, calm=none,
@@ -159,8 +165,8 @@ class LBFGSB(AbstractMinimizer[State]):
         pair = _pair(line, *at, state.unit_x, unit_g)
         start = line.search.start
         slopes = jnp.stack([start.slope, safe_divide(value - start.value, line.search.step)])
-        unseen = pair.promised <= DOUBT * NOISE * rounding(start.value, line.reach)
-        exhausted = probed & finite & unseen
+        known = jnp.where(probed & finite, pair.promised, line.known)
+        exhausted = known <= NOISE * rounding(start.value, line.reach)
         status = jnp.where(exhausted, FTOL, state.status)
         status = jnp.where(first & ~finite, NONFINITE, status).astype(jnp.int32)
         state = State(
@@ -171,7 +177,7 @@ class LBFGSB(AbstractMinimizer[State]):
             nit=state.nit + accepted.astype(jnp.int32),
             calm=state.calm,
             status=status,
-            line=eqx.tree_at(lambda line: line.search, line, search),
+            line=eqx.tree_at(lambda line: (line.search, line.known), line, (search, known)),
             # Here and not where a new line is sought: XLA would copy it out of a branch.
             memory=_remember(
                 problem, state.memory.forget(probed & ~exhausted), pair, x, grad_x, unit_g,
@@ -224,7 +230,13 @@ class LBFGSB(AbstractMinimizer[State]):
         status, calm = self.judge(
             problem, state, before, promised, possible, reach, state.line.reach
         )
-        status = jnp.where(failed & state.line.probing & (status == RUNNING), FAILED, status)
+        settled = promised <= self.nothing(state, reach)
+        settled = jnp.where(failed, state.line.settled, settled)
+        # No lower value is to be found. That was to be expected where none was promised.
+        noisy = state.line.known <= DOUBT * NOISE * rounding(state.value, reach)
+        flat = self.optimality(problem, state) <= self.gtol
+        failure = jnp.where(settled & flat, GTOL, jnp.where(noisy, FTOL, FAILED))
+        status = jnp.where(failed & state.line.probing & (status == RUNNING), failure, status)
         if problem.bounded:
             status = jnp.where(jnp.all(problem.lower == problem.upper), ALL_FIXED, status)
         status = jnp.where(state.status == RUNNING, status, state.status).astype(jnp.int32)
@@ -237,6 +249,8 @@ class LBFGSB(AbstractMinimizer[State]):
             unit_g=unit_g,
             unit_d=unit_d,
             reach=reach,
+            settled=settled,
+            known=jnp.full_like(slope, jnp.inf),
             probing=probing,
         )
         return line, status, calm, ~sound & ~probing & moving
@@ -333,9 +347,7 @@ def _minimize_model(
     return target, sound & descends & jnp.all(jnp.isfinite(target))
 
 
-def _plain_step(
-    problem: MinimizationProblem, state: State, descent: Array
-) -> tuple[Array, Array]:
+def _plain_step(problem: MinimizationProblem, state: State, descent: Array) -> tuple[Array, Array]:
     """Where the newest curvature alone leads, and whether that is anywhere."""
     scaled, _, unit_step = _units(state, descent)
     target = state.x + unit_step * (scaled / state.memory.theta)
