@@ -224,7 +224,7 @@ def test_no_success_without_a_stationary_point(family, bounded, dtype):
     h = np.asarray(jax.vmap(jax.hessian(fun))(z, there))
     low, high = np.asarray(lower, float) / unit, np.asarray(upper, float) / unit
     held = ((z <= low) & (g > 0)) | ((z >= high) & (g < 0))
-    eps = np.finfo(dtype).eps
+    eps = float(np.finfo(dtype).eps)
     tolerance = max(2.2e-9, 8 * eps)
     false = []
     for k in np.flatnonzero(res.success):
@@ -237,7 +237,7 @@ def test_no_success_without_a_stationary_point(family, bounded, dtype):
         noise = 10 * eps * np.abs(h[k])[free] @ (np.abs(z[k]) + np.abs(exact["a"][k]))
         rounding = 0.5 * np.abs(noise) @ np.abs(np.linalg.inv(h_f)) @ np.abs(noise)
         reach = np.abs(g_f) @ np.abs(z[k][free])
-        allowed = tolerance * abs(f[k]) + tolerance**0.75 * reach + rounding
+        allowed = tolerance * abs(f[k]) + tolerance**0.5 * reach + rounding
         if not promised <= 10 * allowed:
             false.append((k, promised / allowed))
     assert not false

@@ -7,17 +7,16 @@ fallen by, is met anywhere if it began high enough. So a solver has to say what 
 be gained from here, q, by its quadratic, and no test counts unless that is small beside what f, g
 and x are here:
 
-    q <= ftol |f|    or    q <= ftol^3/4 G / 2,    G = |g_F|.|x_F|,                    (1)
+    q <= ftol |f|    or    q <= ftol^1/2 G / 2,    G = |g_F|.|x_F|,                    (1)
 
 F the variables which g does not hold at a bound. The first says that there are no more digits of f
 to be gained. The second says that of x: G is by what f changes, to first order, if all x_j change
-by |x_j|. As q = -g.d / 2, a step d is small relative to x, weighted by g. (An f that is
-right to ftol goes with an x that is right to the root of ftol; half of the way from there to ftol
-costs next to nothing where the steps shrink superlinearly.) It is what ends a solve whose f goes to
-0. Neither depends on the units of f and of each x_j.
+by |x_j|. As q = -g.d / 2, a step d is small relative to x, weighted by g; and an f that is right to
+ftol goes with an x that is right to the root of it. It is what ends a solve whose f goes to 0.
+Neither depends on the units of f and of each x_j.
 
     gtol    (1)  and  ||P(x - g) - x||_inf <= gtol                                    (2)
-    ftol    (1)  and  f_before - f <= ftol |f|  or  <= ftol^3/4 G_before / 2          (3)
+    ftol    (1)  and  f_before - f <= ftol |f|  or  <= ftol^1/2 G_before / 2          (3)
 
 The rounding of f is eps (|f| + G), that of its computation and that of x; so ftol counts as no less
 than `NOISE` times epsilon. Far from a minimum a quadratic made of unsuitable pairs may promise
@@ -26,11 +25,11 @@ the flattest direction that was seen, it could be
 
     g_F.g_F / (2 kappa),    kappa the least s.y / s.s.                                (4)
 
-(2) counts at once if (4) is small, too, in the sense of (1); else if (3) has held as often as there
-are variables, or ftol asks for digits, at most `CALM`. (3) counts if it has held as often as ftol
-asks for digits; for `PATIENCE` times as many iterations if (4) is not small (where ftol asks for
-all that values can tell, there is nothing to wait for); and only as often as there are variables
-if q is below the rounding of f.
+(2) counts where (1) held one iteration before as well, so that a step as small as that has shown
+that the quadratic is right; superlinear convergence leaves little of q then. (3) counts if it has
+held as often as ftol asks for digits; for `PATIENCE` times as many iterations if (4) is not small
+(where ftol asks for all that values can tell, there is nothing to wait for); and only as often as
+there are variables if q is below the rounding of f.
 
 Values may be noisier than that, or the gradient too rough to bring q so low. Where f stands
 still, and q is no more than what makes the line search go by slopes instead of values, `DOUBT`
@@ -78,7 +77,7 @@ def status_of_bounds(problem: MinimizationProblem) -> Array:
 
 def negligible(value: Array, reach: Any, tolerance: Any) -> Array:
     """What no digit of f, to ``tolerance``, and none of x can show; ``reach`` is G of (1)."""
-    return jnp.maximum(tolerance * jnp.abs(value), 0.5 * tolerance**0.75 * reach)
+    return jnp.maximum(tolerance * jnp.abs(value), 0.5 * jnp.sqrt(tolerance) * reach)
 
 
 def rounding(value: Array, reach: Any) -> Array:
@@ -153,11 +152,12 @@ class AbstractMinimizer(AbstractSolver[MinimizationProblem, State]):
         possible: Array,
         reach: Any = 0.0,
         reach_before: Any = 0.0,
+        settled_before: Any = True,
     ) -> tuple[Array, Array]:
         """The status by (2) and (3), and ``calm``.
 
         ``before`` is f one iteration ago, inf at the first; ``promised`` q; ``possible`` (4);
-        ``reach`` and ``reach_before`` G now and then.
+        ``reach`` and ``reach_before`` G now and then; ``settled_before`` whether (1) held then.
         """
         eps = jnp.finfo(state.value.dtype).eps
         ftol = jnp.maximum(self.ftol, NOISE * eps)
@@ -177,7 +177,8 @@ class AbstractMinimizer(AbstractSolver[MinimizationProblem, State]):
         status = jnp.where(state.nit >= self.maxiter, MAXITER, RUNNING)
         status = jnp.where(doubtful & still & (lasted >= asked), FTOL, status)
         flat = self.optimality(problem, state) <= self.gtol
-        return jnp.where(settled & flat & (sure | (lasted >= few)), GTOL, status), calm
+        confirmed = settled_before | (promised == 0)
+        return jnp.where(settled & flat & confirmed, GTOL, status), calm
 
     def nothing(self, state: State, reach: Any) -> Array:
         """The right of (1)."""

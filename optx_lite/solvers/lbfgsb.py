@@ -228,7 +228,7 @@ class LBFGSB(AbstractMinimizer[State]):
         possible = jnp.where(moving, _along_the_flattest(state, descent), 0)
         reach = reach_of(x, descent)
         status, calm = self.judge(
-            problem, state, before, promised, possible, reach, state.line.reach
+            problem, state, before, promised, possible, reach, state.line.reach, state.line.settled
         )
         settled = promised <= self.nothing(state, reach)
         settled = jnp.where(failed, state.line.settled, settled)
