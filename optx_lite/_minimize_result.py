@@ -63,7 +63,8 @@ class MinimizeResult(AbstractResult):
         Why it ended, in more detail than ``status``; ``message`` says it in words. 1 gtol, 2 ftol,
         3 maxfun, 4 maxiter, 5 no lower value found, 6 not finite at ``x0``, 7 all variables
         fixed, 8 not finite at a later point, 9 bounds reversed or NaN, 10 the line search of a
-        transformation is stuck, -2 stopped by the callback. 0 or None, in the ``intermediate_result`` of a callback: it has not ended.
+        transformation is stuck, -2 stopped by the callback. 0 or None, in the
+        ``intermediate_result`` of a callback: it has not ended.
     status : int
         0 converged, 1 limit of evaluations or iterations, 2 abnormal, 99 stopped by the callback.
     slopes : array, shape (2,), or None

@@ -43,6 +43,7 @@ from typing import Any, ClassVar, TypeVar
 
 import equinox as eqx
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
 from .._bounds import projected_descent
@@ -65,6 +66,7 @@ from ._more_thuente import DOUBT, NOISE
 
 CALM = 10
 PATIENCE = 5
+CONFIRM = 2
 
 
 def status_of_bounds(problem: MinimizationProblem) -> Array:
@@ -152,12 +154,13 @@ class AbstractMinimizer(AbstractSolver[MinimizationProblem, State]):
         possible: Array,
         reach: Any = 0.0,
         reach_before: Any = 0.0,
-        settled_before: Any = True,
+        lasted: Any = np.int32(CALM),
     ) -> tuple[Array, Array]:
         """The status by (2) and (3), and ``calm``.
 
         ``before`` is f one iteration ago, inf at the first; ``promised`` q; ``possible`` (4);
-        ``reach`` and ``reach_before`` G now and then; ``settled_before`` whether (1) held then.
+        ``reach`` and ``reach_before`` G now and then; ``lasted`` for how many
+        iterations before (1) has held.
         """
         eps = jnp.finfo(state.value.dtype).eps
         ftol = jnp.maximum(self.ftol, NOISE * eps)
@@ -173,11 +176,11 @@ class AbstractMinimizer(AbstractSolver[MinimizationProblem, State]):
         patient = ~settled | (~sure & (self.ftol >= rough))
         asked = jnp.where(patient, PATIENCE * digits, digits)
         asked = jnp.where(promised <= exact, few, asked)
-        lasted = calm.astype(asked.dtype)
         status = jnp.where(state.nit >= self.maxiter, MAXITER, RUNNING)
-        status = jnp.where(doubtful & still & (lasted >= asked), FTOL, status)
+        status = jnp.where(doubtful & still & (calm.astype(asked.dtype) >= asked), FTOL, status)
         flat = self.optimality(problem, state) <= self.gtol
-        confirmed = settled_before | (promised == 0)
+        often = jnp.where(sure, min(CONFIRM, state.x.shape[0] + 1), digits)
+        confirmed = ((lasted + 1).astype(digits.dtype) >= often) | (promised == 0)
         return jnp.where(settled & flat & confirmed, GTOL, status), calm
 
     def nothing(self, state: State, reach: Any) -> Array:

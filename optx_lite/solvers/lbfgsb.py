@@ -80,7 +80,7 @@ class Line(eqx.Module):
     unit_g: Array  # () of ``grad``, a power of two
     unit_d: Array  # () of ``direction``, too
     reach: Array  # () G of `_minimizer` at the base
-    settled: Array  # () bool: its quadratic promised nothing there, or that of the one before
+    settled: Array  # () int: for how many iterations, the present one included, (1) has held
     known: Array  # () what a probe has found to be promised, infinite before
     probing: Array  # () bool: the first trial is a difference, to look at the gradient by
 
@@ -131,7 +131,7 @@ class LBFGSB(AbstractMinimizer[State]):
         unknown, zeros = zero + jnp.nan, jnp.zeros(n, dtype)
         line = Line(
             base=x0, grad=zeros, direction=zeros, trial=x0, search=begin(zero, zero, zero, zero),
-            unit_g=zero + 1, unit_d=zero + 1, reach=zero, settled=jnp.zeros((), bool),
+            unit_g=zero + 1, unit_d=zero + 1, reach=zero, settled=none,
             known=zero + jnp.inf, probing=jnp.zeros((), bool),
         )  # fmt: skip
         return State(
@@ -230,12 +230,12 @@ class LBFGSB(AbstractMinimizer[State]):
         status, calm = self.judge(
             problem, state, before, promised, possible, reach, state.line.reach, state.line.settled
         )
-        settled = promised <= self.nothing(state, reach)
+        settled = jnp.where(promised <= self.nothing(state, reach), state.line.settled + 1, 0)
         settled = jnp.where(failed, state.line.settled, settled)
         # No lower value is to be found. That was to be expected where none was promised.
         noisy = state.line.known <= DOUBT * NOISE * rounding(state.value, reach)
         flat = self.optimality(problem, state) <= self.gtol
-        failure = jnp.where(settled & flat, GTOL, jnp.where(noisy, FTOL, FAILED))
+        failure = jnp.where((settled > 0) & flat, GTOL, jnp.where(noisy, FTOL, FAILED))
         status = jnp.where(failed & state.line.probing & (status == RUNNING), failure, status)
         if problem.bounded:
             status = jnp.where(jnp.all(problem.lower == problem.upper), ALL_FIXED, status)
