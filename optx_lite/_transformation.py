@@ -166,4 +166,5 @@ def _to(goal: Array, x: Array, problem: _Told) -> Array:
     """goal - x, made smaller by a rounding where x + (goal - x) would leave the box."""
     step = goal - x
     outside = (x + step > problem.upper) | (x + step < problem.lower)
-    return jnp.where(outside, jnp.nextafter(step, jnp.zeros_like(step)), step)
+    fixed = jax.lax.stop_gradient(step)
+    return step + jnp.where(outside, jnp.nextafter(fixed, jnp.zeros_like(fixed)) - fixed, 0)

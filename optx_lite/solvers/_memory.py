@@ -25,7 +25,7 @@ precision as the usual two loops over the pairs come, and nothing has to be done
 
 H does not change where a pair is divided by a number, s and y both. So each is kept in a unit of
 its own, the power of two that makes s.y about 1: then y.y is the curvature of the pair and s.s its
-inverse, and no product leaves the range of the dtype unless the curvature does.
+inverse, and no product leaves the range of the dtype unless curvature^3/2 does.
 """
 
 from __future__ import annotations

@@ -7,16 +7,17 @@ fallen by, is met anywhere if it began high enough. So a solver has to say what 
 be gained from here, q, by its quadratic, and no test counts unless that is small beside what f, g
 and x are here:
 
-    q <= ftol |f|    or    q <= ftol^1/2 G / 2,    G = |g_F|.|x_F|,                    (1)
+    q <= ftol |f|    or    q <= ftol^3/4 G / 2,    G = |g_F|.|x_F|,                    (1)
 
 F the variables which g does not hold at a bound. The first says that there are no more digits of f
 to be gained. The second says that of x: G is by what f changes, to first order, if all x_j change
-by |x_j|. As q = -g.d / 2, a step d is small relative to x, weighted by g; and an f that is right to
-ftol goes with an x that is right to the root of it. It is what ends a solve whose f goes to 0.
-Neither depends on the units of f and of each x_j.
+by |x_j|. As q = -g.d / 2, a step d is small relative to x, weighted by g. (An f that is right to ftol
+goes with an x that is right to the root of it; half of the way from there to ftol costs next to
+nothing where the steps shrink superlinearly, and tells from a slow walk along a valley.) It is what
+ends a solve whose f goes to 0. Neither depends on the units of f and of each x_j.
 
     gtol    (1)  and  ||P(x - g) - x||_inf <= gtol                                    (2)
-    ftol    (1)  and  f_before - f <= ftol |f|  or  <= ftol^1/2 G_before / 2          (3)
+    ftol    (1)  and  f_before - f <= ftol |f|  or  <= ftol^3/4 G_before / 2          (3)
 
 The rounding of f is eps (|f| + G), that of its computation and that of x; so ftol counts as no less
 than `NOISE` times epsilon. Far from a minimum a quadratic made of unsuitable pairs may promise
@@ -26,10 +27,10 @@ the flattest direction that was seen, it could be
     g_F.g_F / (2 kappa),    kappa the least s.y / s.s.                                (4)
 
 (2) counts where (1) held one iteration before as well, so that a step as small as that has shown
-that the quadratic is right; superlinear convergence leaves little of q then. (3) counts if it has
-held as often as ftol asks for digits; for `PATIENCE` times as many iterations if (4) is not small
-(where ftol asks for all that values can tell, there is nothing to wait for); and only as often as
-there are variables if q is below the rounding of f.
+that the quadratic is right; and as often as ftol asks for digits, at most `CALM`, if (4) is not
+small in the sense of (1). (3) counts if it has held that often; for `PATIENCE` times as many
+iterations if (4) is not small (where ftol asks for all that values can tell, there is nothing to
+wait for); and only as often as there are variables if q and f_before - f are rounding.
 
 Values may be noisier than that, or the gradient too rough to bring q so low. Where f stands
 still, and q is no more than what makes the line search go by slopes instead of values, `DOUBT`
@@ -43,7 +44,6 @@ from typing import Any, ClassVar, TypeVar
 
 import equinox as eqx
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array
 
 from .._bounds import projected_descent
@@ -79,7 +79,7 @@ def status_of_bounds(problem: MinimizationProblem) -> Array:
 
 def negligible(value: Array, reach: Any, tolerance: Any) -> Array:
     """What no digit of f, to ``tolerance``, and none of x can show; ``reach`` is G of (1)."""
-    return jnp.maximum(tolerance * jnp.abs(value), 0.5 * jnp.sqrt(tolerance) * reach)
+    return jnp.maximum(tolerance * jnp.abs(value), 0.5 * tolerance**0.75 * reach)
 
 
 def rounding(value: Array, reach: Any) -> Array:
@@ -154,7 +154,7 @@ class AbstractMinimizer(AbstractSolver[MinimizationProblem, State]):
         possible: Array,
         reach: Any = 0.0,
         reach_before: Any = 0.0,
-        lasted: Any = np.int32(CALM),
+        lasted: Any = None,
     ) -> tuple[Array, Array]:
         """The status by (2) and (3), and ``calm``.
 
@@ -175,10 +175,13 @@ class AbstractMinimizer(AbstractSolver[MinimizationProblem, State]):
         few = jnp.minimum(digits, state.x.shape[0])
         patient = ~settled | (~sure & (self.ftol >= rough))
         asked = jnp.where(patient, PATIENCE * digits, digits)
-        asked = jnp.where(promised <= exact, few, asked)
+        gained = jnp.abs(before - state.value)
+        exhausted = (promised <= exact) & (gained <= NOISE * exact)
+        asked = jnp.where(exhausted, few, asked)
         status = jnp.where(state.nit >= self.maxiter, MAXITER, RUNNING)
         status = jnp.where(doubtful & still & (calm.astype(asked.dtype) >= asked), FTOL, status)
         flat = self.optimality(problem, state) <= self.gtol
+        lasted = calm if lasted is None else lasted
         often = jnp.where(sure, min(CONFIRM, state.x.shape[0] + 1), digits)
         confirmed = ((lasted + 1).astype(digits.dtype) >= often) | (promised == 0)
         return jnp.where(settled & flat & confirmed, GTOL, status), calm

@@ -53,7 +53,7 @@ from .._inverse_hessian import LbfgsInvHessProduct
 from .._minimize_result import ALL_FIXED, FAILED, FTOL, GTOL, NONFINITE, RUNNING
 from .._problem import MinimizationProblem
 from ..linalg import dot, norm, power_of_two, reciprocal, safe_divide
-from ._cauchy import breakpoints, cauchy_point
+from ._cauchy import cauchy_point
 from ._matrix import matrix_of
 from ._memory import Memory
 from ._minimizer import (
@@ -314,7 +314,7 @@ def _projected(problem: MinimizationProblem, x: Array, grad: Array) -> Array:
     """-g without the components that lead out of the box."""
     if not problem.bounded:
         return -grad
-    return jnp.where(breakpoints(x, grad, problem.lower, problem.upper) > 0, -grad, 0)
+    return jnp.where(jnp.where(grad < 0, x < problem.upper, x > problem.lower), -grad, 0)
 
 
 def _feasible(problem: MinimizationProblem, trial: Array, x: Array) -> Array:
