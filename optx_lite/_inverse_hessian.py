@@ -12,20 +12,21 @@ from __future__ import annotations
 
 from typing import Any
 
-import equinox as eqx
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jaxtyping import Array
 
 from ._result import exportable
-from .linalg import safe_divide
+from .linalg import AbstractOperator, safe_divide
 
 
 @exportable
-class LbfgsInvHessProduct(eqx.Module):
+class LbfgsInvHessProduct(AbstractOperator):
     """Linear operator of the limited-memory inverse Hessian, with SciPy's names.
+
+    As SciPy's it knows ``matvec``, ``matmat``, ``rmatvec``, ``rmatmat``, ``dot``, ``@``, ``T``,
+    ``H``, ``adjoint`` and ``todense``, and can be added, scaled and multiplied.
 
     The pairs count in the order of their making. (SciPy 1.18's L-BFGS-B hands its own operator
     the pairs in the order of their slots, which is wrong once the memory has been filled.)
@@ -53,7 +54,7 @@ class LbfgsInvHessProduct(eqx.Module):
     yk: Array
 
     def __init__(self, sk: Any, yk: Any):
-        self.sk, self.yk = jnp.asarray(sk), jnp.asarray(yk)
+        self.sk, self.yk = (_as_float(jnp.asarray(pairs)) for pairs in (sk, yk))
         if self.sk.ndim != 2 or self.sk.shape != self.yk.shape:
             raise ValueError(
                 "`sk` and `yk` must have matching shape, (n_corrs, n), got "
@@ -80,11 +81,8 @@ class LbfgsInvHessProduct(eqx.Module):
         """Of the pairs."""
         return self.sk.dtype
 
-    def matvec(self, x: Any) -> Array:
-        """H x, for x of shape (n,) or (n, 1)."""
-        x = jnp.asarray(x, self.dtype)
-        if x.shape not in ((self.shape[0],), (self.shape[0], 1)):
-            raise ValueError(f"`x` must have shape ({self.shape[0]},), got {x.shape}.")
+    def apply(self, v: Array) -> Array:
+        """H v, for v of shape (n,): by two loops over the pairs."""
         pairs = (self.sk, self.yk, self.rho)
 
         def back(q: Array, pair: Any) -> tuple[Array, Array]:
@@ -96,28 +94,13 @@ class LbfgsInvHessProduct(eqx.Module):
             (s, y, rho), alpha = pair
             return r + s * (alpha - rho * (y @ r)), None
 
-        q, alphas = lax.scan(back, x.reshape(-1), pairs, reverse=True)
-        return lax.scan(forth, q, (pairs, alphas))[0].reshape(x.shape)
+        q, alphas = lax.scan(back, v, pairs, reverse=True)
+        return lax.scan(forth, q, (pairs, alphas))[0]
 
-    def matmat(self, x: Any) -> Array:
-        """H X, for X of shape (n, k)."""
-        return jax.vmap(self.matvec, 1, 1)(jnp.asarray(x, self.dtype))
-
-    def __matmul__(self, x: Any) -> Array:
-        return self.matvec(x) if jnp.ndim(x) == 1 else self.matmat(x)
-
-    def __call__(self, x: Any) -> Array:
-        return self @ x
-
-    def dot(self, x: Any) -> Array:
-        """H @ x."""
-        return self @ x
-
-    def todense(self) -> Array:
-        """H as an array (n, n)."""
-        return self.matmat(jnp.eye(self.shape[0], dtype=self.dtype))
-
-    @property
-    def T(self) -> LbfgsInvHessProduct:
+    def adjoint(self) -> LbfgsInvHessProduct:
         """Itself: H is symmetric."""
         return self
+
+
+def _as_float(a: Array) -> Array:
+    return a if jnp.issubdtype(a.dtype, jnp.floating) else a.astype(jnp.result_type(float))

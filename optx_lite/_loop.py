@@ -75,6 +75,8 @@ def drive(
         else:  # which is to be differentiated
             after = solver.step(problem, state)
         report, moved = solver.report(problem, state, after)
+        # The host has no derivative, and needs none.
+        report = lax.stop_gradient(report)
         status = watch.step(report, solver.running(problem, state), moved, after.status)
         return eqx.tree_at(lambda s: s.status, after, status)
 

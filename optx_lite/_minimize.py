@@ -245,7 +245,7 @@ def _check_method(method: Any) -> str:
 
 
 def _check_options(kind: str, options: Any, tol: Any, jac: Any) -> dict[str, Any]:
-    chosen = dict(options or {})
+    chosen = {name: value for name, value in (options or {}).items() if value is not None}
     known = OPTIONS[kind]
     unknown = sorted(set(chosen) - set(known))
     if unknown:
@@ -293,9 +293,11 @@ def _number(name: str, value: Any, dtype: Any) -> Any:
 
 def _count(name: str, value: Any) -> Any:
     if isinstance(value, Tracer):
+        if name == "maxcor":
+            raise TypeError("`options`: `maxcor` is a shape, so it must be a number, not traced.")
         return value
     least = 1 if name in ("maxcor", "maxls") else 0
-    if not value >= least:
+    if isinstance(value, (str, bytes)) or jnp.ndim(value) > 0 or not value >= least:
         raise ValueError(f"`options`: `{name}` must be at least {least}, got {value!r}.")
     return int(min(value, np.iinfo(np.int32).max))
 

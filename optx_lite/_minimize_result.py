@@ -9,13 +9,13 @@ import numpy as np
 from ._result import CALLBACK_STOP, RUNNING, AbstractResult, exportable
 
 # Why a machine ended; `status` tells less.
-GTOL, FTOL, MAXFUN, MAXITER, FAILED, NONFINITE, ALL_FIXED, LOST = range(1, 9)
+GTOL, FTOL, MAXFUN, MAXITER, FAILED, NONFINITE, ALL_FIXED, LOST, BAD_BOUNDS, STUCK = range(1, 11)
 
 MESSAGES = {
     GTOL: "CONVERGENCE: NORM OF PROJECTED GRADIENT <= PGTOL",
     FTOL: "CONVERGENCE: RELATIVE REDUCTION OF F <= FACTR*EPSMCH",
     ALL_FIXED: "All independent variables were fixed by bounds.",
-    RUNNING: "STOP: TOTAL NO. OF F,G EVALUATIONS EXCEEDS LIMIT",
+    RUNNING: "The solve has not ended.",
     MAXFUN: "STOP: TOTAL NO. OF F,G EVALUATIONS EXCEEDS LIMIT",
     MAXITER: "STOP: TOTAL NO. OF ITERATIONS REACHED LIMIT",
     FAILED: "ABNORMAL: the line search found no lower value along a descent direction. Per unit "
@@ -25,10 +25,18 @@ MESSAGES = {
     NONFINITE: "ABNORMAL: `fun` or its gradient is not finite at `x0`.",
     LOST: "ABNORMAL: `fun` or its gradient was not finite at a later point. The result is the best "
     "point before; a smaller learning rate may help.",
+    BAD_BOUNDS: "ABNORMAL: `bounds` are reversed, or NaN.",
+    STUCK: "ABNORMAL: the line search of `method` has found no lower value for many iterations. "
+    "Those of optax do not know of `bounds`.",
     CALLBACK_STOP: "`callback` raised `StopIteration`.",
 }
+NOWHERE = (
+    "ABNORMAL: the line search found no lower value along a descent direction: even close to `x`, "
+    "`fun` or its gradient is not finite there."
+)
 CONVERGED = (GTOL, FTOL, ALL_FIXED)
-STATUS = {FAILED: 2, NONFINITE: 2, LOST: 2, CALLBACK_STOP: 99, **dict.fromkeys(CONVERGED, 0)}
+ABNORMAL = (FAILED, NONFINITE, LOST, BAD_BOUNDS, STUCK)
+STATUS = {CALLBACK_STOP: 99, **dict.fromkeys(ABNORMAL, 2), **dict.fromkeys(CONVERGED, 0)}
 LIMIT = 1  # the status of all the others
 
 
@@ -53,7 +61,11 @@ class MinimizeResult(AbstractResult):
     hess_inv : LbfgsInvHessProduct or None
         The method's approximation of the inverse Hessian.
     task : int
-        Why it ended, in more detail than ``status``; ``message`` says it in words.
+        Why it ended, in more detail than ``status``; ``message`` says it in words. 1 gtol, 2 ftol,
+        3 maxfun, 4 maxiter, 5 no lower value found, 6 not finite at ``x0``, 7 all variables
+        fixed, 8 not finite at a later point, 9 bounds reversed or NaN, 10 the line search of a
+        transformation is stuck, -2 stopped by the callback. 0 or None, in the
+        ``intermediate_result`` of a callback: it has not ended.
     status : int
         0 converged, 1 limit of evaluations or iterations, 2 abnormal, 99 stopped by the callback.
     slopes : array, shape (2,), or None
@@ -81,14 +93,17 @@ class MinimizeResult(AbstractResult):
     @property
     def success(self) -> Any:
         """Whether a convergence test was met (``status == 0``)."""
-        return self.status == 0
+        return self.task is not None and self.status == 0
 
     @property
     def code(self) -> Any:
         """The task."""
-        return self.task
+        return RUNNING if self.task is None else self.task
 
     def _text(self, code: int, lane: tuple[int, ...]) -> str:
         if self.slopes is None:
             return super()._text(code, lane)
-        return self.MESSAGES[code].format(*np.asarray(self.slopes)[lane])
+        slopes = np.asarray(self.slopes)[lane]
+        if code == FAILED and not np.all(np.isfinite(slopes)):
+            return NOWHERE
+        return self.MESSAGES[code].format(*slopes)

@@ -33,8 +33,7 @@ class _Objective(eqx.Module):
     def __call__(self, x: Array) -> Array:
         fun = self.on_complex if self.on_complex is not None and jnp.iscomplexobj(x) else self.fun
         out = fun(self.restore(x), *self.args)
-        value = jnp.asarray(out[0] if self.pair else out).reshape(())
-        return value if jnp.issubdtype(value.dtype, jnp.inexact) else value.astype(x.dtype)
+        return jnp.asarray(out[0] if self.pair else out).reshape(())
 
     def both(self, x: Array) -> tuple[Array, Array]:
         """The value and the user's gradient, (n,)."""
@@ -154,6 +153,10 @@ def _check_value(out: Any) -> None:
         )
     if jnp.issubdtype(leaves[0].dtype, jnp.complexfloating):
         raise ValueError("`fun` must return a real value, got a complex one.")
+    if not jnp.issubdtype(leaves[0].dtype, jnp.floating):
+        raise TypeError(
+            f"`fun` must return a floating value, for its gradient is asked for, got {out}."
+        )
 
 
 def _check_gradient(out: Any, x: Any, name: str) -> None:
@@ -202,13 +205,12 @@ def _as_two(bounds: Any, restore: Unravel, x: Array) -> Any:
     pairs = bounds if isinstance(bounds, (jax.Array, np.ndarray)) else list(bounds)
     if len(pairs) != n:
         raise _wrong_number(n, len(pairs))
-    if any(np.shape(pair)[:1] != (2,) and not _is_pair(pair) for pair in pairs):
+    if not all(_is_pair(pair) for pair in pairs):
         raise ValueError(f"`bounds` must be pairs (min, max), got {bounds!r}.")
-    sides = [
-        [missing if pair[k] is None else pair[k] for pair in pairs]
+    return tuple(
+        _stack([missing if pair[k] is None else pair[k] for pair in pairs], x.dtype)
         for k, missing in ((0, -np.inf), (1, np.inf))
-    ]
-    return tuple(_stack(side) for side in sides)
+    )
 
 
 def _wrong_number(expected: int, got: int) -> ValueError:
@@ -219,9 +221,14 @@ def _wrong_number(expected: int, got: int) -> ValueError:
 
 
 def _is_pair(pair: Any) -> bool:
-    return isinstance(pair, (tuple, list)) and len(pair) == 2
+    if isinstance(pair, (tuple, list)):
+        return len(pair) == 2
+    return jnp.shape(pair)[:1] == (2,)
 
 
-def _stack(side: list[Any]) -> Any:
-    arrays = any(isinstance(value, jax.Array) for value in side)
-    return jnp.stack([jnp.asarray(v, float) for v in side]) if arrays else np.asarray(side, float)
+def _stack(side: list[Any], dtype: Any) -> Any:
+    traced = any(isinstance(value, jax.Array) for value in side)
+    stacked = jnp.stack([jnp.asarray(v, dtype) for v in side]) if traced else np.array(side, dtype)
+    if stacked.ndim != 1:
+        raise ValueError(f"`bounds` must be pairs of numbers, got sides like {side[0]!r}.")
+    return stacked

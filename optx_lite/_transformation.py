@@ -36,7 +36,8 @@ class LbfgsbState(NamedTuple):
         With ``x``, ``value``, the best point and what ``fun`` is there, and ``nit``.
     status : array, shape (), int
         0 while it runs; then `update` answers with the step to the best point, and after that
-        with zeros.
+        with zeros. The codes are those of ``task`` in `MinimizeResult`: 1 gtol, 2 ftol and 7 (all
+        variables fixed) mean convergence.
     """
 
     machine: Any
@@ -107,7 +108,12 @@ def lbfgsb(
                     maxcor=maxcor)  # fmt: skip
 
     def told(params: Any, value: Any, grads: Any) -> tuple[Any, _Told, Array]:
-        dtype = widest(leaf.dtype for leaf in jax.tree.leaves(params))
+        dtypes = [leaf.dtype for leaf in jax.tree.leaves(params)]
+        if not dtypes or not all(jnp.issubdtype(d, jnp.floating) for d in dtypes):
+            raise ValueError(f"`params` must be real arrays of floating dtype, got {dtypes}.")
+        if jnp.shape(value) != ():
+            raise ValueError(f"`value` must be a scalar, got shape {jnp.shape(value)}.")
+        dtype = widest(dtypes)
         x = jnp.asarray(ravel(params, dtype))
         lower, upper, bounded = check_bounds(bounds, params, x)
         typed = eqx.tree_at(
@@ -160,4 +166,5 @@ def _to(goal: Array, x: Array, problem: _Told) -> Array:
     """goal - x, made smaller by a rounding where x + (goal - x) would leave the box."""
     step = goal - x
     outside = (x + step > problem.upper) | (x + step < problem.lower)
-    return jnp.where(outside, jnp.nextafter(step, jnp.zeros_like(step)), step)
+    fixed = jax.lax.stop_gradient(step)
+    return step + jnp.where(outside, jnp.nextafter(fixed, jnp.zeros_like(fixed)) - fixed, 0)

@@ -100,8 +100,8 @@ class Unravel:
 
     @property
     def is_flat(self) -> bool:
-        """Whether the tree is one vector, as for SciPy."""
-        return len(self.leaves) == 1 and len(self.leaves[0][0]) == 1
+        """Whether the tree is one vector, as for SciPy, and not a container of one."""
+        return jax.tree_util.treedef_is_leaf(self.treedef) and len(self.leaves[0][0]) == 1
 
     @property
     def sizes(self) -> list[int]:

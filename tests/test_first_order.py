@@ -210,3 +210,37 @@ def test_lbfgsb_says_what_is_missing():
         transformation.update(params(), state)
     with pytest.raises(ValueError, match="`value` is missing"):
         transformation.update(params(), state, params())
+
+
+def test_lbfgsb_refuses_what_it_cannot_take():
+    transformation = ox.lbfgsb()
+    with pytest.raises(ValueError, match="real arrays of floating dtype"):
+        transformation.init(jnp.array([1j]))
+    p = jnp.ones(2)
+    state = transformation.init(p)
+    with pytest.raises(ValueError, match=r"`value` must be a scalar, got shape \(1,\)"):
+        transformation.update(p, state, p, value=jnp.ones(1))
+
+
+@pytest.mark.slow
+def test_a_scan_over_lbfgsb_in_a_box_has_both_derivatives():
+    transformation = ox.lbfgsb((-1.0, 0.7))
+
+    def loss(x, a):
+        return (a - x[0]) ** 2 + 10 * jnp.sum((x[1:] - x[:-1] ** 2) ** 2)
+
+    def trained(v):
+        def turn(carry, _):
+            p, state = carry
+            value, grads = jax.value_and_grad(loss)(p, v[3])
+            updates, state = transformation.update(grads, state, p, value=value)
+            return (p + updates, state), None
+
+        start = (v[:3], transformation.init(v[:3]))
+        return jax.lax.scan(turn, start, None, length=6)[0][0]
+
+    v, h = np.array([-0.7, 0.4, 0.3, 1.1]), 1e-6
+    solve = jax.jit(trained)
+    expected = np.stack([(solve(v + e) - solve(v - e)) / (2 * h) for e in h * np.eye(4)], axis=1)
+    assert_allclose(jax.jit(jax.jacrev(trained))(v), expected, atol=1e-6)
+    assert_allclose(jax.jit(jax.jacfwd(trained))(v), expected, atol=1e-6)

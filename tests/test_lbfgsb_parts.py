@@ -7,6 +7,7 @@ import pytest
 import scipy.optimize as so
 from numpy.testing import assert_allclose
 from scipy.optimize._dcsrch import DCSRCH
+from scipy.sparse.linalg import aslinearoperator
 
 import optx_lite as ox
 from optx_lite.linalg import solve_positive
@@ -297,3 +298,35 @@ def test_the_newest_pair_is_satisfied_after_the_memory_has_wrapped():
     before = ox.minimize(rosenbrock, np.zeros(8), options={"maxcor": 5, "maxiter": 22})
     assert_allclose(inverse.sk[-1], res.x - before.x)
     assert_allclose(inverse.yk[-1], res.jac - before.jac)
+
+
+def test_inverse_hessian_is_an_operator_as_scipys():
+    steps, changes = pairs(6, 3)
+    ours = ox.LbfgsInvHessProduct(steps, changes)
+    theirs = aslinearoperator(so.LbfgsInvHessProduct(steps, changes).todense())
+    x, many = np.arange(6.0), np.eye(6)[:, :2]
+    for f in (
+        lambda h: (2 * h) @ x, lambda h: (h * 2) @ x, lambda h: (h + h) @ x, lambda h: h * x,
+        lambda h: (h - 3 * h) @ x, lambda h: (-h) @ x, lambda h: (h / 4) @ x, lambda h: x @ h,
+        lambda h: (h @ (2 * h)) @ x, lambda h: (h**2) @ x, lambda h: h.T @ x, lambda h: h.H @ x,
+        lambda h: h.adjoint() @ x, lambda h: h.rmatvec(x), lambda h: h.rmatmat(many),
+        lambda h: (h @ (h + h)).T @ x, lambda h: h(x), lambda h: h.transpose() @ x,
+    ):  # fmt: skip
+        assert_allclose(f(ours), f(theirs), rtol=1e-10, atol=1e-12)
+    assert_allclose(ours @ np.arange(6), theirs @ x)
+    assert_allclose(ours @ x.astype(np.float32), theirs @ x)
+    assert_allclose(ours @ (x + 1j * x), (1 + 1j) * (theirs @ x))
+    whole = ox.LbfgsInvHessProduct(np.eye(2, dtype=int), 2 * np.eye(2, dtype=int))
+    assert_allclose(whole @ np.ones(2), 0.5)
+    with pytest.raises(ValueError, match="do not fit"):
+        ours + ox.LbfgsInvHessProduct(np.ones((1, 2)), np.ones((1, 2)))
+
+
+def test_a_memory_in_any_unit():
+    # B is in units of y / s, far out in the range of the dtype.
+    steps, changes = pairs(7, 6)
+    expected = memory_of(steps, changes).solve(changes[0])
+    for of_s, of_y in ((2.0**300, 2.0**-300), (2.0**-300, 2.0**300), (2.0**510, 2.0**500)):
+        memory = memory_of(steps * of_s, changes * of_y)
+        assert_allclose(memory.solve(changes[0]) * (of_y / of_s), expected, rtol=1e-12)
+        assert_allclose(memory.in_order()[0], steps[-SLOTS:] * of_s)

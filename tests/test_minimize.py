@@ -449,3 +449,62 @@ def test_a_plateau_must_last_longer_where_something_may_hide(possible, iteration
         state = eqx.tree_at(lambda s: (s.status, s.calm), state, (status, calm))
         lasted += 1
     assert lasted == iterations
+
+
+# ---------------------------------------------------------------------------------------
+# What is refused, and what is read as what
+
+
+def test_a_pytree_of_one_array_takes_two_bounds():
+    fun = lambda p: jnp.sum((p["a"] - 2) ** 2)
+    x0 = {"a": jnp.array([0.5, 0.5])}
+    for bounds in ((0.0, 1.5), ({"a": np.zeros(2)}, {"a": np.array([1.5, 1.5])})):
+        assert_allclose(ox.minimize(fun, x0, bounds=bounds).x["a"], 1.5)
+    lower, upper = {"a": np.array([0.0, 2.5])}, {"a": np.array([1.0, 3.0])}
+    assert_allclose(ox.minimize(fun, x0, bounds=(lower, upper)).x["a"], [1.0, 2.5])
+
+
+def test_a_jacobian_in_the_structure_of_jacfwd():
+    fun = lambda p: jnp.concatenate([p["a"] - 1, 2 * p["a"] - 2])
+    res = ox.least_squares(fun, {"a": jnp.zeros(2)}, jac=jax.jacfwd(fun))
+    assert_allclose(res.x["a"], 1)
+
+
+def test_an_objective_of_whole_numbers_is_refused():
+    for fun in (lambda x: jnp.sum(x > 0), lambda x: jnp.any(x > 0)):
+        with pytest.raises(TypeError, match="floating"):
+            ox.minimize(fun, [1.0, 2.0])
+
+
+def test_options_that_are_none_or_no_numbers():
+    assert ox.minimize(rosenbrock, start(2), options={"maxiter": None, "ftol": None}).success
+    with pytest.raises(TypeError, match="`maxcor`"):
+        jax.jit(lambda m: ox.minimize(rosenbrock, start(2), options={"maxcor": m}).x)(3)
+    with pytest.raises(ValueError, match="`maxiter` must be at least"):
+        ox.minimize(rosenbrock, start(2), options={"maxiter": "3"})
+
+
+def test_a_callback_reads_the_message_of_a_solve_that_goes_on():
+    seen = []
+
+    def callback(intermediate_result):
+        seen.append((intermediate_result.message, intermediate_result.success))
+
+    ox.minimize(rosenbrock, start(2), callback=callback)
+    assert set(seen) == {("The solve has not ended.", False)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("callback", [None, lambda x: None])
+def test_unrolled_in_a_box(callback):
+    def stopped(v):
+        bounds = [(-1.0, v[3]), (None, 0.6), (-1.0, None)]
+        return ox.minimize(
+            rosenbrock, v[:3], args=(v[4],), bounds=bounds, callback=callback,
+            adjoint=ox.UnrolledAdjoint(steps=6),
+        ).x  # fmt: skip
+
+    v = np.array([-0.7, 0.4, 0.3, 0.5, 1.1])
+    expected = differences(jax.jit(stopped), v, 1e-6)
+    assert_allclose(jax.jit(jax.jacrev(stopped))(v), expected, atol=1e-6)
+    assert_allclose(jax.jit(jax.jacfwd(stopped))(v), expected, atol=1e-6)

@@ -1,14 +1,24 @@
-"""Norms and quotients that are safe at zero, in value and in derivative.
+"""Norms, inner products and quotients that are safe at zero, in value and in derivative.
 
 The guard of the derivative stands in a rule of its own, so that a solve which is not
 differentiated does not pay for it.
+
+The square of a number leaves the range of float32 from 1e-23 downwards and from 2e19 upwards. So
+vectors are divided by a power of two near their largest entry before their products are summed:
+it rounds nothing, and the result is right wherever it can be represented.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax import lax
 from jaxtyping import Array
+
+_INTEGERS = {4: np.int32, 8: np.int64}
 
 
 @jax.custom_jvp
@@ -24,9 +34,47 @@ def _safe_sqrt_jvp(primals, tangents):  # type: ignore[no-untyped-def]
     return root, jnp.where(root > 0, 0.5 / jnp.where(root > 0, root, 1), 0) * d_square
 
 
+def power_of_two(v: Array) -> Array:
+    """The largest that is not above max |v|, (); 1 where that is 0 or not finite.
+
+    A unit for ``v``, whose `reciprocal` is in range, too. It counts as a constant in derivatives.
+    """
+    largest = jnp.max(jnp.abs(lax.stop_gradient(v)))
+    info = jnp.finfo(largest.dtype)
+    bits = _bits(largest) & _bits(np.asarray(jnp.inf, largest.dtype))
+    unit = lax.bitcast_convert_type(bits, largest.dtype)
+    proper = (unit > 0) & (unit < jnp.inf)
+    return jnp.where(proper, jnp.minimum(unit, 0.5 / info.smallest_normal), 1)
+
+
+def reciprocal(unit: Array) -> Array:
+    """1 / ``unit`` of a power of two, exactly.
+
+    By its exponent: of (a / b) / c XLA makes a / (b c), where b c may be out of range.
+    """
+    one = np.ones((), unit.dtype)
+    return lax.bitcast_convert_type(2 * _bits(one) - _bits(unit), unit.dtype)
+
+
+def _bits(number: Any) -> Any:
+    integer = _INTEGERS[number.dtype.itemsize]
+    if isinstance(number, np.ndarray):
+        return number.view(integer)
+    return lax.bitcast_convert_type(number, integer)
+
+
 def norm(v: Array) -> Array:
-    """Euclidean norm of a vector."""
-    return safe_sqrt(v @ v)
+    """Euclidean norm of a vector, also where the squares of its entries are out of range."""
+    unit = power_of_two(v)
+    v = v * reciprocal(unit)
+    return safe_sqrt(v @ v) * unit
+
+
+def dot(a: Array, b: Array) -> Array:
+    """a . b, also where products of their entries are out of range."""
+    unit_a, unit_b = power_of_two(a), power_of_two(b)
+    product = (a * reciprocal(unit_a)) @ (b * reciprocal(unit_b))
+    return jnp.where(product == 0, 0, product * (unit_a * unit_b))
 
 
 @jax.custom_jvp

@@ -23,11 +23,16 @@ one breakpoint, two products with W; sorting takes longer than all of them (one 
 hundred times as long as a product for n = 1000, sixty times for n = 100,000). A turn is the same
 work for every lane of a `vmap`. Where the path has several local minima, which is rare, the
 paper's is the first; this is one at which q is lower than at the breakpoints seen before it.
+
+A loop of unknown length has no derivative in reverse mode. It needs none: where it ends, the
+minimum is a formula of the breakpoint before it, or is the breakpoint after it, and that is what
+is differentiated.
 """
 
 from __future__ import annotations
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
@@ -61,18 +66,30 @@ def cauchy_point(
 ) -> tuple[Array, Array]:
     """The point, feasible, and which variables are free there: have not met a bound."""
     t = breakpoints(x, grad, lower, upper)
-    most = jnp.sum(jnp.where(t > 0, grad * grad, 0))
+    best, _, _ = _path_minimum(t, grad, b)
+    reached = t <= best
+    bound = jnp.where(grad < 0, upper, lower)
+    length = jnp.where(best < jnp.inf, best, 0)  # where it is not, no variable moves by it
+    point = jnp.clip(x + jnp.where(reached, 0, -length * grad), lower, upper)
+    return jnp.where(reached & (grad != 0), bound, point), ~reached
 
-    def look(tau: Array) -> tuple[Array, Array, Array]:
-        """q, q' just beyond tau, and the minimum of that stretch were it endless."""
-        d = b.see(jnp.where(t > tau, -grad, 0))
-        z = b.see(-grad * jnp.minimum(t, tau))
-        value = grad @ z.vector + 0.5 * b.form(z, z)
-        slope = grad @ d.vector + b.form(d, z)
-        # As in the original code, the curvature is kept positive against rounding.
-        eps = jnp.finfo(t.dtype).eps
-        curvature = jnp.maximum(b.form(d, d), eps * b.theta * most)
-        return value, slope, tau - safe_divide(slope, curvature)
+
+def _look(t: Array, grad: Array, b: AbstractMatrix, tau: Array) -> tuple[Array, Array, Array]:
+    """q, q' just beyond tau, and the minimum of that stretch were it endless."""
+    d = b.see(jnp.where(t > tau, -grad, 0))
+    z = b.see(-grad * jnp.minimum(t, tau))
+    value = grad @ z.vector + 0.5 * b.form(z, z)
+    slope = grad @ d.vector + b.form(d, z)
+    # As in the original code, the curvature is kept positive against rounding.
+    eps = jnp.finfo(t.dtype).eps
+    most = jnp.sum(jnp.where(t > 0, grad * grad, 0))
+    curvature = jnp.maximum(b.form(d, d), eps * b.theta * most)
+    return value, slope, tau - safe_divide(slope, curvature)
+
+
+@jax.custom_jvp
+def _path_minimum(t: Array, grad: Array, b: AbstractMatrix) -> tuple[Array, Array, Array]:
+    """Where it is, the breakpoint before it, or 0, and the one after it."""
 
     def close_in(stretch: Stretch) -> Stretch:
         first, last = stretch.first, stretch.last
@@ -81,7 +98,7 @@ def cauchy_point(
         target = jnp.clip(target, first, last)
         tau = jnp.min(jnp.where((t >= target) & (t < stretch.end), t, last))
         tau = jnp.where(stretch.turns == 0, 0, tau)
-        value, slope, minimum = look(tau)
+        value, slope, minimum = _look(t, grad, b, tau)
         onward = (slope < 0) & (value < stretch.value)
         begin = jnp.where(onward, tau, stretch.begin)
         end = jnp.where(onward, stretch.end, tau)
@@ -96,11 +113,21 @@ def cauchy_point(
             turns=stretch.turns + 1,
         )
 
-    zero, infinite = jnp.zeros_like(most), jnp.full_like(most, jnp.inf)
+    zero = jnp.zeros((), t.dtype)
+    infinite = zero + jnp.inf
     start = Stretch(zero, infinite, infinite, infinite, zero, zero, jnp.zeros((), jnp.int32))
     found = while_loop(lambda stretch: stretch.first < stretch.minimum, close_in, start)
-    best = jnp.minimum(found.minimum, found.end)
-    reached = t <= best
-    bound = jnp.where(grad < 0, upper, lower)
-    point = jnp.clip(x + jnp.where(reached, 0, -best * grad), lower, upper)
-    return jnp.where(reached & (grad != 0), bound, point), ~reached
+    return jnp.minimum(found.minimum, found.end), found.begin, found.end
+
+
+@_path_minimum.defjvp
+def _path_minimum_jvp(primals, tangents):  # type: ignore[no-untyped-def]
+    best, begin, end = _path_minimum(*primals)
+
+    def place(t: Array, grad: Array, b: AbstractMatrix) -> Array:
+        before = jnp.where(begin > 0, t[jnp.argmax(t == begin)], 0)
+        after = jnp.where(end > 0, t[jnp.argmax(t == end)], 0)
+        return jnp.where(best < end, _look(t, grad, b, before)[2], after)
+
+    _, d_best = jax.jvp(place, primals, tangents)
+    return (best, begin, end), (d_best, jnp.zeros_like(begin), jnp.zeros_like(end))

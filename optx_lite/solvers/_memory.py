@@ -22,6 +22,10 @@ newest adds the column
 
 That costs no digits: on quadratics of condition 1e12, H r is as near to the recursion in extended
 precision as the usual two loops over the pairs come, and nothing has to be done in turn.
+
+H does not change where a pair is divided by a number, s and y both. So each is kept in a unit of
+its own, the power of two that makes s.y about 1: then y.y is the curvature of the pair and s.s its
+inverse, and no product leaves the range of the dtype unless curvature^3/2 does.
 """
 
 from __future__ import annotations
@@ -31,13 +35,14 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
-from ..linalg import safe_divide
+from ..linalg import power_of_two, reciprocal, safe_divide
 
 
 class Memory(eqx.Module):
     """The pairs, in slots, with their products."""
 
-    pairs: Array  # (2m, n): y_0, s_0, y_1, s_1 ...
+    pairs: Array  # (2m, n): y_0, s_0, y_1, s_1 ..., in units of their own
+    unit: Array  # (m,) what each pair was divided by
     gram: Array  # (2m, 2m): products of all of them, y_0 ... y_{m-1}, s_0 ... s_{m-1}
     age: Array  # (m,) int: the later the larger, 0 for an empty slot
     theta: Array  # ()
@@ -48,7 +53,7 @@ class Memory(eqx.Module):
         """No pairs."""
         pairs, gram = jnp.zeros((2 * m, n), dtype), jnp.zeros((2 * m, 2 * m), dtype)
         age, theta = jnp.zeros(m, jnp.int32), jnp.ones((), dtype)
-        return Memory(pairs, gram, age, theta, jnp.zeros((m, m), dtype))
+        return Memory(pairs, jnp.ones(m, dtype), gram, age, theta, jnp.zeros((m, m), dtype))
 
     @property
     def full(self) -> Array:
@@ -69,8 +74,12 @@ class Memory(eqx.Module):
         return _sorted(_sorted(rows @ rows.T).T)
 
     def remember(self, step: Array, change: Array, wanted: Array) -> Memory:
-        """With the pair in place of the oldest, where that is ``wanted``."""
+        """With the pair in place of the oldest, where that is ``wanted`` and s.y > 0."""
         m, slot = self.age.shape[0], jnp.argmin(self.age)
+        step, change, unit = _balanced(step, change)
+        along = step @ change
+        theta = safe_divide(change @ change, along)
+        wanted = wanted & (along > 0) & (theta > 0) & (theta < jnp.inf)
         # One write for both rows: XLA does it in place.
         old = lax.dynamic_slice_in_dim(self.pairs, 2 * slot, 2)
         pair = jnp.where(wanted, jnp.stack([change, step]), old)
@@ -83,16 +92,16 @@ class Memory(eqx.Module):
             new = jnp.where(here[:, None], products[None, :], new)
             gram = jnp.where(wanted, new, gram)
         newest = jnp.arange(m) == slot
-        along = step @ change
         inverse = jnp.where(newest[:, None] | newest[None, :], 0, self.inverse)
         added = -safe_divide(inverse @ gram[m:, slot], along)  # (1)
         added = jnp.where(newest, safe_divide(jnp.ones_like(along), along), added)
         inverse = jnp.where(newest[None, :], added[:, None], inverse)
         return Memory(
             pairs=pairs,
+            unit=jnp.where(wanted & newest, unit, self.unit),
             gram=gram,
             age=jnp.where(wanted & newest, jnp.max(self.age) + 1, self.age),
-            theta=jnp.where(wanted, safe_divide(change @ change, along), self.theta),
+            theta=jnp.where(wanted, theta, self.theta),
             inverse=jnp.where(wanted, inverse, self.inverse),
         )
 
@@ -109,9 +118,9 @@ class Memory(eqx.Module):
     def in_order(self) -> tuple[Array, Array]:
         """S and Y as rows, the oldest first; zeros, before all, for the empty slots."""
         order = jnp.argsort(self.age)
-        used = self.full[order][:, None]
+        unit = jnp.where(self.full, self.unit, 0)[order][:, None]
         changes, steps = self.pairs[::2], self.pairs[1::2]
-        return jnp.where(used, steps[order], 0), jnp.where(used, changes[order], 0)
+        return steps[order] * unit, changes[order] * unit
 
     def solve(self, r: Array) -> Array:
         """H r, by (2.6)."""
@@ -124,6 +133,14 @@ class Memory(eqx.Module):
     def blocks(self) -> tuple[Array, Array, Array, Array]:
         """Y^T Y, Y^T S, S^T Y and S^T S, among the slots in use."""
         return blocks(self.gram, self.full)
+
+
+def _balanced(step: Array, change: Array) -> tuple[Array, Array, Array]:
+    """The pair divided by a power of two, such that s.y is about 1, and that power."""
+    of_step, of_change = power_of_two(step), power_of_two(change)
+    longer = power_of_two(jnp.sqrt(of_step * reciprocal(of_change)))
+    unit = of_step * reciprocal(longer)
+    return step * reciprocal(unit), change * reciprocal(unit), unit
 
 
 def _sorted(products: Array) -> Array:

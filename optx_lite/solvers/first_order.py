@@ -7,10 +7,15 @@ structure, so masks and groups of parameters work, and is given ``value``, ``gra
 ``value_fn`` besides, as optax's line searches want them; the evaluations of such a line search,
 a loop of optax's own inside the step, are counted where its state tells their number.
 
-The end is that of `_minimizer`. The quadratic there is one number here, the curvature along the
-last step, kappa = s.y / s.s of the projected steps, and what it promises is
+The end is that of `_minimizer`. The quadratic there is one number here, the flattest curvature
+seen along the steps s of late, and what it promises is
 
-    q = ||P(x - g) - x||^2 / (2 kappa),    infinite if kappa <= 0                      (2)
+    q = ||P(x - g) - x||^2 f / 2,    f = max(s.s / s.y, FADE f_before)                 (2)
+
+infinite while s.y <= 0. A step across a narrow valley says nothing of what lies along it.
+
+A line search of the transformation's own does not know of the box, and may find nothing lower for
+ever: the end, if that lasts `PATIENCE` times `CALM` iterations.
 
 Different from a loop written by hand: the answer is the best point seen, and a value which is
 not finite ends the run.
@@ -28,11 +33,20 @@ from jaxtyping import Array
 from .._bounds import projected_descent
 from .._control_flow import vary_with
 from .._lift import lift
-from .._minimize_result import LOST, NONFINITE, RUNNING
+from .._minimize_result import LOST, NONFINITE, RUNNING, STUCK
 from .._problem import MinimizationProblem
 from .._tree import ravel
-from ..linalg import safe_divide
-from ._minimizer import AbstractMinimizer, BestSeen
+from ..linalg import dot, norm, power_of_two, reciprocal, safe_divide
+from ._minimizer import (
+    CALM,
+    PATIENCE,
+    AbstractMinimizer,
+    BestSeen,
+    reach_of,
+    status_of_bounds,
+)
+
+FADE = 0.9  # of the flattest curvature seen, an iteration
 
 
 class State(BestSeen):
@@ -42,6 +56,9 @@ class State(BestSeen):
     last: Array  # (n,) evaluated before
     last_value: Array  # ()
     last_grad: Array  # (n,)
+    last_reach: Array  # () G of `_minimizer`
+    flatness: Array  # () f of (2), without the present step
+    idle: Array  # () iterations since the best point was found
     inner: Any  # the transformation's own state
 
 
@@ -66,8 +83,9 @@ class FirstOrder(AbstractMinimizer[State]):
         zero, none, zeros = jnp.zeros((), x0.dtype), jnp.zeros((), jnp.int32), jnp.zeros_like(x0)
         x0 = x0 + projected_descent(problem, x0, zeros)
         return State(
-            x=x0, value=zero + jnp.inf, grad=zeros, value0=zero, nfev=none, nit=none,
-            calm=none, status=none, trial=x0, last=x0, last_value=zero + jnp.inf, last_grad=zeros,
+            x=x0, value=zero + jnp.nan, grad=zeros + jnp.nan, nfev=none, nit=none, calm=none,
+            status=status_of_bounds(problem), trial=x0, last=x0, last_value=zero + jnp.inf,
+            last_grad=zeros, last_reach=zero, flatness=zero, idle=none,
             inner=self.start(problem.restore_x(x0)),
         )  # fmt: skip
 
@@ -77,22 +95,28 @@ class FirstOrder(AbstractMinimizer[State]):
         finite = jnp.isfinite(value) & jnp.all(jnp.isfinite(grad))
         first = state.nfev == 0
         here = eqx.tree_at(
-            lambda s: (s.x, s.value, s.grad, s.value0, s.nit),
+            lambda s: (s.x, s.value, s.grad, s.nit),
             state,
-            (
-                state.trial, value, grad, jnp.where(first, value, state.value0),
-                state.nit + (finite & ~first).astype(jnp.int32),
-            ),
-        )  # fmt: skip
-        promise = _promise(problem, here)
-        status, calm = self.judge(problem, here, state.last_value, promise, promise)
+            (state.trial, value, grad, state.nit + (finite & ~first).astype(jnp.int32)),
+        )
+        descent = projected_descent(problem, here.x, grad)
+        promise, flatness = _promise(here, descent)
+        reach = reach_of(here.x, descent)
+        status, calm = self.judge(
+            problem, here, state.last_value, promise, promise, reach, state.last_reach
+        )
         status = jnp.where(finite, status, jnp.where(first, NONFINITE, LOST)).astype(jnp.int32)
-        taken = finite & ((status != RUNNING) | first | (value < state.value))
+        taken = first | (finite & ((status != RUNNING) | (value < state.value)))
+
+        idle = jnp.where(taken, 0, state.idle + 1)
 
         restore = problem.restore_x
         updates, inner, further = self.update(
             restore(grad), state.inner, restore(state.trial), value, problem.objective
         )
+        if further is not None:
+            stuck = (status == RUNNING) & (idle >= PATIENCE * CALM)
+            status = jnp.where(stuck, STUCK, status).astype(jnp.int32)
         moved = state.trial + ravel(updates, value.dtype)  # (1)
         if problem.bounded:
             moved = jnp.clip(moved, problem.lower, problem.upper)
@@ -100,8 +124,7 @@ class FirstOrder(AbstractMinimizer[State]):
             x=jnp.where(taken, state.trial, state.x),
             value=jnp.where(taken, value, state.value),
             grad=jnp.where(taken, grad, state.grad),
-            value0=here.value0,
-            nfev=state.nfev + 1 + further,
+            nfev=state.nfev + 1 + (0 if further is None else further),
             nit=here.nit,
             calm=calm,
             status=status,
@@ -109,6 +132,9 @@ class FirstOrder(AbstractMinimizer[State]):
             last=state.trial,
             last_value=value,
             last_grad=grad,
+            last_reach=reach,
+            flatness=flatness,
+            idle=idle,
             inner=inner,
         )
 
@@ -149,19 +175,23 @@ def first_order(transformation: Any, problem: MinimizationProblem, x: Array) -> 
     return FirstOrder(start=start, update=lifted)
 
 
-def _promise(problem: MinimizationProblem, state: State) -> Array:
-    """q of (2), and 0 where the projected gradient is."""
-    descent = projected_descent(problem, state.x, state.grad)
-    step = state.x - state.last
-    kappa = safe_divide(step @ (state.grad - state.last_grad), step @ step)
-    q = 0.5 * safe_divide(descent @ descent, kappa)
-    return jnp.where(jnp.any(descent != 0) & ~(kappa > 0), jnp.inf, q)
+def _promise(state: State, descent: Array) -> tuple[Array, Array]:
+    """q of (2), 0 where the projected gradient is, and the flatness to go on with."""
+    unit = power_of_two(state.grad)
+    step, per_unit = state.x - state.last, reciprocal(unit)
+    along, length = dot(step, (state.grad - state.last_grad) * per_unit), norm(step)
+    seen = length * safe_divide(length, along) * per_unit
+    curved = (along > 0) & (seen > 0)
+    flatness = jnp.maximum(jnp.where(curved, seen, 0), FADE * state.flatness)
+    size = norm(descent)
+    q = jnp.where(curved, 0.5 * size * (size * flatness), jnp.inf)
+    return jnp.where(size > 0, q, 0), flatness
 
 
-def _evaluations(inner: Any) -> Array:
-    """Those of the transformation's own line search."""
+def _evaluations(inner: Any) -> Array | None:
+    """Those of the transformation's own line search, if it has one."""
     import optax
 
     found = optax.tree_utils.tree_get_all_with_path(inner, "num_linesearch_steps")
     counts = [jnp.asarray(count, jnp.int32) for _, count in found]
-    return sum(counts, jnp.zeros((), jnp.int32))
+    return sum(counts, jnp.zeros((), jnp.int32)) if counts else None

@@ -19,11 +19,23 @@ evaluation of f and its gradient; the trials of the line search are states.
 Different from the original code:
 
 - Where the projected point of 2 is worse for the quadratic than the shortened one, that is taken.
-- The first step has length 1 at most, in a box too, so a factor on f does not change the path.
-- The end is told by what the quadratic still promises, q = -g.d / 2: see `_minimizer`.
-- A search that gains no more than the rounding of f, where its slope promises a hundred times
-  that, has failed. It is repeated without memory, as there; if that fails, too, one evaluation a
-  short way along d compares the function with its gradient, and the result tells both.
+- The first step is as long as the largest entry of x0, to a power of two, and 1 where x0 = 0, in a
+  box too. So factors on f and on x do not change the path. Of both the solver has units, powers
+  of two; the products that make the quadratic are formed in these.
+- The end is told by what the quadratic still promises, q = -g.d / 2: see `_minimizer`. Whether
+  that is to be relied on the last search has shown, where the slope went from phi'(0) = g.d to
+  phi'(t): the curvature along d was
+
+      rho = (phi'(t) - phi'(0)) / (-t phi'(0))                                         (1)
+
+  times what the quadratic said. Where rho < 1 it is too stiff, and q counts as q / rho.
+- A search that has come to a lower point goes on from there, however it ended. One that gains no
+  more than the rounding of f, where its slope promises a hundred times that, has failed, as one
+  that finds nothing. The next one is begun without memory, with a step so short that it is a
+  finite difference of the gradient: it shows the curvature along g, and whether f changes as g
+  says. If g promises less than the rounding of f, that is the end, and so it is if such a search
+  fails as well and g promises no more than the noise that f may have; else the result reports
+  both slopes.
 """
 
 from __future__ import annotations
@@ -38,17 +50,23 @@ from jaxtyping import Array
 from .._bounds import onto_bounds, step_to_bound
 from .._control_flow import cond
 from .._inverse_hessian import LbfgsInvHessProduct
-from .._minimize_result import ALL_FIXED, FAILED, NONFINITE, RUNNING
+from .._minimize_result import ALL_FIXED, FAILED, FTOL, GTOL, NONFINITE, RUNNING
 from .._problem import MinimizationProblem
-from ..linalg import norm, safe_divide
-from ._cauchy import breakpoints, cauchy_point
+from ..linalg import dot, norm, power_of_two, reciprocal, safe_divide
+from ._cauchy import cauchy_point
 from ._matrix import matrix_of
 from ._memory import Memory
-from ._minimizer import AbstractMinimizer, BestSeen
-from ._more_thuente import LineSearch, advance, begin, believable
+from ._minimizer import (
+    AbstractMinimizer,
+    BestSeen,
+    reach_of,
+    rounding,
+    status_of_bounds,
+)
+from ._more_thuente import DOUBT, NOISE, LineSearch, advance, begin, believable
 
 LONGEST = 1e10  # times d, where no bound limits a step
-SHORT = 10.0  # times the root of epsilon and |x|: the step on which a gradient is checked
+SHORT = 10.0  # times the root of epsilon and |x|: the step of a probe
 
 
 class Line(eqx.Module):
@@ -59,15 +77,32 @@ class Line(eqx.Module):
     direction: Array  # (n,) d
     trial: Array  # (n,) to be evaluated
     search: LineSearch
-    checking: Array  # () bool: the trial is there to check the gradient
+    unit_g: Array  # () of ``grad``, a power of two
+    unit_d: Array  # () of ``direction``, too
+    reach: Array  # () G of `_minimizer` at the base
+    settled: Array  # () int: for how many iterations, the present one included, (1) has held
+    known: Array  # () what a probe has found to be promised, infinite before
+    probing: Array  # () bool: the first trial is a difference, to look at the gradient by
+
+
+class Pair(eqx.Module):
+    """What a step s from the base of a line, and the change y of the gradient there, tell."""
+
+    step: Array  # (n,), in units of the solver
+    change: Array  # (n,), too
+    curved: Array  # () bool: s.y is positive, to rounding
+    promised: Array  # () along s, by the curvature that was found there: (g.s)^2 / (2 s.y)
+    stiffness: Array  # () rho of (1); 0 where it is not positive
 
 
 class State(BestSeen):
-    """The machine between two evaluations."""
+    """The solver between two evaluations."""
 
     line: Line
-    memory: Memory
-    checked: Array  # (2,) along d, by the gradient and by the function: found by that check
+    memory: Memory  # in the units
+    unit_x: Array  # () a power of two: the size of x0
+    unit_g: Array  # () and that of the first gradient
+    slopes: Array  # (2,) along d, by the gradient and by the function: what the last probe found
 
 
 class LBFGSB(AbstractMinimizer[State]):
@@ -83,6 +118,8 @@ class LBFGSB(AbstractMinimizer[State]):
         Pairs in the memory.
     """
 
+    BY_SLOPES = True
+
     maxls: Any = 20
     maxcor: int = eqx.field(static=True, default=10)
 
@@ -91,48 +128,68 @@ class LBFGSB(AbstractMinimizer[State]):
         n, dtype = x0.shape[0], x0.dtype
         zero, none = jnp.zeros((), dtype), jnp.zeros((), jnp.int32)
         x0 = jnp.clip(x0, problem.lower, problem.upper) if problem.bounded else x0
-        zeros = jnp.zeros(n, dtype)
-        line = Line(x0, zeros, zeros, x0, begin(zero, zero, zero, zero), jnp.zeros((), bool))
+        unknown, zeros = zero + jnp.nan, jnp.zeros(n, dtype)
+        line = Line(
+            base=x0, grad=zeros, direction=zeros, trial=x0, search=begin(zero, zero, zero, zero),
+            unit_g=zero + 1, unit_d=zero + 1, reach=zero, settled=none,
+            known=zero + jnp.inf, probing=jnp.zeros((), bool),
+        )  # fmt: skip
         return State(
-            x=x0, value=zero + jnp.inf, grad=zeros, nfev=none, nit=none, calm=none, status=none,
-            value0=zero, line=line, memory=Memory.empty(self.maxcor, n, dtype),
-            checked=jnp.zeros(2, dtype),
+            x=x0, value=unknown, grad=zeros + jnp.nan, nfev=none, nit=none, calm=none,
+            status=status_of_bounds(problem), line=line,
+            memory=Memory.empty(self.maxcor, n, dtype), unit_x=power_of_two(x0),
+            unit_g=jnp.ones((), dtype), slopes=jnp.zeros(2, dtype),
         )  # fmt: skip
 
     def step(self, problem: MinimizationProblem, state: State) -> State:
         """Evaluate the trial and judge it; the next trial of the search, or a new direction."""
         line = state.line
         value, grad = problem.value_and_grad(line.trial)
-        first = state.nfev == 0
-        done, search = advance(line.search, value, grad @ line.direction)
         finite = jnp.isfinite(value) & jnp.all(jnp.isfinite(grad))
-        taken = finite & (first | (done & ~line.checking) | (value < state.value))
-        tired = (search.trials >= self.maxls) | (search.step == search.best.step)
-        ended = first | done | tired
-        gained = believable(line.search, jnp.where(taken, value, state.value))
-        accepted = ended & ~first & gained & finite & (done | (search.best.step > 0))
-        status = jnp.where(first & ~finite, NONFINITE, state.status)
-        status = jnp.where(line.checking, FAILED, status)
-        slopes = search.start.slope, safe_divide(value - search.start.value, line.search.step)
-        slopes = safe_divide(jnp.stack(slopes), norm(line.direction))
-        x, grad = (jnp.where(taken, a, b) for a, b in ((line.trial, state.x), (grad, state.grad)))
+        first = state.nfev == 0
+        lower = finite & (value < state.value)
+        probed = line.probing & (line.search.trials == 0)
+        done, search = advance(line.search, value, _slope(line, grad))
+        done = finite & (done | (probed & lower))
+        taken = first | done | lower
+        x, value_x, grad_x = (
+            jnp.where(taken, new, old)
+            for new, old in ((line.trial, state.x), (value, state.value), (grad, state.grad))
+        )
+        over = (search.trials >= self.maxls) | (search.step == search.best.step)
+        ended = first | done | over
+        accepted = ended & ~first & believable(line.search, value_x) & jnp.any(x != line.base)
+        # A probe tells of the gradient at the base, wherever it leads.
+        at = (jnp.where(probed, new, old) for new, old in ((line.trial, x), (grad, grad_x)))
+        unit_g = jnp.where(first, power_of_two(grad), state.unit_g)
+        pair = _pair(line, *at, state.unit_x, unit_g)
+        start = line.search.start
+        slopes = jnp.stack([start.slope, safe_divide(value - start.value, line.search.step)])
+        known = jnp.where(probed & finite, pair.promised, line.known)
+        exhausted = known <= NOISE * rounding(start.value, line.reach)
+        status = jnp.where(exhausted, FTOL, state.status)
+        status = jnp.where(first & ~finite, NONFINITE, status).astype(jnp.int32)
         state = State(
             x=x,
-            value=jnp.where(taken, value, state.value),
-            grad=grad,
+            value=value_x,
+            grad=grad_x,
             nfev=state.nfev + 1,
             nit=state.nit + accepted.astype(jnp.int32),
             calm=state.calm,
             status=status,
-            value0=jnp.where(first, value, state.value0),
-            line=eqx.tree_at(lambda line: line.search, line, search),
+            line=eqx.tree_at(lambda line: (line.search, line.known), line, (search, known)),
             # Here and not where a new line is sought: XLA would copy it out of a branch.
-            memory=_remember(problem, state.memory, line, x, grad, first, accepted),
-            checked=jnp.where(line.checking, slopes, state.checked),
-        )
+            memory=_remember(
+                problem, state.memory.forget(probed & ~exhausted), pair, x, grad_x, unit_g,
+                first, accepted,
+            ),
+            unit_x=state.unit_x,
+            unit_g=unit_g,
+            slopes=jnp.where(probed, safe_divide(slopes, norm(line.direction)), state.slopes),
+        )  # fmt: skip
         line, status, calm, forgotten = cond(
             ended,
-            lambda: self._new_line(problem, state, first, accepted),
+            lambda: self._new_line(problem, state, pair, first, accepted),
             lambda: (_search_on(problem, state.line), state.status, state.calm, jnp.array(False)),
         )
         return eqx.tree_at(
@@ -142,38 +199,61 @@ class LBFGSB(AbstractMinimizer[State]):
         )
 
     def _new_line(
-        self, problem: MinimizationProblem, state: State, first: Array, accepted: Array
+        self, problem: MinimizationProblem, state: State, pair: Pair, first: Array, accepted: Array
     ) -> tuple[Line, Array, Array, Array]:
         """From ``state.x``, with status and `calm`, and whether the memory is of no use."""
         x, grad = state.x, state.grad
         failed = ~first & ~accepted
-        hopeless = failed & ~jnp.any(state.memory.full)
-        target, useless = _minimize_model(problem, x, grad, state.memory.forget(failed))
+        descent = _projected(problem, x, grad)
+        moving = jnp.any(descent != 0)
+        target, sound = _minimize_model(problem, state, descent)
+        plain, usable = _plain_step(problem, state, descent)
+        sound, probing = sound & ~failed, failed | ~(sound | usable)
+        target = jnp.where(sound, target, plain)
+        target = jnp.where(probing, _short_step(problem, state, descent), target)
         direction = target - x
         if problem.bounded:
             longest, _ = step_to_bound(x, direction, problem.lower, problem.upper)
             longest = jnp.clip(jnp.where(first, 1, longest), 1, LONGEST)
         else:
             longest = jnp.full_like(state.value, LONGEST)
-        slope = grad @ direction
+        unit_g, unit_d = power_of_two(grad), power_of_two(direction)
+        scaled = (grad * reciprocal(unit_g)) @ (direction * reciprocal(unit_d))
+        slope = scaled * (unit_g * unit_d)
         before = jnp.where(accepted, state.line.search.start.value, jnp.inf)
-        free = _projected(problem, x, grad)
-        possible = 0.5 * (free @ free) * state.memory.flatness()
-        status, calm = self.judge(problem, state, before, -0.5 * slope, possible)
+        trusted = jnp.where(first | failed, 0, jnp.minimum(pair.stiffness, 1))
+        known = jnp.any(direction != 0) & (trusted > 0)
+        promised = jnp.where(known, safe_divide(-0.5 * slope, trusted), jnp.inf)
+        promised = jnp.where(moving, promised, 0)
+        possible = jnp.where(moving, _along_the_flattest(state, descent), 0)
+        reach = reach_of(x, descent)
+        status, calm = self.judge(
+            problem, state, before, promised, possible, reach, state.line.reach, state.line.settled
+        )
+        settled = jnp.where(promised <= self.nothing(state, reach), state.line.settled + 1, 0)
+        settled = jnp.where(failed, state.line.settled, settled)
+        # No lower value is to be found. That was to be expected where none was promised.
+        noisy = state.line.known <= DOUBT * NOISE * rounding(state.value, reach)
+        flat = self.optimality(problem, state) <= self.gtol
+        failure = jnp.where((settled > 0) & flat, GTOL, jnp.where(noisy, FTOL, FAILED))
+        status = jnp.where(failed & state.line.probing & (status == RUNNING), failure, status)
         if problem.bounded:
             status = jnp.where(jnp.all(problem.lower == problem.upper), ALL_FIXED, status)
         status = jnp.where(state.status == RUNNING, status, state.status).astype(jnp.int32)
-        short = SHORT * jnp.sqrt(jnp.finfo(x.dtype).eps) * safe_divide(norm(x), norm(direction))
-        step = jnp.where(hopeless, jnp.minimum(jnp.where(short > 0, short, 1), 1), 1)
         line = Line(
             base=x,
             grad=grad,
             direction=direction,
-            trial=jnp.where(step < 1, _feasible(problem, x + step * direction, x), target),
-            search=begin(state.value, slope, step, longest),
-            checking=hopeless,
+            trial=target,
+            search=begin(state.value, slope, jnp.ones_like(slope), longest),
+            unit_g=unit_g,
+            unit_d=unit_d,
+            reach=reach,
+            settled=settled,
+            known=jnp.full_like(slope, jnp.inf),
+            probing=probing,
         )
-        return line, status, calm, failed | useless
+        return line, status, calm, ~sound & ~probing & moving
 
     def origin(self, state: State) -> tuple[Array, Array]:
         """Where the line search began."""
@@ -181,11 +261,12 @@ class LBFGSB(AbstractMinimizer[State]):
 
     def inverse_hessian(self, state: State) -> LbfgsInvHessProduct:
         """As the memory has it."""
-        return LbfgsInvHessProduct(*state.memory.in_order())
+        steps, changes = state.memory.in_order()
+        return LbfgsInvHessProduct(steps * state.unit_x, changes * state.unit_g)
 
     def slopes(self, state: State) -> Array:
-        """Found by the check of the gradient, if there was one."""
-        return state.checked
+        """Found by the last probe, if there was one."""
+        return state.slopes
 
 
 def _search_on(problem: MinimizationProblem, line: Line) -> Line:
@@ -193,17 +274,39 @@ def _search_on(problem: MinimizationProblem, line: Line) -> Line:
     return eqx.tree_at(lambda line: line.trial, line, _feasible(problem, trial, line.base))
 
 
-def _remember(
-    problem: MinimizationProblem, memory: Memory, line: Line, x: Array, grad: Array,
-    first: Array, accepted: Array,
-) -> Memory:  # fmt: skip
+def _slope(line: Line, grad: Array) -> Array:
+    slope = (grad * reciprocal(line.unit_g)) @ (line.direction * reciprocal(line.unit_d))
+    return slope * (line.unit_g * line.unit_d)
+
+
+def _pair(line: Line, x: Array, grad: Array, unit_x: Array, unit_g: Array) -> Pair:
     step, change = x - line.base, grad - line.grad
-    along = step @ change
-    curved = along > jnp.finfo(along.dtype).eps * jnp.abs(step @ line.grad)
-    memory = memory.remember(step, change, accepted & curved)
-    # Before any pair is known: a step of length 1 along -g.
-    length = norm(_projected(problem, x, grad))
-    theta = jnp.where(first, jnp.where(length > 0, length, 1), memory.theta)
+    per_g, per_d = reciprocal(line.unit_g), reciprocal(line.unit_d)
+    base, short = line.grad * per_g, step * per_d
+    gained, slope = base @ short, base @ (line.direction * per_d)
+    along = short @ (change * per_g)
+    promised = 0.5 * gained * safe_divide(gained, along) * (line.unit_g * line.unit_d)
+    stiffness = jnp.abs(safe_divide(slope, gained) * safe_divide(along, gained))
+    return Pair(
+        step=step * reciprocal(unit_x),
+        change=change * reciprocal(unit_g),
+        curved=along > jnp.finfo(x.dtype).eps * jnp.abs(gained),
+        promised=jnp.where(along > 0, promised, jnp.inf),
+        stiffness=jnp.where(along > 0, stiffness, 0),
+    )
+
+
+def _remember(
+    problem: MinimizationProblem, memory: Memory, pair: Pair, x: Array, grad: Array,
+    unit_g: Array, first: Array, accepted: Array,
+) -> Memory:  # fmt: skip
+    memory = memory.remember(pair.step, pair.change, accepted & pair.curved)
+    # Before any pair is known: a step as long as the unit of x, or as the one before.
+    anew = first | (accepted & ~jnp.any(memory.full))
+    length = jnp.where(first, 1, norm(pair.step))
+    steepest = norm(_projected(problem, x, grad) * reciprocal(unit_g))
+    theta = jnp.where(steepest > 0, safe_divide(steepest, length), 1)
+    theta = jnp.where(anew, theta, memory.theta)
     return eqx.tree_at(lambda m: m.theta, memory, theta)
 
 
@@ -211,7 +314,7 @@ def _projected(problem: MinimizationProblem, x: Array, grad: Array) -> Array:
     """-g without the components that lead out of the box."""
     if not problem.bounded:
         return -grad
-    return jnp.where(breakpoints(x, grad, problem.lower, problem.upper) > 0, -grad, 0)
+    return jnp.where(jnp.where(grad < 0, x < problem.upper, x > problem.lower), -grad, 0)
 
 
 def _feasible(problem: MinimizationProblem, trial: Array, x: Array) -> Array:
@@ -219,27 +322,61 @@ def _feasible(problem: MinimizationProblem, trial: Array, x: Array) -> Array:
     return onto_bounds(trial, x, problem.lower, problem.upper) if problem.bounded else trial
 
 
+def _units(state: State, descent: Array) -> tuple[Array, Array, Array]:
+    """The descent in a unit of its own; that; and that of the steps which the memory makes."""
+    unit = power_of_two(descent)
+    unit_step = state.unit_x * (unit * reciprocal(state.unit_g))
+    return descent * reciprocal(unit), unit, unit_step
+
+
 def _minimize_model(
-    problem: MinimizationProblem, x: Array, grad: Array, memory: Memory
+    problem: MinimizationProblem, state: State, descent: Array
 ) -> tuple[Array, Array]:
-    """x^ of (5.4), or a step along the gradient where the memory gave no descent, and if so."""
+    """x^ of (5.4), and whether it is a descent."""
+    x, (scaled, _, unit_step) = state.x, _units(state, descent)
     if problem.bounded:
-        target, sound = _subspace_minimum(problem, x, grad, memory)
+        # A component at its bound, where it stays, may be of another size.
+        grad = jnp.where(descent == 0, jnp.sign(state.grad), -scaled)
+        per_step = reciprocal(unit_step)
+        room = ((bound - x) * per_step for bound in (problem.lower, problem.upper))
+        step, sound = _subspace_minimum(grad, *room, state.memory)
     else:
-        target, sound = x + memory.solve(-grad), True
-    sound = sound & (grad @ (target - x) < 0) & jnp.all(jnp.isfinite(target))
-    plain = x + _projected(problem, x, grad) / memory.theta
-    plain = jnp.clip(plain, problem.lower, problem.upper) if problem.bounded else plain
-    return jnp.where(sound, target, plain), ~sound & jnp.any(plain != x)
+        step, sound = state.memory.solve(scaled), True
+    target = _feasible(problem, x + unit_step * step, x)
+    descends = dot(scaled, (target - x) * reciprocal(state.unit_x)) > 0
+    return target, sound & descends & jnp.all(jnp.isfinite(target))
+
+
+def _plain_step(problem: MinimizationProblem, state: State, descent: Array) -> tuple[Array, Array]:
+    """Where the newest curvature alone leads, and whether that is anywhere."""
+    scaled, _, unit_step = _units(state, descent)
+    target = state.x + unit_step * (scaled / state.memory.theta)
+    target = jnp.clip(target, problem.lower, problem.upper) if problem.bounded else target
+    return target, jnp.all(jnp.isfinite(target)) & jnp.any(target != state.x)
+
+
+def _short_step(problem: MinimizationProblem, state: State, descent: Array) -> Array:
+    """A difference of the gradient along itself."""
+    scaled, _, _ = _units(state, descent)
+    size = norm(state.x)
+    size = SHORT * jnp.sqrt(jnp.finfo(size.dtype).eps) * jnp.where(size > 0, size, state.unit_x)
+    target = state.x + safe_divide(scaled, norm(scaled)) * size
+    return jnp.clip(target, problem.lower, problem.upper) if problem.bounded else target
+
+
+def _along_the_flattest(state: State, descent: Array) -> Array:
+    """The left of (4) in `_minimizer`."""
+    scaled, unit, unit_step = _units(state, descent)
+    return 0.5 * (scaled @ scaled) * state.memory.flatness() * unit_step * unit
 
 
 def _subspace_minimum(
-    problem: MinimizationProblem, x: Array, grad: Array, memory: Memory
+    grad: Array, lower: Array, upper: Array, memory: Memory
 ) -> tuple[Array, Array]:
-    lower, upper = problem.lower, problem.upper
+    """The step to (5.4), for bounds relative to x."""
     b = matrix_of(memory)
-    cauchy, free = cauchy_point(x, grad, lower, upper, b)
-    r = jnp.where(free, -(grad + b.times(cauchy - x)), 0)
+    cauchy, free = cauchy_point(jnp.zeros_like(grad), grad, lower, upper, b)
+    r = jnp.where(free, -(grad + b.times(cauchy)), 0)
     step, sound = b.solve(r, free)
     step = jnp.where(jnp.any(memory.full), step, 0)
     length, _ = step_to_bound(cauchy, step, lower, upper)
@@ -247,7 +384,7 @@ def _subspace_minimum(
     ends = jax.vmap(lambda end: onto_bounds(end, cauchy, lower, upper))(ends)
 
     def promised(end: Array) -> Array:
-        seen = b.see(end - x)
+        seen = b.see(end)
         return grad @ seen.vector + 0.5 * b.form(seen, seen)
 
     def better() -> Array:
