@@ -229,7 +229,7 @@ class Change:
             move, dot = _zero_that_moves(value).astype(dtype), dot.astype(dtype)
             if k not in own:  # shared by all elements
                 move, dot = jnp.sum(move), jnp.sum(_nan_unless_zero(dot))
-            weight = weight + move
+            weight = weight + jnp.broadcast_to(move, where.shape)
             rows.append(jnp.broadcast_to(dot, where.shape))
         # The weight is 1, and so are its derivatives: those of NaN are NaN, too.
         rows = jnp.exp(weight)[None] * jnp.stack(rows)
