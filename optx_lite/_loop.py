@@ -12,6 +12,7 @@ import equinox as eqx
 import equinox.internal as eqxi
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array
 
 from . import _control_flow as control_flow

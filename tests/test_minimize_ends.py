@@ -18,7 +18,7 @@ def rosenbrock(x):
 
 
 def wall(x, a=1.0):
-    """From the left it comes down from exp(-10 x); a x + exp(-10 x) is least at log(10 / a) / 10."""
+    """Down from exp(-10 x) on the left; a x + exp(-10 x) is least at log(10 / a) / 10."""
     return jnp.sum(a * x + jnp.exp(-10 * x))
 
 

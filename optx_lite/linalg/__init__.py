@@ -4,10 +4,10 @@ from ._conjugate_gradient import equilibrate as equilibrate
 from ._conjugate_gradient import solve_by_products as solve_by_products
 from ._norms import dot as dot
 from ._norms import norm as norm
-from ._norms import power_of_two as power_of_two
 from ._norms import reciprocal as reciprocal
 from ._norms import safe_divide as safe_divide
 from ._norms import safe_sqrt as safe_sqrt
+from ._norms import unit_of as unit_of
 from ._operators import AbstractOperator as AbstractOperator
 from ._positive import solve_positive as solve_positive
 from ._scale import exponent as exponent

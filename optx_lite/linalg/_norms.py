@@ -34,7 +34,7 @@ def _safe_sqrt_jvp(primals, tangents):  # type: ignore[no-untyped-def]
     return root, jnp.where(root > 0, 0.5 / jnp.where(root > 0, root, 1), 0) * d_square
 
 
-def power_of_two(v: Array) -> Array:
+def unit_of(v: Array) -> Array:
     """The largest that is not above max |v|, (); 1 where that is 0 or not finite.
 
     A unit for ``v``, whose `reciprocal` is in range, too. It counts as a constant in derivatives.
@@ -65,14 +65,14 @@ def _bits(number: Any) -> Any:
 
 def norm(v: Array) -> Array:
     """Euclidean norm of a vector, also where the squares of its entries are out of range."""
-    unit = power_of_two(v)
+    unit = unit_of(v)
     v = v * reciprocal(unit)
     return safe_sqrt(v @ v) * unit
 
 
 def dot(a: Array, b: Array) -> Array:
     """a . b, also where products of their entries are out of range."""
-    unit_a, unit_b = power_of_two(a), power_of_two(b)
+    unit_a, unit_b = unit_of(a), unit_of(b)
     product = (a * reciprocal(unit_a)) @ (b * reciprocal(unit_b))
     return jnp.where(product == 0, 0, product * (unit_a * unit_b))
 

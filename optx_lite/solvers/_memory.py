@@ -35,7 +35,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
-from ..linalg import power_of_two, reciprocal, safe_divide
+from ..linalg import reciprocal, safe_divide, unit_of
 
 
 class Memory(eqx.Module):
@@ -137,8 +137,8 @@ class Memory(eqx.Module):
 
 def _balanced(step: Array, change: Array) -> tuple[Array, Array, Array]:
     """The pair divided by a power of two, such that s.y is about 1, and that power."""
-    of_step, of_change = power_of_two(step), power_of_two(change)
-    longer = power_of_two(jnp.sqrt(of_step * reciprocal(of_change)))
+    of_step, of_change = unit_of(step), unit_of(change)
+    longer = unit_of(jnp.sqrt(of_step * reciprocal(of_change)))
     unit = of_step * reciprocal(longer)
     return step * reciprocal(unit), change * reciprocal(unit), unit
 

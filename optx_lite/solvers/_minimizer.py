@@ -11,8 +11,8 @@ and x are here:
 
 F the variables which g does not hold at a bound. The first says that there are no more digits of f
 to be gained. The second says that of x: G is by what f changes, to first order, if all x_j change
-by |x_j|. As q = -g.d / 2, a step d is small relative to x, weighted by g. (An f that is right to ftol
-goes with an x that is right to the root of it; half of the way from there to ftol costs next to
+by |x_j|. As q = -g.d / 2, a step d is small relative to x, weighted by g. (An f right to ftol goes
+with an x that is right to the root of it; half of the way from there to ftol costs next to
 nothing where the steps shrink superlinearly, and tells from a slow walk along a valley.) It is what
 ends a solve whose f goes to 0. Neither depends on the units of f and of each x_j.
 

@@ -36,7 +36,7 @@ from .._lift import lift
 from .._minimize_result import LOST, NONFINITE, RUNNING, STUCK
 from .._problem import MinimizationProblem
 from .._tree import ravel
-from ..linalg import dot, norm, power_of_two, reciprocal, safe_divide
+from ..linalg import dot, norm, reciprocal, safe_divide, unit_of
 from ._minimizer import (
     CALM,
     PATIENCE,
@@ -177,7 +177,7 @@ def first_order(transformation: Any, problem: MinimizationProblem, x: Array) -> 
 
 def _promise(state: State, descent: Array) -> tuple[Array, Array]:
     """q of (2), 0 where the projected gradient is, and the flatness to go on with."""
-    unit = power_of_two(state.grad)
+    unit = unit_of(state.grad)
     step, per_unit = state.x - state.last, reciprocal(unit)
     along, length = dot(step, (state.grad - state.last_grad) * per_unit), norm(step)
     seen = length * safe_divide(length, along) * per_unit

@@ -52,7 +52,7 @@ from .._control_flow import cond
 from .._inverse_hessian import LbfgsInvHessProduct
 from .._minimize_result import ALL_FIXED, FAILED, FTOL, GTOL, NONFINITE, RUNNING
 from .._problem import MinimizationProblem
-from ..linalg import dot, norm, power_of_two, reciprocal, safe_divide
+from ..linalg import dot, norm, reciprocal, safe_divide, unit_of
 from ._cauchy import cauchy_point
 from ._matrix import matrix_of
 from ._memory import Memory
@@ -137,7 +137,7 @@ class LBFGSB(AbstractMinimizer[State]):
         return State(
             x=x0, value=unknown, grad=zeros + jnp.nan, nfev=none, nit=none, calm=none,
             status=status_of_bounds(problem), line=line,
-            memory=Memory.empty(self.maxcor, n, dtype), unit_x=power_of_two(x0),
+            memory=Memory.empty(self.maxcor, n, dtype), unit_x=unit_of(x0),
             unit_g=jnp.ones((), dtype), slopes=jnp.zeros(2, dtype),
         )  # fmt: skip
 
@@ -161,7 +161,7 @@ class LBFGSB(AbstractMinimizer[State]):
         accepted = ended & ~first & believable(line.search, value_x) & jnp.any(x != line.base)
         # A probe tells of the gradient at the base, wherever it leads.
         at = (jnp.where(probed, new, old) for new, old in ((line.trial, x), (grad, grad_x)))
-        unit_g = jnp.where(first, power_of_two(grad), state.unit_g)
+        unit_g = jnp.where(first, unit_of(grad), state.unit_g)
         pair = _pair(line, *at, state.unit_x, unit_g)
         start = line.search.start
         slopes = jnp.stack([start.slope, safe_divide(value - start.value, line.search.step)])
@@ -217,7 +217,7 @@ class LBFGSB(AbstractMinimizer[State]):
             longest = jnp.clip(jnp.where(first, 1, longest), 1, LONGEST)
         else:
             longest = jnp.full_like(state.value, LONGEST)
-        unit_g, unit_d = power_of_two(grad), power_of_two(direction)
+        unit_g, unit_d = unit_of(grad), unit_of(direction)
         scaled = (grad * reciprocal(unit_g)) @ (direction * reciprocal(unit_d))
         slope = scaled * (unit_g * unit_d)
         before = jnp.where(accepted, state.line.search.start.value, jnp.inf)
@@ -324,7 +324,7 @@ def _feasible(problem: MinimizationProblem, trial: Array, x: Array) -> Array:
 
 def _units(state: State, descent: Array) -> tuple[Array, Array, Array]:
     """The descent in a unit of its own; that; and that of the steps which the memory makes."""
-    unit = power_of_two(descent)
+    unit = unit_of(descent)
     unit_step = state.unit_x * (unit * reciprocal(state.unit_g))
     return descent * reciprocal(unit), unit, unit_step
 
