@@ -57,7 +57,7 @@ from .._problem import LeastSquaresProblem
 from ..linalg import norm, safe_divide, safe_sqrt, solve_upper, triangularize
 from ._state import State
 
-SHRINK = 0.9  # a polishing step must be this much shorter than the one before
+SHRINK = 0.9  # a polishing step must be this much shorter than one of the two before
 NEAR = 0.1  # of a trial step: from there on a parabola tells where it is lowest
 NOISE = 8  # times epsilon: by so much a cost may be wrong
 MARGIN = 0.1  # error that may be left in x, relative to the tolerance
@@ -97,7 +97,10 @@ def look_ahead(problem: LeastSquaresProblem, before: State, state: State) -> Out
         goal, blocked = x + step, jnp.zeros_like(fnorm)
     size = jnp.max(safe_divide(jnp.abs(goal - x), jnp.maximum(jnp.abs(x), jnp.abs(goal))))
     free = (before.pending > 0) | ~before.trial.limited
-    rate = jnp.where(free, safe_divide(size, before.size), 0)
+    # Over two steps as well: with w they do not shrink evenly.
+    rate = safe_divide(size, before.size)
+    rate = jnp.maximum(rate, safe_sqrt(safe_divide(size, before.last_size)))
+    rate = jnp.where(free, rate, 0)
 
     def steepest(lengths: Array) -> Array:
         onto_bounds = safe_divide(safe_sqrt(blocked), fnorm)
@@ -192,9 +195,10 @@ def judge(
     pending = jnp.where(polishing, before.pending, met).astype(jnp.int32)
 
     loosest = jnp.maximum(jnp.maximum(solver.ftol, solver.xtol), jnp.maximum(solver.gtol, eps))
+    longer = jnp.maximum(before.size, before.last_size)
     over = (
         (outlook.left <= MARGIN * loosest)
-        | (polishing & (~accepted | (outlook.size > SHRINK * before.size)))
+        | (polishing & (~accepted | (outlook.size > SHRINK * longer)))
         | nothing
         | ~solver.running(problem, state)
     )
@@ -248,7 +252,7 @@ def _dead(problem: LeastSquaresProblem, state: State) -> Array:
     """Parameters that had an effect on f and have none any more, while others have."""
     # Effects are compared with f, which may have fallen by as much as they; in its unit f was
     # of the size of 1 when that was taken.
-    least = problem.precision * jnp.minimum(state.fnorm, 1)
+    least = problem.precision ** (3 / 4) * jnp.minimum(state.fnorm, 1)
     dead = state.model.lengths <= least * state.lengths
     if problem.bounded:
         dead = dead & (state.x > problem.lower) & (state.x < problem.upper)

@@ -79,6 +79,7 @@ class State(eqx.Module):
     radius: Array  # () trust radius
     trial: Trial
     size: Array  # () of the Gauss-Newton step from x, relative to x
+    last_size: Array  # () of the one before
     pending: Array  # () status of the test which opened the last phase, 0 before
     probing: Array  # () bool: the trial is there to tell whether this is a plateau
     hope: Array  # () the reduction that failed trials leave possible; inf if none of them tells

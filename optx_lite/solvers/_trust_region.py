@@ -28,10 +28,10 @@ Welsch ("An adaptive nonlinear least-squares algorithm", ACM TOMS 7, 1981),
 
     S p = y,    y = (J_+ - J)^T f_+,    S = y y^T / y.p = w w^T                       (2)
 
-the symmetric matrix of rank one, which takes part as one more row w of J if it is positive and
-if the cost fell by no more than `SETTLED` in that step: far from the minimum f is still to fall,
-and J^T J the better of the two (Rosenbrock's valley takes four times as many evaluations
-otherwise). ENSO's 55 evaluations become 15, those of 84 bounded problems half.
+the symmetric matrix of rank one, which takes part as one more row w of J if it is positive beyond
+its rounding, if the cost fell by no more than `SETTLED` in that step, and if J^T J alone promised
+too much: far from the minimum f is still to fall, and J^T J the better of the two (Rosenbrock's
+valley takes four times as many evaluations otherwise). ENSO's 55 evaluations become 30.
 
 The fallback. No scaling wins everywhere: the columns of J on badly scaled parameters, 1 on
 functions whose columns change by orders of magnitude. Unless the user chose one, the machine
@@ -70,6 +70,7 @@ from .._result import Result
 from ..linalg import norm, safe_divide, safe_sqrt, triangularize
 from ._base import AbstractSolver
 from ._convergence import (
+    NOISE,
     Outlook,
     judge,
     look_ahead,
@@ -80,6 +81,7 @@ from ._convergence import (
 )
 from ._state import Correction, Model, State, Trial
 
+OPTIMISTIC = 0.75  # ratio of a step of which J^T J promised too much
 SETTLED = 0.01  # a cost that falls by no more, relatively, in a step: the residual is there to stay
 REFUSALS = 20  # of trials on a plateau
 REFUSALS_AT_BOUNDS = 2  # of those that bring a variable to a bound
@@ -150,6 +152,7 @@ class TrustRegionSolver(AbstractSolver[LeastSquaresProblem, State]):
                 corrected=no,
             ),
             size=infinite,
+            last_size=infinite,
             pending=none,
             probing=no,
             hope=infinite,
@@ -189,7 +192,8 @@ class TrustRegionSolver(AbstractSolver[LeastSquaresProblem, State]):
         better = finite & (first | better) & ~state.probing
         finer = _finer_unit(f, cost, unit)
         in_finer = problem.loss.cost(f, finer)
-        settled = ~first & better & (reduction <= SETTLED * cost)
+        curved = (ratio < OPTIMISTIC) | jnp.any(state.model.secant != 0)
+        settled = ~first & better & (reduction <= SETTLED * cost) & curved
         model, accepted, revived = cond(
             better | state.probing,
             lambda: _linearized(problem, state, f, in_finer, finer, settled, jacobian()),
@@ -249,7 +253,7 @@ class TrustRegionSolver(AbstractSolver[LeastSquaresProblem, State]):
             scale = _inverse(lengths)
         elif self.falls_back:
             # Each time with twice the patience, or two unsuitable scalings would take turns.
-            impatient = accepted & (slow >= self.PATIENCE * 2**switches)
+            impatient = accepted & (slow >= self.PATIENCE * (1 + switches // 2))
             switches = switches + impatient.astype(jnp.int32)
             slow = jnp.where(impatient, 0, slow)
             scale = self._scale(switches, lengths)
@@ -264,6 +268,7 @@ class TrustRegionSolver(AbstractSolver[LeastSquaresProblem, State]):
             radius=state.radius,
             trial=trial,
             size=state.size,
+            last_size=state.size,
             pending=state.pending,
             probing=state.probing,
             hope=state.hope,
@@ -455,10 +460,12 @@ def _linearized(
     weighted, rows = problem.weighted(f, rows)
     weighted, rows = weighted / unit, rows / unit
     step = state.trial.x - state.x
-    secant = _secant(rows - old.rows * (state.unit / unit), weighted, step, settled)
+    lengths, grad = safe_sqrt(jnp.sum(rows * rows, axis=1)), rows @ weighted
+    rounding = NOISE * problem.precision * norm(weighted) * (lengths @ jnp.abs(step))
+    change = rows - old.rows * (state.unit / unit)
+    secant = jnp.where(settled, _secant(change, weighted, step, rounding), 0)
     with_secant = jnp.concatenate([rows, secant[:, None]], axis=1)
     upper, qtf = triangularize(with_secant, jnp.pad(weighted, (0, 1)))
-    lengths, grad = safe_sqrt(jnp.sum(rows * rows, axis=1)), rows @ weighted
     model = Model(rows=rows, secant=secant, lengths=lengths, upper=upper, qtf=qtf, grad=grad)
     # Effects are compared with f, which may fall by as much.
     lost = lengths**2 * state.cost < problem.precision * old.lengths**2 * cost
@@ -483,11 +490,11 @@ def _lands(problem: LeastSquaresProblem, state: State) -> Array:
     return jnp.any(room(state.trial.x) < problem.precision**0.25 * room(state.x))
 
 
-def _secant(change: Array, f: Array, step: Array, settled: Array) -> Array:
-    """w of (2), from the change of J^T along a step; 0 where there is none."""
+def _secant(change: Array, f: Array, step: Array, rounding: Array) -> Array:
+    """w of (2), from the change of J^T along a step; 0 where y.p is not above its rounding."""
     curved = change @ f
     along = curved @ step
-    wanted = settled & (along > 0)
+    wanted = along > rounding
     return jnp.where(wanted, curved / jnp.sqrt(jnp.where(wanted, along, 1)), 0)
 
 
