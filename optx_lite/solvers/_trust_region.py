@@ -41,7 +41,8 @@ the cost did not fall by a tenth, with twice the patience each time, and once be
 Plateaus. A step after which a parameter has no effect any more, in one go, went too far, as a
 rule: out on the tail of an exponential, beyond the data. It is not taken, though the cost may be
 lower. But that may also be where the minimum is: a peak whose height is 0 has no position, and a
-break may belong beyond the data. So after `REFUSALS` of them no more are refused, after
+break may belong beyond the data. So after `REFUSALS` of them, with no more than `SETTLED` gained
+by a step in between, no more are refused, after
 `REFUSALS_AT_BOUNDS` if the step brings a variable to a bound, and none once nothing else is left.
 
 The first radius is the size of x0, or the Cauchy step where x0 is nothing beside that.
@@ -202,6 +203,8 @@ class TrustRegionSolver(AbstractSolver[LeastSquaresProblem, State]):
         ratio = jnp.where(better & ~accepted, -1, ratio)
         moved = self._moved(state, f, cost, model, accepted)
         refused = state.refused + (better & ~accepted).astype(jnp.int32)
+        gained = accepted & (reduction > SETTLED * cost) & (state.refused < REFUSALS)
+        refused = jnp.where(gained, 0, refused)
         moved = eqx.tree_at(
             lambda s: (s.cost, s.unit, s.refused),
             moved,

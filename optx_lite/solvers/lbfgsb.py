@@ -160,9 +160,9 @@ class LBFGSB(AbstractMinimizer[State]):
         ended = first | done | over
         accepted = ended & ~first & believable(line.search, value_x) & jnp.any(x != line.base)
         # A probe tells of the gradient at the base, wherever it leads.
-        at = (jnp.where(probed, new, old) for new, old in ((line.trial, x), (grad, grad_x)))
+        at, grad_at = jnp.where(probed, line.trial, x), jnp.where(probed, grad, grad_x)
         unit_g = jnp.where(first, unit_of(grad), state.unit_g)
-        pair = _pair(line, *at, state.unit_x, unit_g)
+        pair = _pair(line, at, grad_at, state.unit_x, unit_g)
         start = line.search.start
         slopes = jnp.stack([start.slope, safe_divide(value - start.value, line.search.step)])
         known = jnp.where(probed & finite, pair.promised, line.known)
@@ -338,8 +338,8 @@ def _minimize_model(
         # A component at its bound, where it stays, may be of another size.
         grad = jnp.where(descent == 0, jnp.sign(state.grad), -scaled)
         per_step = reciprocal(unit_step)
-        room = ((bound - x) * per_step for bound in (problem.lower, problem.upper))
-        step, sound = _subspace_minimum(grad, *room, state.memory)
+        lower, upper = (problem.lower - x) * per_step, (problem.upper - x) * per_step
+        step, sound = _subspace_minimum(grad, lower, upper, state.memory)
     else:
         step, sound = state.memory.solve(scaled), True
     target = _feasible(problem, x + unit_step * step, x)
