@@ -125,6 +125,8 @@ def test_any_unit_ends_at_the_minimum(dtype):
     res = solve(units)
     assert np.all(res.success)
     assert_allclose(res.x, 1, atol=1e-3)
+    # Differences of x have to be numbers, too: 16 digits of it.
+    units = np.where(np.log10(units) < -290, 1e-290, units) if dtype == np.float64 else units
     solve = jax.jit(jax.vmap(lambda c: ox.minimize(lambda x: rosenbrock(x / c), x0 * c)))
     res = solve(units)
     assert np.all(res.success)

@@ -83,8 +83,9 @@ def negligible(value: Array, reach: Any, tolerance: Any) -> Array:
 
 
 def rounding(value: Array, reach: Any) -> Array:
-    """What f may be wrong by, its own rounding and that of x."""
-    return jnp.finfo(value.dtype).eps * (jnp.abs(value) + reach)
+    """What f may be wrong by, its own rounding and that of x, and at the end of its range."""
+    info = jnp.finfo(value.dtype)
+    return info.eps * (jnp.abs(value) + reach) + info.smallest_normal
 
 
 def reach_of(x: Array, descent: Array) -> Array:
