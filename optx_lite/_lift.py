@@ -252,6 +252,7 @@ def lift(fun: Callable, *examples: Any, label: str = "fun") -> Lifted:
     dynamic, static = eqx.partition(examples, _is_dynamic)
     leaves, in_tree = jax.tree.flatten(dynamic)
 
+    # A new function each time: JAX, too, remembers what it traced, by identity alone.
     def on_leaves(*leaves: Any) -> Any:
         out = fun(*eqx.combine(jax.tree.unflatten(in_tree, leaves), static))
         _check_result(out, label)
@@ -267,8 +268,7 @@ def lift(fun: Callable, *examples: Any, label: str = "fun") -> Lifted:
 
 def _trace(fun: Callable, leaves: list, label: str) -> Lifted:
     try:
-        # A new function each time: JAX, too, remembers what it traced, by identity alone.
-        closed, out_shape = jax.make_jaxpr(lambda *args: fun(*args), return_shape=True)(*leaves)
+        closed, out_shape = jax.make_jaxpr(fun, return_shape=True)(*leaves)
     except Exception as err:
         _explain(err, label, leaves)
         raise

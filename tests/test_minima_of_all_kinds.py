@@ -275,7 +275,7 @@ def test_a_wrong_jacobian_is_no_success(method):
     for seed in range(3):
         y = np.exp(-rng.uniform(0.5, 1.5) * T) + 0.1 * noise()[seed, :40]
         fun = lambda p, y=y: p[0] * jnp.exp(-p[1] * T) - y
-        wrong = lambda p, fun=fun: jax.jacfwd(fun)(p) * jnp.array([1.0, -1.0])
+        wrong = lambda p, fun=fun: jax.jacfwd(fun)(p) * jnp.array([[1.0, -1.0]])
         res = ox.least_squares(fun, [0.5, 0.3], jac=wrong, method=method, max_nfev=300)
         grad = np.asarray(jax.grad(lambda p, fun=fun: 0.5 * jnp.sum(fun(p) ** 2))(res.x))
         assert not res.success or np.abs(grad).max() < 1e-6

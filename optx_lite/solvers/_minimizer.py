@@ -11,10 +11,10 @@ and x are here:
 
 F the variables which g does not hold at a bound. The first says that there are no more digits of f
 to be gained. The second says that of x: G is by what f changes, to first order, if all x_j change
-by |x_j|. As q = -g.d / 2, a step d is small relative to x, weighted by g. (An f right to ftol goes
-with an x that is right to the root of it; half of the way from there to ftol costs next to
-nothing where the steps shrink superlinearly, and tells from a slow walk along a valley.) It is what
-ends a solve whose f goes to 0. Neither depends on the units of f and of each x_j.
+by |x_j|. As q = -g.d / 2, a step d is small relative to x, weighted by g. (An f that is right to
+ftol goes with an x that is right to the root of it. Half of the way from there to ftol costs next
+to nothing where steps shrink superlinearly, and tells that from a slow walk along a valley.) It is
+what ends a solve whose f goes to 0. Neither depends on the units of f and of each x_j.
 
     gtol    (1)  and  ||P(x - g) - x||_inf <= gtol                                    (2)
     ftol    (1)  and  f_before - f <= ftol |f|  or  <= ftol^3/4 G_before / 2          (3)
@@ -83,12 +83,13 @@ def negligible(value: Array, reach: Any, tolerance: Any) -> Array:
 
 
 def rounding(value: Array, reach: Any) -> Array:
-    """What f may be wrong by, its own rounding and that of x."""
-    return jnp.finfo(value.dtype).eps * (jnp.abs(value) + reach)
+    """What f may be wrong by, its own rounding and that of x, and at the end of its range."""
+    info = jnp.finfo(value.dtype)
+    return info.eps * (jnp.abs(value) + reach) + info.smallest_normal
 
 
 def reach_of(x: Array, descent: Array) -> Array:
-    """G of (1), of a projected gradient."""
+    """G of (1), of a projected gradient, (n,)."""
     return dot(jnp.abs(x), jnp.abs(descent))
 
 

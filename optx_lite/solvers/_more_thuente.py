@@ -114,7 +114,8 @@ def believable(search: LineSearch, value: Array) -> Array:
 def _noise(start: Knot, value: Array) -> Array:
     """The rounding of the difference of two values."""
     size = jnp.maximum(jnp.abs(start.value), jnp.abs(value))
-    return NOISE * jnp.finfo(size.dtype).eps * size
+    info = jnp.finfo(size.dtype)
+    return NOISE * (info.eps * size + info.smallest_normal)
 
 
 def _above_the_noise(search: LineSearch, trial: Knot) -> Array:

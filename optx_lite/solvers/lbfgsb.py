@@ -52,14 +52,13 @@ from .._control_flow import cond
 from .._inverse_hessian import LbfgsInvHessProduct
 from .._minimize_result import ALL_FIXED, FAILED, FTOL, GTOL, NONFINITE, RUNNING
 from .._problem import MinimizationProblem
-from ..linalg import dot, norm, reciprocal, safe_divide, unit_of
+from ..linalg import norm, reciprocal, safe_divide, unit_of
 from ._cauchy import cauchy_point
 from ._matrix import matrix_of
 from ._memory import Memory
 from ._minimizer import (
     AbstractMinimizer,
     BestSeen,
-    reach_of,
     rounding,
     status_of_bounds,
 )
@@ -77,7 +76,7 @@ class Line(eqx.Module):
     direction: Array  # (n,) d
     trial: Array  # (n,) to be evaluated
     search: LineSearch
-    unit_g: Array  # () of ``grad``, a power of two
+    unit_g: Array  # () of ``grad``, projected, a power of two
     unit_d: Array  # () of ``direction``, too
     reach: Array  # () G of `_minimizer` at the base
     settled: Array  # () int: for how many iterations, the present one included, (1) has held
@@ -93,6 +92,7 @@ class Pair(eqx.Module):
     curved: Array  # () bool: s.y is positive, to rounding
     promised: Array  # () along s, by the curvature that was found there: (g.s)^2 / (2 s.y)
     stiffness: Array  # () rho of (1); 0 where it is not positive
+    length: Array  # () of s, relative to the direction
 
 
 class State(BestSeen):
@@ -159,12 +159,12 @@ class LBFGSB(AbstractMinimizer[State]):
         over = (search.trials >= self.maxls) | (search.step == search.best.step)
         ended = first | done | over
         accepted = ended & ~first & believable(line.search, value_x) & jnp.any(x != line.base)
+        start = line.search.start
         # A probe tells of the gradient at the base, wherever it leads.
         at, grad_at = jnp.where(probed, line.trial, x), jnp.where(probed, grad, grad_x)
-        unit_g = jnp.where(first, unit_of(grad), state.unit_g)
+        unit_g = cond(first, lambda: unit_of(grad), lambda: state.unit_g)
         pair = _pair(line, at, grad_at, state.unit_x, unit_g)
-        start = line.search.start
-        slopes = jnp.stack([start.slope, safe_divide(value - start.value, line.search.step)])
+        slopes = cond(probed, lambda: _slopes(line, value), lambda: state.slopes)
         known = jnp.where(probed & finite, pair.promised, line.known)
         exhausted = known <= NOISE * rounding(start.value, line.reach)
         status = jnp.where(exhausted, FTOL, state.status)
@@ -185,7 +185,7 @@ class LBFGSB(AbstractMinimizer[State]):
             ),
             unit_x=state.unit_x,
             unit_g=unit_g,
-            slopes=jnp.where(probed, safe_divide(slopes, norm(line.direction)), state.slopes),
+            slopes=slopes,
         )  # fmt: skip
         line, status, calm, forgotten = cond(
             ended,
@@ -205,28 +205,32 @@ class LBFGSB(AbstractMinimizer[State]):
         x, grad = state.x, state.grad
         failed = ~first & ~accepted
         descent = _projected(problem, x, grad)
+        unit = unit_of(descent)
+        scaled = descent * reciprocal(unit)
+        unit_step = state.unit_x * (unit * reciprocal(state.unit_g))
         moving = jnp.any(descent != 0)
-        target, sound = _minimize_model(problem, state, descent)
-        plain, usable = _plain_step(problem, state, descent)
-        sound, probing = sound & ~failed, failed | ~(sound | usable)
-        target = jnp.where(sound, target, plain)
-        target = jnp.where(probing, _short_step(problem, state, descent), target)
+        target, sound = _minimize_model(problem, state, scaled, unit_step)
+        sound = sound & ~failed
+        target, probing = cond(
+            sound,
+            lambda: (target, jnp.zeros((), bool)),
+            lambda: _without_model(problem, state, scaled, unit_step, failed),
+        )
         direction = target - x
         if problem.bounded:
             longest, _ = step_to_bound(x, direction, problem.lower, problem.upper)
             longest = jnp.clip(jnp.where(first, 1, longest), 1, LONGEST)
         else:
             longest = jnp.full_like(state.value, LONGEST)
-        unit_g, unit_d = unit_of(grad), unit_of(direction)
-        scaled = (grad * reciprocal(unit_g)) @ (direction * reciprocal(unit_d))
-        slope = scaled * (unit_g * unit_d)
+        unit_d = unit_of(direction)
+        slope = -(scaled @ (direction * reciprocal(unit_d))) * (unit * unit_d)
         before = jnp.where(accepted, state.line.search.start.value, jnp.inf)
         trusted = jnp.where(first | failed, 0, jnp.minimum(pair.stiffness, 1))
-        known = jnp.any(direction != 0) & (trusted > 0)
-        promised = jnp.where(known, safe_divide(-0.5 * slope, trusted), jnp.inf)
+        promised = jnp.where(trusted > 0, safe_divide(-0.5 * slope, trusted), jnp.inf)
         promised = jnp.where(moving, promised, 0)
-        possible = jnp.where(moving, _along_the_flattest(state, descent), 0)
-        reach = reach_of(x, descent)
+        possible = 0.5 * (scaled @ scaled) * state.memory.flatness() * unit_step * unit
+        possible = jnp.where(moving, possible, 0)
+        reach = jnp.abs(x * reciprocal(state.unit_x)) @ jnp.abs(scaled) * (state.unit_x * unit)
         status, calm = self.judge(
             problem, state, before, promised, possible, reach, state.line.reach, state.line.settled
         )
@@ -246,7 +250,7 @@ class LBFGSB(AbstractMinimizer[State]):
             direction=direction,
             trial=target,
             search=begin(state.value, slope, jnp.ones_like(slope), longest),
-            unit_g=unit_g,
+            unit_g=unit,
             unit_d=unit_d,
             reach=reach,
             settled=settled,
@@ -293,6 +297,7 @@ def _pair(line: Line, x: Array, grad: Array, unit_x: Array, unit_g: Array) -> Pa
         curved=along > jnp.finfo(x.dtype).eps * jnp.abs(gained),
         promised=jnp.where(along > 0, promised, jnp.inf),
         stiffness=jnp.where(along > 0, stiffness, 0),
+        length=jnp.abs(safe_divide(gained, slope)),
     )
 
 
@@ -302,12 +307,22 @@ def _remember(
 ) -> Memory:  # fmt: skip
     memory = memory.remember(pair.step, pair.change, accepted & pair.curved)
     # Before any pair is known: a step as long as the unit of x, or as the one before.
-    anew = first | (accepted & ~jnp.any(memory.full))
-    length = jnp.where(first, 1, norm(pair.step))
-    steepest = norm(_projected(problem, x, grad) * reciprocal(unit_g))
-    theta = jnp.where(steepest > 0, safe_divide(steepest, length), 1)
-    theta = jnp.where(anew, theta, memory.theta)
+    anew = accepted & ~jnp.any(memory.full) & (pair.length > 0)
+    theta = memory.theta * jnp.where(anew, 1 / jnp.where(anew, pair.length, 1), 1)
+    theta = cond(first, lambda: _steepness(problem, x, grad, unit_g), lambda: theta)
     return eqx.tree_at(lambda m: m.theta, memory, theta)
+
+
+def _steepness(problem: MinimizationProblem, x: Array, grad: Array, unit_g: Array) -> Array:
+    steepness = norm(_projected(problem, x, grad) * reciprocal(unit_g))
+    return jnp.where(steepness > 0, steepness, 1)
+
+
+def _slopes(line: Line, value: Array) -> Array:
+    """Along the direction, by the gradient and by the function, per unit of length."""
+    start = line.search.start
+    slopes = jnp.stack([start.slope, safe_divide(value - start.value, line.search.step)])
+    return safe_divide(slopes, norm(line.direction))
 
 
 def _projected(problem: MinimizationProblem, x: Array, grad: Array) -> Array:
@@ -322,52 +337,41 @@ def _feasible(problem: MinimizationProblem, trial: Array, x: Array) -> Array:
     return onto_bounds(trial, x, problem.lower, problem.upper) if problem.bounded else trial
 
 
-def _units(state: State, descent: Array) -> tuple[Array, Array, Array]:
-    """The descent in a unit of its own; that; and that of the steps which the memory makes."""
-    unit = unit_of(descent)
-    unit_step = state.unit_x * (unit * reciprocal(state.unit_g))
-    return descent * reciprocal(unit), unit, unit_step
-
-
 def _minimize_model(
-    problem: MinimizationProblem, state: State, descent: Array
+    problem: MinimizationProblem, state: State, scaled: Array, unit_step: Array
 ) -> tuple[Array, Array]:
-    """x^ of (5.4), and whether it is a descent."""
-    x, (scaled, _, unit_step) = state.x, _units(state, descent)
+    """x^ of (5.4), and whether it is a descent.
+
+    ``scaled`` is the projected -g in a unit of its own; ``unit_step`` that of the steps which the
+    memory makes of it.
+    """
     if problem.bounded:
         # A component at its bound, where it stays, may be of another size.
-        grad = jnp.where(descent == 0, jnp.sign(state.grad), -scaled)
+        grad = jnp.where(scaled == 0, jnp.sign(state.grad), -scaled)
         per_step = reciprocal(unit_step)
-        lower, upper = (problem.lower - x) * per_step, (problem.upper - x) * per_step
+        lower, upper = ((bound - state.x) * per_step for bound in (problem.lower, problem.upper))
         step, sound = _subspace_minimum(grad, lower, upper, state.memory)
     else:
         step, sound = state.memory.solve(scaled), True
-    target = _feasible(problem, x + unit_step * step, x)
-    descends = dot(scaled, (target - x) * reciprocal(state.unit_x)) > 0
+    target = _feasible(problem, state.x + unit_step * step, state.x)
+    descends = scaled @ ((target - state.x) * reciprocal(unit_step)) > 0
     return target, sound & descends & jnp.all(jnp.isfinite(target))
 
 
-def _plain_step(problem: MinimizationProblem, state: State, descent: Array) -> tuple[Array, Array]:
-    """Where the newest curvature alone leads, and whether that is anywhere."""
-    scaled, _, unit_step = _units(state, descent)
-    target = state.x + unit_step * (scaled / state.memory.theta)
-    target = jnp.clip(target, problem.lower, problem.upper) if problem.bounded else target
-    return target, jnp.all(jnp.isfinite(target)) & jnp.any(target != state.x)
+def _without_model(
+    problem: MinimizationProblem, state: State, scaled: Array, unit_step: Array, failed: Array
+) -> tuple[Array, Array]:
+    """Where the newest curvature alone leads, or a probe; and whether it is that."""
 
+    def onto(target: Array) -> Array:
+        return jnp.clip(target, problem.lower, problem.upper) if problem.bounded else target
 
-def _short_step(problem: MinimizationProblem, state: State, descent: Array) -> Array:
-    """A difference of the gradient along itself."""
-    scaled, _, _ = _units(state, descent)
-    size = norm(state.x)
+    x, size = state.x, norm(state.x)
+    plain = onto(x + unit_step * (scaled / state.memory.theta))
+    probing = failed | ~(jnp.all(jnp.isfinite(plain)) & jnp.any(plain != x))
     size = SHORT * jnp.sqrt(jnp.finfo(size.dtype).eps) * jnp.where(size > 0, size, state.unit_x)
-    target = state.x + safe_divide(scaled, norm(scaled)) * size
-    return jnp.clip(target, problem.lower, problem.upper) if problem.bounded else target
-
-
-def _along_the_flattest(state: State, descent: Array) -> Array:
-    """The left of (4) in `_minimizer`."""
-    scaled, unit, unit_step = _units(state, descent)
-    return 0.5 * (scaled @ scaled) * state.memory.flatness() * unit_step * unit
+    probe = onto(x + safe_divide(scaled, norm(scaled)) * size)
+    return jnp.where(probing, probe, plain), probing
 
 
 def _subspace_minimum(
@@ -380,8 +384,8 @@ def _subspace_minimum(
     step, sound = b.solve(r, free)
     step = jnp.where(jnp.any(memory.full), step, 0)
     length, _ = step_to_bound(cauchy, step, lower, upper)
-    ends = cauchy[None, :] + jnp.stack([step, jnp.minimum(length, 1) * step])
-    ends = jax.vmap(lambda end: onto_bounds(end, cauchy, lower, upper))(ends)
+    ends = cauchy + jnp.stack([step, jnp.minimum(length, 1) * step])
+    ends = onto_bounds(ends, cauchy, lower, upper)
 
     def promised(end: Array) -> Array:
         seen = b.see(end)
