@@ -15,7 +15,7 @@ MESSAGES = {
     GTOL: "CONVERGENCE: NORM OF PROJECTED GRADIENT <= PGTOL",
     FTOL: "CONVERGENCE: RELATIVE REDUCTION OF F <= FACTR*EPSMCH",
     ALL_FIXED: "All independent variables were fixed by bounds.",
-    RUNNING: "The solve has not ended.",
+    RUNNING: "The algorithm is proceeding normally.",
     MAXFUN: "STOP: TOTAL NO. OF F,G EVALUATIONS EXCEEDS LIMIT",
     MAXITER: "STOP: TOTAL NO. OF ITERATIONS REACHED LIMIT",
     FAILED: "ABNORMAL: the line search found no lower value along a descent direction. Per unit "

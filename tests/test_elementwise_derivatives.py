@@ -84,9 +84,9 @@ def test_no_derivative_where_the_curvature_says_nothing():
 
 def test_polish_gives_the_digits_that_values_do_not_have():
     a = jnp.linspace(0.5, 3.0, 50)[:, None]
-    error = lambda res: jnp.max(jnp.abs(res.x - jnp.log(a) / B))
+    error = lambda res: jnp.max(jnp.abs(res.x - jnp.log(a) / B[None, :]))
     assert error(minimum(a, polish=False)) > 1e-11
-    assert error(minimum(a)) < 16 * EPS * jnp.max(jnp.abs(jnp.log(a) / B))
+    assert error(minimum(a)) < 16 * EPS * jnp.max(jnp.abs(jnp.log(a) / B[None, :]))
 
 
 # -- minimize_scalar -----------------------------------------------------------------------

@@ -491,7 +491,7 @@ def test_a_callback_reads_the_message_of_a_solve_that_goes_on():
         seen.append((intermediate_result.message, intermediate_result.success))
 
     ox.minimize(rosenbrock, start(2), callback=callback)
-    assert set(seen) == {("The solve has not ended.", False)}
+    assert set(seen) == {("The algorithm is proceeding normally.", False)}
 
 
 @pytest.mark.slow

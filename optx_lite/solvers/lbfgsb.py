@@ -384,8 +384,8 @@ def _subspace_minimum(
     step, sound = b.solve(r, free)
     step = jnp.where(jnp.any(memory.full), step, 0)
     length, _ = step_to_bound(cauchy, step, lower, upper)
-    ends = cauchy + jnp.stack([step, jnp.minimum(length, 1) * step])
-    ends = onto_bounds(ends, cauchy, lower, upper)
+    ends = cauchy[None, :] + jnp.stack([step, jnp.minimum(length, 1) * step])
+    ends = jax.vmap(lambda end: onto_bounds(end, cauchy, lower, upper))(ends)
 
     def promised(end: Array) -> Array:
         seen = b.see(end)
