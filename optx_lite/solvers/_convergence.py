@@ -73,7 +73,7 @@ class Outlook(eqx.Module):
     offset: Array  # () the relative offset (1), bounds included
     cosine: Array  # () largest between f and a free column of J
     steepest: Array  # () the same with the curvature of f in the length of the column
-    scatter: Array  # () |J| |x|: f is known to eps of this
+    scatter: Array  # () norm of |J| |x|: f is known to eps of this
 
 
 def look_ahead(problem: LeastSquaresProblem, before: State, state: State) -> Outlook:
@@ -114,8 +114,18 @@ def look_ahead(problem: LeastSquaresProblem, before: State, state: State) -> Out
         offset=safe_divide(safe_sqrt(qtf @ qtf + blocked), fnorm),
         cosine=steepest(model.lengths),
         steepest=steepest(safe_sqrt(columns)),
-        scatter=norm(model.lengths * x),
+        scatter=_scatter(problem, state),
     )
+
+
+def _scatter(problem: LeastSquaresProblem, state: State) -> Array:
+    """Row by row, and for each no more than what makes the whole of it rounding.
+
+    An entry of J that is huge, beside a root at its zero for one, else speaks for all residuals.
+    """
+    rows = jnp.abs(state.x) @ jnp.abs(state.model.rows)
+    whole = 2 * jnp.abs(state.f) / state.unit / problem.precision
+    return norm(jnp.minimum(rows, whole))
 
 
 def possible_reduction(
