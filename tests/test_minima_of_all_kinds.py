@@ -164,8 +164,9 @@ def test_a_break_that_belongs_beyond_the_data(method):
     starts = np.stack([np.zeros(20), np.ones(20), rng.uniform(2.0, 4.99, 20)], axis=1)
     theirs = scipy_costs(hinge, starts, noisy)
     ours = batch(hinge, starts, noisy, method)
-    solved = np.asarray(ours.success) & (np.asarray(ours.cost) <= theirs * (1 + 1e-6))
-    assert solved.sum() >= 19  # a kink within the data is a local minimum for either
+    # A kink within the data is a local minimum for either. Beyond the data the break has no effect
+    # any more: the best cost, but status -5, as for any parameter that ran away.
+    assert np.sum(np.asarray(ours.cost) <= theirs * (1 + 1e-6)) >= 19
 
 
 def test_a_runaway_parameter_is_told_from_a_minimum():

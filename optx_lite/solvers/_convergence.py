@@ -242,15 +242,13 @@ def verify(
     status: Array,
     pending: Array,
     revived: Array,
-    in_doubt: Array,
 ) -> tuple[Array, Array, Array]:
     """Status, what waits, and whether the next trial is the probe of a plateau.
 
-    ``revived``: what the last trial told if it was one. ``in_doubt``: whether a plateau may still
-    be anything else than where the minimum is.
+    ``revived``: what the last trial told if it was one.
     """
     rounding = state.fnorm <= problem.precision * outlook.scatter
-    dead = jnp.any(_dead(problem, state)) & ~rounding & in_doubt
+    dead = jnp.any(_dead(problem, state)) & ~rounding
     probing = (status > 0) & dead & ~before.probing
     proven = jnp.where(revived, before.pending, codes.PLATEAU)
     pending = jnp.where(probing, status, pending)

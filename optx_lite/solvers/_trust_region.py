@@ -220,10 +220,7 @@ class TrustRegionSolver(AbstractSolver[LeastSquaresProblem, State]):
         radius = self._radius(problem, state, moved, cost, ratio, finite, accepted)
         moved = eqx.tree_at(lambda s: (s.radius, s.size), moved, (radius, outlook.size))
         status, pending = judge(self, problem, state, moved, outlook, accepted, ratio)
-        plain = moved.refused < REFUSALS
-        status, pending, probing = verify(
-            problem, state, moved, outlook, status, pending, revived, plain
-        )
+        status, pending, probing = verify(problem, state, moved, outlook, status, pending, revived)
         bad_start = jnp.where(finite, codes.NONFINITE_JACOBIAN, codes.NONFINITE)
         status = jnp.where(first & ~accepted, bad_start, status).astype(jnp.int32)
         moved, status = self._last_resort(problem, state, moved, status)
