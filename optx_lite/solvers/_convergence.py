@@ -60,6 +60,7 @@ from ._state import State
 SHRINK = 0.9  # a polishing step must be this much shorter than one of the two before
 NEAR = 0.1  # of a trial step: from there on a parabola tells where it is lowest
 NOISE = 8  # times epsilon: by so much a cost may be wrong
+LEFT_OUT = 0.01  # part of f that need not be rounding where all the rest is
 MARGIN = 0.1  # error that may be left in x, relative to the tolerance
 
 
@@ -73,13 +74,16 @@ class Outlook(eqx.Module):
     offset: Array  # () the relative offset (1), bounds included
     cosine: Array  # () largest between f and a free column of J
     steepest: Array  # () the same with the curvature of f in the length of the column
-    scatter: Array  # () norm of |J| |x|: f is known to eps of this
+    nothing: Array  # () bool: f is rounding, or 0
+    small: Array  # () bool: f is nearly so
+    noise: Array  # () of the cost
 
 
 def look_ahead(problem: LeastSquaresProblem, before: State, state: State) -> Outlook:
     """The outlook from ``state.x``, where the trial of ``before`` led."""
     model, x, fnorm = state.model, state.x, state.fnorm
-    upper, qtf, slope, columns = model.upper, model.qtf, jnp.abs(model.grad), model.columns
+    upper, qtf, columns = model.upper, model.qtf, model.columns
+    slope = jnp.where(columns > 0, jnp.abs(model.grad), 0)  # of the parameters with an effect
     if problem.bounded:
         distance, side = coleman_li(x, model.grad, problem.lower, problem.upper)
         # Active: the minimiser along this variable alone lies beyond its bound.
@@ -102,6 +106,17 @@ def look_ahead(problem: LeastSquaresProblem, before: State, state: State) -> Out
     rate = jnp.maximum(rate, safe_sqrt(safe_divide(size, before.last_size)))
     rate = jnp.where(free, rate, 0)
 
+    # f is known to eps |J| |x|, row by row: an entry of J that is huge, beside a root at its zero
+    # for one, does not speak for the other residuals.
+    eps, f = problem.precision, jnp.abs(state.f) / state.unit
+    scatter = jnp.abs(x) @ jnp.abs(model.rows)
+
+    def rounding(level: float) -> Array:
+        return norm(jnp.minimum(level * scatter, f))
+
+    def is_rounding(level: float) -> Array:
+        return norm(f) <= (1 + LEFT_OUT) * rounding(2 * level)
+
     def steepest(lengths: Array) -> Array:
         onto_bounds = safe_divide(safe_sqrt(blocked), fnorm)
         return jnp.maximum(jnp.max(safe_divide(slope, lengths * fnorm)), onto_bounds)
@@ -114,35 +129,21 @@ def look_ahead(problem: LeastSquaresProblem, before: State, state: State) -> Out
         offset=safe_divide(safe_sqrt(qtf @ qtf + blocked), fnorm),
         cosine=steepest(model.lengths),
         steepest=steepest(safe_sqrt(columns)),
-        scatter=_scatter(problem, state),
+        nothing=is_rounding(eps),
+        small=is_rounding(eps ** (2 / 3)),
+        noise=NOISE * fnorm * (eps * fnorm + rounding(eps)),
     )
 
 
-def _scatter(problem: LeastSquaresProblem, state: State) -> Array:
-    """Row by row, and for each no more than what makes the whole of it rounding.
-
-    An entry of J that is huge, beside a root at its zero for one, else speaks for all residuals.
-    """
-    rows = jnp.abs(state.x) @ jnp.abs(state.model.rows)
-    whole = 2 * jnp.abs(state.f) / state.unit / problem.precision
-    return norm(jnp.minimum(rows, whole))
-
-
 def possible_reduction(
-    problem: LeastSquaresProblem,
-    before: State,
-    state: State,
-    outlook: Outlook,
-    accepted: Array,
-    reduction: Array,
-    known: Array,
+    before: State, outlook: Outlook, accepted: Array, reduction: Array, known: Array
 ) -> Array:
     """(4): the most that failed trials since the last significant step leave to be gained.
 
     Infinite if none of them was near enough to say so. ``known``: whether the trial of
     ``before`` failed in a way that tells, by its ``reduction``, how f curves along it.
     """
-    noise = _cost_rounding(problem, state, outlook)
+    noise = outlook.noise
     slope = before.model.grad @ (before.trial.x - before.x)
     rise = -reduction
     curvature = 2 * (rise - slope)
@@ -156,10 +157,6 @@ def possible_reduction(
     hope = jnp.where(tells, hope, before.hope)
     significant = accepted & (reduction > noise)
     return jnp.where(significant, jnp.inf, hope)
-
-
-def _cost_rounding(problem: LeastSquaresProblem, state: State, outlook: Outlook) -> Array:
-    return NOISE * problem.precision * state.fnorm * (state.fnorm + outlook.scatter)
 
 
 def judge(
@@ -181,7 +178,6 @@ def judge(
     polishing = before.pending > 0
     gained = jnp.maximum(before.cost - state.cost, trial.predicted)
     whole = norm(state.x / state.scale)
-    nothing = state.fnorm <= eps * outlook.scatter  # f is rounding, or 0
     # Where w is in R the offset is not that of (1), and a w from a kink would hide the gradient.
     plain = jnp.all(state.model.secant == 0)
     flat = jnp.minimum(jnp.where(plain, outlook.offset, jnp.inf), outlook.cosine)
@@ -189,7 +185,7 @@ def judge(
     # What one variable could still gain is below ftol, and all together not far above.
     little = (outlook.cosine**2 <= solver.ftol) & (outlook.offset**4 <= solver.ftol)
 
-    gtol = (flat <= jnp.maximum(solver.gtol, eps)) | nothing  # (1)
+    gtol = (flat <= jnp.maximum(solver.gtol, eps)) | outlook.nothing  # (1)
     ftol = (
         (accepted & ~first & (ratio > 0.25))
         & (~trial.limited | little)
@@ -197,7 +193,7 @@ def judge(
     )  # (2)
     xtol = accepted & ~first & ~trial.limited & (trial.length <= solver.xtol * whole)  # (3)
     # What is left to gain is below the rounding of the cost, or of x.
-    exhausted = (flat**2 <= eps) | (outlook.size <= eps)
+    exhausted = (0.5 * (flat * state.fnorm) ** 2 <= outlook.noise) | (outlook.size <= eps)
     met = jnp.where(ftol, codes.FTOL, codes.RUNNING)
     met = jnp.where(xtol, jnp.where(ftol, codes.FTOL_AND_XTOL, codes.XTOL), met)
     met = jnp.where(exhausted & (met == codes.RUNNING), codes.XTOL, met)
@@ -209,22 +205,21 @@ def judge(
     over = (
         (outlook.left <= MARGIN * loosest)
         | (polishing & (~accepted | (outlook.size > SHRINK * longer)))
-        | nothing
+        | outlook.nothing
         | ~solver.running(problem, state)
     )
     # Written so that a step which is not finite counts as stuck, too.
     too_short = ~(trial.length > jnp.maximum(solver.xtol, eps) * whole)
     stuck = too_short & ~(accepted | first | polishing)
     # No descent, and none to be had: f is orthogonal to J, or nearly rounding.
-    small = state.fnorm <= eps ** (2 / 3) * outlook.scatter
-    nothing_left = state.hope <= _cost_rounding(problem, state, outlook)
-    done = (outlook.steepest <= eps ** (1 / 3)) | small | nothing_left
+    nothing_left = state.hope <= outlook.noise
+    done = (outlook.steepest <= eps ** (1 / 3)) | outlook.small | nothing_left
     stalled = jnp.where(stuck, jnp.where(done, codes.XTOL, codes.STALLED), codes.RUNNING)
     reached = _name(solver, problem, state, pending)
     # The last phase came too early where f is still far from orthogonal to J: beside a huge
     # variable without influence, for one, every step is short. On the way to x = 0 none is.
     far = (outlook.left > MARGIN * loosest) & (outlook.size < 0.2)
-    far = far & (outlook.steepest > eps ** (1 / 8)) & ~small
+    far = far & (outlook.steepest > eps ** (1 / 8)) & ~outlook.small
     status = jnp.where((pending > 0) & over & ~far, reached, stalled).astype(jnp.int32)
     return status, jnp.where(over & far, codes.RUNNING, pending)
 
@@ -247,8 +242,7 @@ def verify(
 
     ``revived``: what the last trial told if it was one.
     """
-    rounding = state.fnorm <= problem.precision * outlook.scatter
-    dead = jnp.any(_dead(problem, state)) & ~rounding
+    dead = jnp.any(_dead(problem, state)) & ~outlook.nothing
     probing = (status > 0) & dead & ~before.probing
     proven = jnp.where(revived, before.pending, codes.PLATEAU)
     pending = jnp.where(probing, status, pending)
@@ -256,15 +250,24 @@ def verify(
     return status, pending.astype(jnp.int32), probing
 
 
-def _dead(problem: LeastSquaresProblem, state: State) -> Array:
-    """Parameters that had an effect on f and have none any more, while others have."""
+def without_effect(
+    problem: LeastSquaresProblem, lengths: Array, secant: Array, longest: Array, cost: Array
+) -> Array:
+    """Parameters whose columns, which have been ``longest``, are nothing now, w included."""
     # Effects are compared with f, which may have fallen by as much as they; in its unit f was
     # of the size of 1 when that was taken.
-    least = problem.precision ** (3 / 4) * jnp.minimum(state.fnorm, 1)
-    dead = state.model.lengths <= least * state.lengths
+    least = problem.precision * jnp.minimum(safe_sqrt(2 * cost), 1)
+    return jnp.maximum(lengths, jnp.abs(secant)) <= least * longest
+
+
+def _dead(problem: LeastSquaresProblem, state: State) -> Array:
+    """Parameters that had an effect on f and have none any more, while others have."""
+    model = state.model
+    dead = without_effect(problem, model.lengths, model.secant, state.lengths, state.cost)
+    dead = dead & (state.lengths > 0)
     if problem.bounded:
         dead = dead & (state.x > problem.lower) & (state.x < problem.upper)
-    return dead & (state.lengths > 0) & ~jnp.all(dead)
+    return dead & ~jnp.all(dead)
 
 
 def probe(problem: LeastSquaresProblem, state: State) -> Array:

@@ -13,7 +13,8 @@ from ..linalg import Detour, diagonal, safe_sqrt, solve_transposed
 class Model(eqx.Module):
     """The weighted quadratic model at the current point, in units of s, see `_trust_region`.
 
-    0.5 || J p + f ||^2 + 0.5 (w . p)^2
+    0.5 || J p + f ||^2 + 0.5 (w . p)^2, in which a parameter without effect rests: its column of R
+    is 0.
     """
 
     rows: Array  # (n, m) transposed weighted Jacobian J^T

@@ -36,7 +36,8 @@ valley takes four times as many evaluations otherwise). ENSO's 55 evaluations be
 The fallback. No scaling wins everywhere: the columns of J on badly scaled parameters, 1 on
 functions whose columns change by orders of magnitude. Unless the user chose one, the machine
 goes over to the other after `PATIENCE` evaluations in which the trust region was in the way and
-the cost did not fall by a tenth, with twice the patience each time, and once before it gives up.
+the cost did not fall by a tenth, with more patience after each second time, and once before it
+gives up.
 
 Plateaus. A step after which a parameter has no effect any more, in one go, went too far, as a
 rule: out on the tail of an exponential, beyond the data. It is not taken, though the cost may be
@@ -79,6 +80,7 @@ from ._convergence import (
     probe,
     revives,
     verify,
+    without_effect,
 )
 from ._state import Correction, Model, State, Trial
 
@@ -189,7 +191,11 @@ class TrustRegionSolver(AbstractSolver[LeastSquaresProblem, State]):
         ratio = jnp.where(finite, ratio, -1)
         # In the last phase the steps tell; the cost, which is rounded, only warns.
         noise = problem.precision ** (2 / 3) * state.cost
-        better = jnp.where(polishing, reduction >= -noise, self.acceptable(reduction, ratio))
+        # A variable that is all but on its bound may as well be there.
+        rounding = NOISE * problem.precision * state.cost
+        landed = _lands(problem, state) & (jnp.abs(reduction) <= rounding)
+        good = self.acceptable(reduction, ratio) | landed
+        better = jnp.where(polishing, reduction >= -noise, good)
         better = finite & (first | better) & ~state.probing
         finer = _finer_unit(f, cost, unit)
         in_finer = problem.loss.cost(f, finer)
@@ -215,7 +221,7 @@ class TrustRegionSolver(AbstractSolver[LeastSquaresProblem, State]):
         # nor does one that a bound cut short.
         cut = state.trial.limited & (state.trial.length < 0.9 * state.radius)
         known = finite & ~better & ~cut
-        hope = possible_reduction(problem, state, moved, outlook, accepted, reduction, known)
+        hope = possible_reduction(state, outlook, accepted, reduction, known)
         moved = eqx.tree_at(lambda s: s.hope, moved, hope)
         radius = self._radius(problem, state, moved, cost, ratio, finite, accepted)
         moved = eqx.tree_at(lambda s: (s.radius, s.size), moved, (radius, outlook.size))
@@ -252,7 +258,7 @@ class TrustRegionSolver(AbstractSolver[LeastSquaresProblem, State]):
         if self.from_jacobian:
             scale = _inverse(lengths)
         elif self.falls_back:
-            # Each time with twice the patience, or two unsuitable scalings would take turns.
+            # With more and more patience, or two unsuitable scalings would take turns for ever.
             impatient = accepted & (slow >= self.PATIENCE * (1 + switches // 2))
             switches = switches + impatient.astype(jnp.int32)
             slow = jnp.where(impatient, 0, slow)
@@ -464,7 +470,9 @@ def _linearized(
     rounding = NOISE * problem.precision * norm(weighted) * (lengths @ jnp.abs(step))
     change = rows - old.rows * (state.unit / unit)
     secant = jnp.where(settled, _secant(change, weighted, step, rounding), 0)
+    rests = without_effect(problem, lengths, secant, jnp.maximum(lengths, state.lengths), cost)
     with_secant = jnp.concatenate([rows, secant[:, None]], axis=1)
+    with_secant = jnp.where(rests[:, None], 0, with_secant)
     upper, qtf = triangularize(with_secant, jnp.pad(weighted, (0, 1)))
     model = Model(rows=rows, secant=secant, lengths=lengths, upper=upper, qtf=qtf, grad=grad)
     # Effects are compared with f, which may fall by as much.
