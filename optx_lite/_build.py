@@ -168,7 +168,7 @@ def _blocks(out: Any, f: Any, x: Any) -> tuple[tuple[tuple[int, int], ...], ...]
     """The shapes of the blocks that make up the Jacobian (m, n), in the order of out's leaves.
 
     ``out`` is one matrix; or what `jax.jacfwd` gives, a tree like x in each place of a tree like
-    f; or, as for SciPy, a list of rows.
+    f; or a tree like x of all rows; or, as for SciPy, a list of rows.
     """
     of_f, of_x = jax.tree.leaves(f), jax.tree.leaves(x)
     rows, columns = [_size(leaf) for leaf in of_f], [_size(leaf) for leaf in of_x]
@@ -182,6 +182,11 @@ def _blocks(out: Any, f: Any, x: Any) -> tuple[tuple[tuple[int, int], ...], ...]
         flat = [(_size(a), _size(b)) for a, b in pairs]
         if all(shape in fits for shape, *fits in zip(got, whole, flat, strict=True)):
             return tuple(tuple((r, c) for c in columns) for r in rows)
+    if jax.tree.structure(out) == jax.tree.structure(x):
+        whole = [(m, *leaf.shape) for leaf in of_x]
+        flat = [(m, c) for c in columns]
+        if all(shape in fits for shape, *fits in zip(got, whole, flat, strict=True)):
+            return (tuple(flat),)
     shape = _atleast_2d(shape_of(out))
     if shape == (m, n) and set(got) == {()}:
         return (((1, 1),) * n,) * m

@@ -152,10 +152,11 @@ def _run(static: Any, leaves: list[Array]) -> AbstractResult:
         watch = None if watch is None else watch.silenced(spare)
         return drive_as_one(solver, problem, x0, watch)
 
+    values = jax.eval_shape(problem.evaluate, x0)
+    shape, spec = values.shape, explicit_spec(values)
+
     def spec_of(leaf: Any) -> PartitionSpec:
-        values = jax.eval_shape(problem.evaluate, x0)
-        like = values.ndim and leaf.shape[:1] == values.shape
-        return explicit_spec(values) if like else PartitionSpec()
+        return spec if shape and leaf.shape[:1] == shape else PartitionSpec()
 
     def run_in_auto_mode(spare: Any, *leaves: Array) -> AbstractResult:
         return in_auto_mode(lambda *leaves: run(spare, *leaves), leaves, spec_of)

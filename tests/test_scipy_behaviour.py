@@ -153,7 +153,7 @@ def scipy_messages():
     near = so.least_squares(decay_in(np), P0, args=(Y,)).x * 1.001
     tries = [
         {"max_nfev": 1},
-        {"ftol": None, "xtol": None},
+        {"ftol": None, "xtol": None, "gtol": 1e-5},
         {"xtol": None, "gtol": None},
         {"ftol": None, "gtol": None},
         {"ftol": 0.9, "xtol": 0.9, "gtol": None},

@@ -509,7 +509,8 @@ def _secant(change: Array, f: Array, step: Array, rounding: Array) -> Array:
 def _finer_unit(f: Array, cost: Array, unit: Array) -> Array:
     """The unit, a new one where f has fallen so far that its squares in the old one vanish."""
     info = jnp.finfo(cost.dtype)
-    return jnp.where(cost < info.tiny / info.eps, _power_of_two(f), unit)
+    vanishes = (cost < info.tiny / info.eps) & jnp.any(f != 0)
+    return jnp.where(vanishes, _power_of_two(f), unit)
 
 
 def evaluate_model(upper: Array, qtf: Array, step: Array) -> Array:
