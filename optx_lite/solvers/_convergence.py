@@ -61,6 +61,7 @@ SHRINK = 0.9  # a polishing step must be this much shorter than one of the two b
 NEAR = 0.1  # of a trial step: from there on a parabola tells where it is lowest
 NOISE = 8  # times epsilon: by so much a cost may be wrong
 LEFT_OUT = 0.01  # part of f that need not be rounding where all the rest is
+HIDDEN = 5  # pending where all that is left to gain is hidden in the rounding of f
 MARGIN = 0.1  # error that may be left in x, relative to the tolerance
 
 
@@ -192,11 +193,13 @@ def judge(
         & (gained <= solver.ftol * before.cost)
     )  # (2)
     xtol = accepted & ~first & ~trial.limited & (trial.length <= solver.xtol * whole)  # (3)
-    # What is left to gain is below the rounding of the cost, or of x.
-    exhausted = (0.5 * (flat * state.fnorm) ** 2 <= outlook.noise) | (outlook.size <= eps)
+    # What is left to gain is below the rounding of x, or of the cost.
+    exhausted = (flat**2 <= eps) | (outlook.size <= eps)
+    hidden = 0.5 * (flat * state.fnorm) ** 2 <= outlook.noise
     met = jnp.where(ftol, codes.FTOL, codes.RUNNING)
     met = jnp.where(xtol, jnp.where(ftol, codes.FTOL_AND_XTOL, codes.XTOL), met)
-    met = jnp.where(exhausted & (met == codes.RUNNING), codes.XTOL, met)
+    nothing_more = jnp.where(exhausted, codes.XTOL, jnp.where(hidden, HIDDEN, codes.RUNNING))
+    met = jnp.where(met == codes.RUNNING, nothing_more, met)
     met = jnp.where(gtol, codes.GTOL, met)
     pending = jnp.where(polishing, before.pending, met).astype(jnp.int32)
 
@@ -217,15 +220,19 @@ def judge(
     stalled = jnp.where(stuck, jnp.where(done, codes.XTOL, codes.STALLED), codes.RUNNING)
     reached = _name(solver, problem, state, pending)
     # The last phase came too early where f is still far from orthogonal to J: beside a huge
-    # variable without influence, for one, every step is short. On the way to x = 0 none is.
-    far = (outlook.left > MARGIN * loosest) & (outlook.size < 0.2)
+    # variable without influence, or with huge ones whose difference counts, every step is short.
+    # On the way to x = 0 none is.
+    far = (outlook.left > NOISE * eps) & (outlook.size < 0.2)
     far = far & (outlook.steepest > eps ** (1 / 8)) & ~outlook.small
+    # Where values do not tell any more, only steps that shrink to nothing are convergence.
+    far = far | ((pending == HIDDEN) & (outlook.left > MARGIN * loosest) & ~outlook.nothing)
     status = jnp.where((pending > 0) & over & ~far, reached, stalled).astype(jnp.int32)
     return status, jnp.where(over & far, codes.RUNNING, pending)
 
 
 def _name(solver: Any, problem: LeastSquaresProblem, state: State, status: Array) -> Array:
     """SciPy's code: 1 wherever its absolute test on the gradient holds as well."""
+    status = jnp.where(status == HIDDEN, codes.XTOL, status)
     return jnp.where(solver.optimality(problem, state) < solver.gtol, codes.GTOL, status)
 
 

@@ -200,10 +200,10 @@ class TrustRegionSolver(AbstractSolver[LeastSquaresProblem, State]):
         finer = _finer_unit(f, cost, unit)
         in_finer = problem.loss.cost(f, finer)
         curved = (ratio < OPTIMISTIC) | jnp.any(state.model.secant != 0)
-        settled = ~first & better & (reduction <= SETTLED * cost) & curved
+        settled = ~first & better & (reduction <= SETTLED * cost)
         model, accepted, revived = cond(
             better | state.probing,
-            lambda: _linearized(problem, state, f, in_finer, finer, settled, jacobian()),
+            lambda: _linearized(problem, state, f, in_finer, finer, settled, curved, jacobian()),
             lambda: (state.model, jnp.array(False), jnp.array(False)),
         )
         ratio = jnp.where(better & ~accepted, -1, ratio)
@@ -454,6 +454,7 @@ def _linearized(
     cost: Array,
     unit: Array,
     settled: Array,
+    curved: Array,
     rows: Array,
 ) -> tuple[Model, Array, Array]:
     """The model at the trial and True; the old one and False if the new one is not taken.
@@ -469,10 +470,10 @@ def _linearized(
     lengths, grad = safe_sqrt(jnp.sum(rows * rows, axis=1)), rows @ weighted
     rounding = NOISE * problem.precision * norm(weighted) * (lengths @ jnp.abs(step))
     change = rows - old.rows * (state.unit / unit)
-    secant = jnp.where(settled, _secant(change, weighted, step, rounding), 0)
+    secant = jnp.where(settled & curved, _secant(change, weighted, step, rounding), 0)
     rests = without_effect(problem, lengths, secant, jnp.maximum(lengths, state.lengths), cost)
     with_secant = jnp.concatenate([rows, secant[:, None]], axis=1)
-    with_secant = jnp.where(rests[:, None], 0, with_secant)
+    with_secant = jnp.where(settled & rests[:, None], 0, with_secant)
     upper, qtf = triangularize(with_secant, jnp.pad(weighted, (0, 1)))
     model = Model(rows=rows, secant=secant, lengths=lengths, upper=upper, qtf=qtf, grad=grad)
     # Effects are compared with f, which may fall by as much.
