@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+from jaxtyping import Array
 
 from ._implicit import AbstractAdjoint, ImplicitAdjoint
 from ._inputs import as_tuple, check_x0
@@ -318,6 +319,10 @@ def _trim(result: MinimizeResult) -> MinimizeResult:
     empty = int(np.sum(~np.any(np.asarray(inverse.sk), axis=1)))
     if not empty:
         return result
-    return dataclasses.replace(
-        result, hess_inv=LbfgsInvHessProduct(inverse.sk[empty:], inverse.yk[empty:])
-    )
+
+    def filled(pairs: Array) -> Array:
+        # By NumPy: JAX would compile a slice for each number of pairs.
+        return jax.device_put(np.asarray(pairs)[empty:], pairs.sharding)
+
+    pairs = LbfgsInvHessProduct(filled(inverse.sk), filled(inverse.yk))
+    return dataclasses.replace(result, hess_inv=pairs)
