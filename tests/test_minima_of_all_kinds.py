@@ -184,7 +184,8 @@ def test_a_runaway_parameter_is_told_from_a_minimum():
 # Convex problems in a box
 
 
-@pytest.mark.parametrize(("method", "condition"), [("trf", 1e1), ("trf", 1e3), ("dogbox", 1e2)])
+@pytest.mark.parametrize("method", BOXED)
+@pytest.mark.parametrize("condition", [1e1, 1e3, 1e6])
 def test_convex_problems_are_solved(method, condition):
     rng = np.random.default_rng(4)
     m, n = 14, 8

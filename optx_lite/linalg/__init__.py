@@ -1,5 +1,7 @@
 """Small dense factorisations, written so that the lanes of a `vmap` go through them together."""
 
+from ._box import evaluate_model as evaluate_model
+from ._box import solve_in_box as solve_in_box
 from ._conjugate_gradient import equilibrate as equilibrate
 from ._conjugate_gradient import solve_by_products as solve_by_products
 from ._norms import dot as dot

@@ -54,7 +54,7 @@ from jaxtyping import Array
 from .. import _result as codes
 from .._bounds import coleman_li
 from .._problem import LeastSquaresProblem
-from ..linalg import norm, safe_divide, safe_sqrt, solve_upper, triangularize
+from ..linalg import evaluate_model, norm, safe_divide, safe_sqrt, solve_in_box, solve_upper
 from ._state import State
 
 SHRINK = 0.9  # a polishing step must be this much shorter than one of the two before
@@ -66,10 +66,11 @@ MARGIN = 0.1  # error that may be left in x, relative to the tolerance
 
 
 class Outlook(eqx.Module):
-    """What undamped Gauss-Newton on the free variables promises from the current point."""
+    """What undamped Gauss-Newton promises from the current point, within the bounds."""
 
-    step: Array  # (n,) the Gauss-Newton step
-    x: Array  # (n,) where it leads, active variables on their bounds
+    step: Array  # (n,) the Gauss-Newton step, to the minimiser of the model in the box
+    x: Array  # (n,) where it leads
+    factor: Array  # (n, n) R of the columns that are free there
     size: Array  # () largest |dx_j| / |x_j|
     left: Array  # () the same for all the steps that are still to come, by their rate so far
     offset: Array  # () the relative offset (1), bounds included
@@ -85,21 +86,21 @@ def look_ahead(problem: LeastSquaresProblem, before: State, state: State) -> Out
     model, x, fnorm = state.model, state.x, state.fnorm
     upper, qtf, columns = model.upper, model.qtf, model.columns
     slope = jnp.where(columns > 0, jnp.abs(model.grad), 0)  # of the parameters with an effect
+    room = jnp.finfo(x.dtype).max  # of a variable on the way down its slope
     if problem.bounded:
         distance, side = coleman_li(x, model.grad, problem.lower, problem.upper)
-        # Active: the minimiser along this variable alone lies beyond its bound.
-        active = (side != 0) & (slope >= distance * columns)
-        onto = jnp.where(active, -side * distance, 0)
-        upper, qtf = triangularize(jnp.where(active, 0, upper).T, qtf + upper @ onto)
-        step = onto - solve_upper(upper, qtf)
-        goal = jnp.clip(x + step, problem.lower, problem.upper)
-        face = jnp.where(side < 0, problem.upper, problem.lower)
-        goal = jnp.where(active, face, goal)
-        blocked = 2 * jnp.sum(jnp.where(active, slope * distance, 0))
-        slope = jnp.where(active, 0, slope)
+        room = jnp.where(side == 0, room, distance)
+        low, high = problem.lower - x, problem.upper - x
+        # A guess: on its bound if the minimiser along this variable alone lies beyond.
+        active = (side != 0) & (slope >= room * columns)
+        start = jnp.where(active, jnp.where(side < 0, high, low), 0)
+        step, factor, found = solve_in_box(upper, qtf, low, high, start)
+        goal = jnp.where(step <= low, problem.lower, x + step)
+        goal = jnp.where(step >= high, problem.upper, goal)
+        gain = jnp.where(found, jnp.maximum(evaluate_model(upper, qtf, step), 0), jnp.inf)
     else:
-        step = -solve_upper(upper, qtf)
-        goal, blocked = x + step, jnp.zeros_like(fnorm)
+        step, factor = -solve_upper(upper, qtf), upper
+        goal, gain = x + step, 0.5 * (qtf @ qtf)
     size = jnp.max(safe_divide(jnp.abs(goal - x), jnp.maximum(jnp.abs(x), jnp.abs(goal))))
     free = (before.pending > 0) | ~before.trial.limited
     # Over two steps as well: with w they do not shrink evenly.
@@ -119,15 +120,18 @@ def look_ahead(problem: LeastSquaresProblem, before: State, state: State) -> Out
         return norm(f) <= (1 + LEFT_OUT) * rounding(2 * level)
 
     def steepest(lengths: Array) -> Array:
-        onto_bounds = safe_divide(safe_sqrt(blocked), fnorm)
-        return jnp.maximum(jnp.max(safe_divide(slope, lengths * fnorm)), onto_bounds)
+        # Root of twice what the best of the variables gains alone, as far as its bound.
+        whole = safe_divide(slope, lengths)
+        as_far = jnp.minimum(whole, room * lengths)
+        return safe_divide(safe_sqrt(jnp.max((2 * whole - as_far) * as_far)), fnorm)
 
     return Outlook(
         step=step,
         x=goal,
+        factor=factor,
         size=size,
         left=jnp.where(rate < 1, size / (1 - jnp.minimum(rate, 0.99)), jnp.inf),
-        offset=safe_divide(safe_sqrt(qtf @ qtf + blocked), fnorm),
+        offset=safe_divide(safe_sqrt(2 * gain), fnorm),
         cosine=steepest(model.lengths),
         steepest=steepest(safe_sqrt(columns)),
         nothing=is_rounding(eps),
@@ -225,7 +229,8 @@ def judge(
     far = (outlook.left > NOISE * eps) & (outlook.size < 0.2)
     far = far & (outlook.steepest > eps ** (1 / 8)) & ~outlook.small
     # Where values do not tell any more, only steps that shrink to nothing are convergence.
-    far = far | ((pending == HIDDEN) & (outlook.left > MARGIN * loosest) & ~outlook.nothing)
+    untold = (pending == HIDDEN) & ~(outlook.nothing | nothing_left)
+    far = far | (untold & (outlook.left > MARGIN * loosest))
     status = jnp.where((pending > 0) & over & ~far, reached, stalled).astype(jnp.int32)
     return status, jnp.where(over & far, codes.RUNNING, pending)
 

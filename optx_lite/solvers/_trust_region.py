@@ -514,12 +514,6 @@ def _finer_unit(f: Array, cost: Array, unit: Array) -> Array:
     return jnp.where(vanishes, _power_of_two(f), unit)
 
 
-def evaluate_model(upper: Array, qtf: Array, step: Array) -> Array:
-    """Reduction that the linear model predicts: -(g p + 0.5 |R p|^2) = -(q + R p / 2) . R p."""
-    moved = upper @ step
-    return -jnp.sum((qtf + 0.5 * moved) * moved)
-
-
 def scipy_radius(before: State, ratio: Array, finite: Array) -> Array:
     """SciPy's rule: a quarter of a bad step, twice the radius after a good one at its edge."""
     at_edge = before.trial.length > 0.95 * before.radius

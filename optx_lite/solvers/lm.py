@@ -28,13 +28,12 @@ from jaxtyping import Array
 
 from .. import _result as codes
 from .._problem import LeastSquaresProblem
-from ..linalg import norm, solve_trust_region
+from ..linalg import evaluate_model, norm, solve_trust_region
 from ._convergence import Outlook
 from ._state import Correction, State, Trial
 from ._trust_region import (
     TrustRegionSolver,
     cauchy_factor,
-    evaluate_model,
     starting_radius,
 )
 

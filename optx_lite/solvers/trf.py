@@ -16,16 +16,17 @@ which is minimised in the ball ||z|| <= Delta: a region that is thin towards a n
 the step p = D z leaves the box, the best, by (2), of these is taken:
 
 - p cut just short of the bound, by the factor theta,
-- p up to the bound, then reflected by it, to the minimum along that line,                (3)
-- the minimum along -D^2 g, the scaled Cauchy step,
-- p projected onto the box.
+- p up to the bound, then reflected by it, to the minimum along that line,
+- the minimum along -D^2 g, the scaled Cauchy step,                                      (3)
+- p projected onto the box,
+- the minimiser of 0.5 || J p + f ||^2 in the box, if it lies in the ball.
 
 Without bounds V = I and C = 0, and this is Levenberg-Marquardt with SciPy's radius rule.
 
-Different from SciPy: the projected step is a fourth candidate, so that a bound which is active
-at the solution is reached exactly; iterates may lie on bounds (where v_j = 0 the variable
-rests); lb == ub fixes a variable; x0 is not moved away from a bound; ends as in
-`_convergence`.
+Different from SciPy: the last two candidates, by which a bound that is active at the solution is
+reached exactly, and a convex problem is solved however narrow its valley; iterates may lie on
+bounds (where v_j = 0 the variable rests); lb == ub fixes a variable; x0 is not moved away from a
+bound; ends as in `_convergence`.
 """
 
 from __future__ import annotations
@@ -35,13 +36,12 @@ from jaxtyping import Array
 
 from .._bounds import coleman_li, onto_bounds, step_to_bound, within
 from .._problem import LeastSquaresProblem
-from ..linalg import norm, safe_divide, safe_sqrt, solve_trust_region
+from ..linalg import evaluate_model, norm, safe_divide, safe_sqrt, solve_trust_region
 from ._convergence import Outlook
 from ._state import Correction, State, Trial
 from ._trust_region import (
     TrustRegionSolver,
     cauchy_factor,
-    evaluate_model,
     scipy_radius,
     starting_radius,
 )
@@ -88,7 +88,7 @@ class TrustRegionReflective(TrustRegionSolver):
         start = jnp.where(answer.detoured, correction.start, state.x)
         step = answer.step
         if diag is not None:
-            inside = _into_box(problem, state, step, metric, diag, upper)
+            inside = _into_box(problem, state, outlook, step, metric, diag, upper)
             step = jnp.where(answer.detoured, step, inside)
         length = norm(step)
         x = start + metric * step
@@ -123,6 +123,7 @@ def _reduction(upper: Array, qtf: Array, diag: Array | None, step: Array) -> Arr
 def _into_box(
     problem: LeastSquaresProblem,
     state: State,
+    outlook: Outlook,
     step: Array,
     metric: Array,
     diag: Array,
@@ -155,7 +156,10 @@ def _into_box(
     cauchy = _line_minimum(upper, qtf, diag, zero, down, jnp.zeros_like(room), farthest) * down
 
     projected = jnp.clip(x + metric * step, lower_bound, upper_bound) - x
-    candidates = jnp.stack([THETA * touching, reflected, cauchy, safe_divide(projected, metric)])
+    newton = safe_divide(outlook.x - x, metric)
+    newton = jnp.where(norm(newton) <= state.radius, newton, 0)
+    projected = safe_divide(projected, metric)
+    candidates = jnp.stack([THETA * touching, reflected, cauchy, projected, newton])
     moved = candidates @ upper.T
     promised = -jnp.sum((qtf[None, :] + 0.5 * moved) * moved, axis=1)
     promised = promised - 0.5 * (candidates**2 @ diag)
