@@ -11,11 +11,16 @@ influence: its derivative is 0. Where the solve did not converge there is no der
 NaN, unless asked otherwise. (Counters, `optimality` and `hess_inv` tell how the solve went; their
 tangents are 0.)
 
-Held. g is what the solve has left, and so is the distance to a bound. Of a variable which is
-close to one, the quadratic decides: it is held if the minimiser along this variable alone lies
-beyond the bound it is pushed to, |g_j| > distance_j H_jj, by more than rounding. (Coleman & Li's
-system, with g and the distance in it, has an error of g over the distance.) Of one that is closer
-to a bound than x is right, nothing can be known.
+Held. x is right to what the solve was asked for, no better: the g that it has left may be force,
+or not yet 0, and a variable closer to its bound than that may be free. So the quadratic at x
+decides, by one Newton step within the bounds,
+
+    minimise g.p + 0.5 p^T H p   over   lower <= x + p <= upper                       (2)
+
+whose active sets are tried one after the other: a free variable that would leave the box is held,
+one that its bound would have to pull is freed. The first guess looks at each variable alone, held
+if |g_j| > distance_j H_jj. (Coleman & Li's system, with g and the distance in it, has an error of
+g over the distance.) Where the sets do not settle nothing is known, and the derivative is NaN.
 
 One-sided derivatives. A variable that rests on its bound without force, g_j = 0, has one on
 either side, and none of its own. It counts as free: what (1) gives is the derivative on the side
@@ -64,7 +69,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array
 
 from ._bounds import coleman_li
-from ._control_flow import explicit_spec, in_auto_mode, vary_like
+from ._control_flow import explicit_spec, in_auto_mode, vary_like, while_loop
 from ._lanes import in_chunks
 from ._lift import communicates
 from ._loop import Checkpointed, FixedSteps, drive, drive_as_one
@@ -76,9 +81,11 @@ from .linalg import (
     exponent,
     power_of_two,
     solve_by_products,
+    solve_definite,
     solve_symmetric,
 )
 
+MOST_SETS = 30  # of active variables that are tried
 DENSE = 500  # variables: up to here a minimiser's Hessian is written out
 
 
@@ -232,14 +239,24 @@ def _tangents(
     def hessian_times(p: Array) -> Array:
         return jax.jvp(lambda x: problem.gradient(x, unit), (x,), (p,))[1]
 
+    def times_at_fixed(p: Array) -> Array:
+        """The same for a loop, which has no reverse mode."""
+        still, at, in_units = lax.stop_gradient((leaves, x, unit))
+        fixed = jax.tree.unflatten(treedef, still)[1]
+        return jax.jvp(lambda x: fixed.gradient(x, in_units), (at,), (p,))[1]
+
     grad, d_grad = d_gradient(d_values)
     dense = problem.dense or x.shape[0] <= DENSE
     hessian = (_Dense if dense else _ByProducts)(hessian_times, size)
     free, d_bound = jnp.ones(x.shape, bool), jnp.zeros_like(x)
     rhs = -hessian.unit * d_grad
+    settled = jnp.array(True)
     if problem.bounded:
         sides, d_sides = jax.jvp(lambda v: _sides(problem_of(v)), (values,), (d_values,))
-        free, d_bound = _held(sides, d_sides, x, grad, size, hessian)
+        held, settled = _held(
+            *lax.stop_gradient((sides, x, grad, size)), hessian.fixed(times_at_fixed)
+        )
+        free, d_bound = held == 0, jnp.where(held == 0, 0, jnp.where(held > 0, *d_sides[::-1]))
         rhs = jnp.where(free, rhs - hessian.times(d_bound / hessian.unit), 0)
     d_x = d_bound + hessian.unit * hessian.solve(
         rhs,
@@ -247,7 +264,7 @@ def _tangents(
         lambda: jnp.where(free, hessian.unit * d_gradient([_shaken(v) for v in values])[1], 0),
     )
     # A factor, since a NaN that is only chosen would be lost when this is transposed.
-    known = jnp.ones_like(grad[0])
+    known = jnp.where(settled, jnp.ones_like(grad[0]), jnp.nan)
     if unconverged == "nan":
         known = jnp.where(success, known, jnp.nan)
     d_x = d_x * known
@@ -277,6 +294,17 @@ class _Dense:
         """Of the gradient, for that of x; both divided by their units."""
         return x @ self.columns
 
+    def fixed(self, times: Callable[[Array], Array]) -> Fixed:
+        """Without derivatives."""
+        matrix = lax.stop_gradient(self.matrix)
+        eye = jnp.eye(matrix.shape[0], dtype=matrix.dtype)
+
+        def solve(rhs: Array, free: Array) -> Array:
+            among_free = jnp.where(free[:, None] & free[None, :], matrix, eye)
+            return solve_definite(among_free, rhs)[0]
+
+        return Fixed(self, lambda y: matrix @ y, solve)
+
     def solve(self, rhs: Array, free: Array, probe: Callable[[], Array]) -> Array:
         """y with S H S y = ``rhs`` among the ``free`` variables, 0 for the others."""
         eye = jnp.eye(rhs.shape[0], dtype=rhs.dtype)
@@ -301,6 +329,19 @@ class _ByProducts:
         """See `_Dense`."""
         return x * self.curvature
 
+    def fixed(self, times: Callable[[Array], Array]) -> Fixed:
+        """See `_Dense`; ``times`` is H p at what does not move."""
+        unit = lax.stop_gradient(self.unit)
+
+        def scaled(y: Array) -> Array:
+            return unit * times(unit * y)
+
+        def solve(rhs: Array, free: Array) -> Array:
+            y = solve_by_products(lambda y: jnp.where(free, scaled(jnp.where(free, y, 0)), y), rhs)
+            return jnp.where(jnp.isfinite(jnp.sum(y)), y, 0)
+
+        return Fixed(self, scaled, solve)
+
     def solve(self, rhs: Array, free: Array, probe: Callable[[], Array]) -> Array:
         """See `_Dense`."""
         return lax.custom_linear_solve(
@@ -309,6 +350,15 @@ class _ByProducts:
             solve_by_products,
             symmetric=True,
         )
+
+
+class Fixed:
+    """A Hessian at fixed values, for a loop; all in its units."""
+
+    def __init__(self, hessian: _Dense | _ByProducts, times: Callable, solve: Callable):
+        self.unit, self.curvature = lax.stop_gradient((hessian.unit, hessian.curvature))
+        self.rounding = lambda x: lax.stop_gradient(hessian.rounding(x))
+        self.times, self.solve = times, solve
 
 
 def _unit_diagonal(curvature: Array, size: Array) -> Array:
@@ -326,19 +376,41 @@ def _sides(problem: Any) -> tuple[Array, Array]:
 
 
 def _held(
-    sides: tuple[Array, Array], d_sides: tuple[Array, Array],
-    x: Array, grad: Array, size: Array, hessian: _Dense | _ByProducts,
-) -> tuple[Array, Array]:  # fmt: skip
-    """Which variables are free, and d of the bounds that hold the others."""
-    (lower, upper), (d_lower, d_upper) = sides, d_sides
+    sides: tuple[Array, Array], x: Array, grad: Array, size: Array, hessian: Fixed
+) -> tuple[Array, Array]:
+    """The sides, -1 and 1, to which variables are held in (2), 0 for free ones; and if found."""
+    lower, upper = sides
+    low, high = lower - x, upper - x
     distance, side = coleman_li(x, grad, lower, upper)
+    eps = jnp.finfo(x.dtype).eps
     # What the rounding of x leaves in the gradient holds nothing.
-    rounding = 4 * jnp.finfo(x.dtype).eps * hessian.rounding(jnp.abs(x) / size)
+    rounding = 4 * eps * hessian.rounding(jnp.abs(x) / size)
     enough = distance / size * jnp.maximum(hessian.curvature, 0) + rounding
-    held = (side != 0) & (jnp.abs(grad) > enough)
     fixed = lower == upper
-    d_bound = jnp.where(held & (side < 0), d_upper, jnp.where(held | fixed, d_lower, 0))
-    return ~(held | fixed), d_bound
+    held = jnp.where((side != 0) & (jnp.abs(grad) > enough), -side, jnp.where(fixed, -1, 0))
+
+    def turn(state: Any) -> Any:
+        held, _, _, count = state
+        onto = jnp.where(held < 0, low, jnp.where(held > 0, high, 0)) / hessian.unit
+        slope = hessian.unit * grad
+        rhs = jnp.where(held == 0, -slope - hessian.times(onto), 0)
+        y = onto + hessian.solve(rhs, held == 0)
+        force = (slope + hessian.times(y)) / hessian.unit
+        p = hessian.unit * y
+        beyond = 4 * eps * jnp.maximum(jnp.abs(x), jnp.abs(p))
+        leaves = jnp.where(p < low - beyond, -1, jnp.where(p > high + beyond, 1, 0))
+        pulled = (jnp.where(held > 0, force, -force) > rounding) & ~fixed
+        new = jnp.where(held == 0, leaves, jnp.where(pulled, 0, held)).astype(held.dtype)
+        weak = (held != 0) & (jnp.abs(force) <= rounding) & ~fixed
+        return new, jnp.all(new == held), jnp.where(weak, 0, held), count + 1
+
+    start = held.astype(jnp.int32)
+    _, settled, held, _ = while_loop(
+        lambda state: ~state[1] & (state[3] < MOST_SETS),
+        turn,
+        (start, jnp.array(False), start, jnp.zeros((), jnp.int32)),
+    )
+    return held, settled
 
 
 def _shaken(value: Array) -> Array:

@@ -15,6 +15,7 @@ from ._positive import solve_positive as solve_positive
 from ._scale import exponent as exponent
 from ._scale import next_power_of_two as next_power_of_two
 from ._scale import power_of_two as power_of_two
+from ._symmetric import solve_definite as solve_definite
 from ._symmetric import solve_symmetric as solve_symmetric
 from ._triangular import diagonal as diagonal
 from ._triangular import solve_transposed as solve_transposed

@@ -51,13 +51,7 @@ def solve_symmetric(
     """
     eps = jnp.finfo(b.dtype).eps
     n = b.shape[0]
-    lower = _cholesky(matrix)
-    pivots = diagonal(lower)
-    definite = jnp.min(jnp.where(jnp.isfinite(pivots), pivots, 0)) > _rounding(b) ** 0.5
-    y = _solve_definite(lower, b)
-    # One correction: it gives back the digits that the factorisation of a stiff H lost.
-    y = y + _solve_definite(lower, b - matrix @ y)
-    y = jnp.where(definite, y, 0)
+    y, definite = solve_definite(matrix, b)
 
     def by_eigenvalues(state: tuple[Array, Array]) -> tuple[Array, Array]:
         y, todo = state
@@ -83,6 +77,17 @@ def solve_symmetric(
     return jnp.where(jnp.isfinite(jnp.sum(matrix)), y, jnp.nan)
 
 
+def solve_definite(matrix: Array, b: Array) -> tuple[Array, Array]:
+    """y with ``matrix @ y = b`` and True; zeros and False where the matrix is not definite."""
+    lower = _cholesky(matrix)
+    pivots = diagonal(lower)
+    definite = jnp.min(jnp.where(jnp.isfinite(pivots), pivots, 0)) > _rounding(b) ** 0.5
+    y = _by_cholesky(lower, b)
+    # One correction: it gives back the digits that the factorisation of a stiff H lost.
+    y = y + _by_cholesky(lower, b - matrix @ y)
+    return jnp.where(definite, y, 0), definite
+
+
 def _counts(values: Array) -> Array:
     """Which of the eigenvalues are not zero to rounding."""
     size = jnp.abs(values)
@@ -94,7 +99,7 @@ def _rounding(values: Array) -> float:
     return 8 * values.shape[0] * float(jnp.finfo(values.dtype).eps)
 
 
-def _solve_definite(lower: Array, b: Array) -> Array:
+def _by_cholesky(lower: Array, b: Array) -> Array:
     upper = lower.T
     return solve_upper(upper, solve_transposed(upper, b))
 
