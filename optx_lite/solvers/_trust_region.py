@@ -199,7 +199,8 @@ class TrustRegionSolver(AbstractSolver[LeastSquaresProblem, State]):
         better = finite & (first | better) & ~state.probing
         finer = _finer_unit(f, cost, unit)
         in_finer = problem.loss.cost(f, finer)
-        curved = (ratio < OPTIMISTIC) | jnp.any(state.model.secant != 0)
+        optimistic = reduction + rounding < OPTIMISTIC * state.trial.predicted
+        curved = optimistic | jnp.any(state.model.secant != 0)
         settled = ~first & better & (reduction <= SETTLED * cost)
         model, accepted, revived = cond(
             better | state.probing,
