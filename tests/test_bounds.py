@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.testing import assert_array_equal
 
-from optx_lite._bounds import onto_bounds
+from optx_lite.problem.bounds import onto_bounds
 
 
 def test_the_rounding_of_a_step_does_not_miss_the_bound():

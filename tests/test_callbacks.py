@@ -18,7 +18,7 @@ import scipy.optimize as so
 from numpy.testing import assert_allclose, assert_array_equal
 
 import optx_lite as ox
-from optx_lite import _monitor
+from optx_lite.driver import callbacks as _monitor
 
 METHODS = ("trf", "dogbox", "lm")
 START = np.array([-1.2, 1.0])

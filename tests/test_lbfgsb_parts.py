@@ -11,10 +11,10 @@ from scipy.sparse.linalg import aslinearoperator
 
 import optx_lite as ox
 from optx_lite.linalg import solve_positive
-from optx_lite.solvers._cauchy import cauchy_point
-from optx_lite.solvers._matrix import Compact, Dense, matrix_of
-from optx_lite.solvers._memory import Memory
-from optx_lite.solvers._more_thuente import advance, begin
+from optx_lite.solvers.minimize.bfgs_matrix import Compact, Dense, matrix_of
+from optx_lite.solvers.minimize.cauchy_point import cauchy_point
+from optx_lite.solvers.minimize.limited_memory import Memory
+from optx_lite.solvers.minimize.line_search import advance, begin
 
 SLOTS = 4
 

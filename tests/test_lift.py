@@ -26,8 +26,8 @@ import numpy as np
 import pytest
 
 import optx_lite as ox
-from optx_lite import _lift
-from optx_lite._lift import Lifted, lift
+from optx_lite.functions import traced as _lift
+from optx_lite.functions.traced import Lifted, lift
 
 X = jnp.array([0.5, 1.0, 2.0])
 

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from .._control_flow import vary_like
+from ..jax_support.control_flow import vary_like
 from .base import AbstractJacobian, higher_precision
 
 

@@ -1,0 +1,1 @@
+"""SciPy's signatures: check the arguments, build the problem, call the driver."""

@@ -1,0 +1,122 @@
+"""What the front doors of elementwise searches take: tolerances, limits, counts, first points.
+
+The messages are SciPy's, where it has one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+from ..problem.elementwise import ElementwiseProblem
+from ..problem.pytrees import as_dtype, is_concrete
+from ..solvers.elementwise.chandrupatla_minimum import ChandrupatlaMinimum
+from ..solvers.elementwise.chandrupatla_root import ChandrupatlaRoot
+
+TOLERANCES = ("xatol", "xrtol", "fatol", "frtol")
+
+
+def check_search(
+    f: Any, tolerances: dict[str, Any] | None, maxiter: Any, callback: Callable | None = None
+) -> dict[str, Any]:
+    """Check what both searches take; the tolerances that are given."""
+    if not callable(f):
+        raise ValueError("`func` must be callable.")
+    unknown = set(tolerances or {}) - set(TOLERANCES)
+    if unknown:
+        raise TypeError(f"`tolerances` may have the keys {TOLERANCES}, got {sorted(unknown)}.")
+    chosen = {name: tol for name, tol in (tolerances or {}).items() if tol is not None}
+    if not all(map(_is_tolerance, chosen.values())):
+        raise ValueError("Tolerances must be non-negative scalars.")
+    if maxiter is not None:
+        check_maxiter(maxiter)
+    if callback is not None and not callable(callback):
+        raise ValueError("`callback` must be callable.")
+    return chosen
+
+
+def _is_tolerance(tol: Any) -> bool:
+    if isinstance(tol, Tracer):
+        return tol.ndim == 0
+    number = np.asarray(tol)
+    return number.dtype.kind in "iuf" and number.ndim == 0 and bool(number >= 0)
+
+
+def check_maxiter(maxiter: Any) -> None:
+    """Raise unless it is a count."""
+    if isinstance(maxiter, Tracer):
+        return
+    number = np.asarray(maxiter)
+    if number.dtype.kind not in "iuf" or number.ndim or not number >= 0 or number % 1:
+        raise ValueError("`maxiter` must be a non-negative integer.")
+
+
+def count(maxiter: Any) -> Any:
+    """A count as an array: another one then compiles nothing anew."""
+    if isinstance(maxiter, Tracer):
+        return maxiter.astype(jnp.int32)
+    return np.asarray(min(maxiter, np.iinfo(np.int32).max), np.int32)
+
+
+def limits_of(xmin: Any, xmax: Any, factor: Any) -> dict[str, Any]:
+    """The limits and the factor of a bracket, with SciPy's defaults."""
+    return {
+        "xmin": -math.inf if xmin is None else xmin,
+        "xmax": math.inf if xmax is None else xmax,
+        "factor": 2.0 if factor is None else factor,
+    }
+
+
+def check_bracket(f: Any, maxiter: Any, limits: dict[str, Any], **points: Any) -> None:
+    """Check what both brackets take."""
+    if not callable(f):
+        raise ValueError("`func` must be callable.")
+    for name, value in {**points, **limits}.items():
+        if value is not None and jnp.iscomplexobj(np.asarray(value) if _is_list(value) else value):
+            raise ValueError(f"`{name}` must be numeric and real.")
+    factor = limits["factor"]
+    if is_concrete(factor) and not np.all(np.asarray(factor) > 1):
+        raise ValueError("All elements of `factor` must be greater than 1.")
+    check_maxiter(maxiter)
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, (list, tuple))
+
+
+def minimum_finder(
+    problem: ElementwiseProblem, chosen: dict[str, Any], maxiter: Any
+) -> ChandrupatlaMinimum:
+    """The machine with these tolerances, and SciPy's where none is given."""
+    tiny, eps = _precision(problem)
+    default = {"xatol": tiny, "xrtol": math.sqrt(eps), "fatol": tiny, "frtol": tiny}
+    return ChandrupatlaMinimum(**_in_dtype(default | chosen, problem), maxiter=count(maxiter))
+
+
+def root_finder(
+    problem: ElementwiseProblem, chosen: dict[str, Any], maxiter: Any
+) -> ChandrupatlaRoot:
+    """The machine with these tolerances, and SciPy's where none is given."""
+    tiny, eps = _precision(problem)
+    if maxiter is None:
+        maxiter = math.ceil(math.log2(float(jnp.finfo(problem.dtype).max)) - math.log2(tiny))
+    default = {"xatol": 4 * tiny, "xrtol": 4 * eps, "fatol": tiny, "frtol": 0.0}
+    return ChandrupatlaRoot(**_in_dtype(default | chosen, problem), maxiter=count(maxiter))
+
+
+def _precision(problem: ElementwiseProblem) -> tuple[float, float]:
+    """The smallest normal number of the dtype, and its eps."""
+    info = jnp.finfo(problem.dtype)
+    return float(info.smallest_normal), float(info.eps)
+
+
+def _in_dtype(tolerances: dict[str, Any], problem: ElementwiseProblem) -> dict[str, Any]:
+    return {
+        name: tol if tol is None else as_dtype(tol, problem.dtype)
+        for name, tol in tolerances.items()
+    }

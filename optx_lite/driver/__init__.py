@@ -1,0 +1,1 @@
+"""Run a solver to its end, differentiate what came out, batches, callbacks."""

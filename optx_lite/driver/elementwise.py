@@ -1,0 +1,320 @@
+"""From an elementwise problem to its answer, with the derivative of that answer.
+
+The rule is a forward one, linear in the tangents: jvp, vjp, jacfwd, jacrev, hessian and vmap of
+each work (see `driver.elementwise_derivative`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools as ft
+import math
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.core import Tracer
+from jaxtyping import Array
+
+from ..jax_support.control_flow import fori_loop, while_loop
+from ..problem.elementwise import ElementwiseProblem, NoDerivativeError, at_each, value_and_slope
+from ..results.elementwise import (
+    BAD_INPUT,
+    CALLBACK_STOP,
+    CONVERGED,
+    LIMIT,
+    MAXITER,
+    NONFINITE,
+    RUNNING,
+    BracketResult,
+    ElementwiseResult,
+    ScalarResult,
+)
+from ..solvers.elementwise.base import AbstractElementwiseMachine, has_no_answer
+from ..solvers.elementwise.chandrupatla_root import ChandrupatlaRoot
+from .blocks import Task, work_off
+from .callbacks import Watch
+from .elementwise_derivative import DOUBT, Change, minimum_tangents, root_tangents
+
+NEWTON = 2  # steps of a polish: each squares the error, and they start from the root of eps
+
+
+class Found(NamedTuple):
+    """What a search gives, each array of the problem's shape.
+
+    Attributes
+    ----------
+    result : AbstractElementwiseResult
+        The answer.
+    width : array
+        Of the bracket that is left.
+    """
+
+    result: Any
+    width: Array
+
+
+class Search(eqx.Module):
+    """One machine, run to its end."""
+
+    machine: AbstractElementwiseMachine
+
+    def __call__(self, problem: ElementwiseProblem, watch: Watch | None) -> Found:
+        """The machine's answer."""
+        machine = self.machine
+        task, may_be_parted = _task(machine, problem)
+        size = math.prod(problem.shape)
+        status: Any = MAXITER
+        if watch is not None:
+            state, status = _heard(task, task.begin(size), watch, problem.shape)
+        else:
+            state = work_off(task, size) if may_be_parted else task.run(task.begin(size))
+        ended = jnp.where(state.status == RUNNING, status, state.status)
+        state = eqx.tree_at(lambda state: state.status, state, ended.astype(state.status.dtype))
+        result: Any = _in_shape(machine.finish(state), problem.shape)
+        return Found(result, result.bracket[-1] - result.bracket[0])
+
+
+class Polished(eqx.Module):
+    """A search for a minimum, and then Newton's steps on f'."""
+
+    search: Search
+
+    def __call__(self, problem: ElementwiseProblem, watch: Watch | None) -> Found:
+        """The minimiser, told to eps."""
+        result, width = self.search(problem, watch)
+        low, _, high = result.bracket
+        x, f = _polish(problem, result.x, result.f_x, (low, high), result.success)
+        return Found(dataclasses.replace(result, x=x, f_x=f), width)
+
+
+def _polish(
+    problem: ElementwiseProblem,
+    x: Array,
+    f: Array,
+    bracket: tuple[Array, Array],
+    wanted: Array,
+    box: tuple[Any, Any] = (-math.inf, math.inf),
+) -> tuple[Array, Array]:
+    """x and f after Newton's steps on f'; as they are where JAX can take no second derivative.
+
+    A step counts where the curvature is positive, |f'| falls, and the point stays in the bracket,
+    or so close that rounding may have cut off the minimum: eps |f| = f_xx d^2 / 2. Both count
+    where f has not risen by more than rounding.
+    """
+    low, high = bracket
+    noise = DOUBT * jnp.finfo(x.dtype).eps * jnp.abs(f)
+
+    def newton(_: Any, now: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        x, slope, curvature = now
+        to = jnp.clip(x - slope / curvature, *box)
+        new = (to, *value_and_slope(problem.slope, to))
+        outside = jnp.maximum(jnp.maximum(low - to, to - high), 0)
+        good = (curvature > 0) & (curvature * outside**2 <= noise)
+        good = good & wanted & (jnp.abs(new[1]) < jnp.abs(slope))
+        return jax.tree.map(lambda a, b: jnp.where(good, a, b), new, now)
+
+    try:
+        start = (x, *value_and_slope(problem.slope, x))
+    except NoDerivativeError:
+        return x, f
+    to = fori_loop(0, NEWTON, newton, start)[0]
+    f_to = problem(to)
+    keep = f_to <= f + noise
+    return jnp.where(keep, to, x), jnp.where(keep, f_to, f)
+
+
+class BracketAndSearch(eqx.Module):
+    """First downhill to a bracket, then the minimum in it; or the limit that it falls towards.
+
+    Where f is not defined it counts as infinite, so that the search turns away from there. With
+    ``xatol`` None it is eps times the width of the bracket, since x = 0 may be the answer.
+    """
+
+    bracket: Search
+    search: Search
+    bounded: bool = eqx.field(static=True)
+    polish: bool = eqx.field(static=True)
+
+    def __call__(self, problem: ElementwiseProblem, watch: Watch | None) -> Found:
+        """Both answers as one."""
+        found, width = self.bracket(problem.walled(math.inf), None)
+        highest = float(jnp.finfo(problem.dtype).max)
+        search = self._search_within(width)
+        within = problem.within(found.bracket, found.f_bracket).walled(highest)
+        inside, width = search(within, watch)
+        status = jnp.where(found.status == CONVERGED, inside.status, found.status)
+        x, f = inside.x, inside.f_x
+        side = jnp.zeros(problem.shape, jnp.int32)
+        if self.bounded:
+            status, x, f, side = _at_limits(problem, found, status, x, f)
+            status = jnp.where(inside.status == BAD_INPUT, BAD_INPUT, status)
+        if self.polish:
+            low, _, high = inside.bracket
+            inner = (status == CONVERGED) & (side == 0)
+            x, f = _polish(problem, x, f, (low, high), inner, tuple(problem.limits))
+        finite = jnp.isfinite(x) & jnp.isfinite(f)
+        status = jnp.where((status == CONVERGED) & ~finite, NONFINITE, status).astype(jnp.int32)
+        x, f = (jnp.where(has_no_answer(status), jnp.nan, value) for value in (x, f))
+        result = ScalarResult(
+            status=status,
+            x=x,
+            fun=f,
+            nfev=found.nfev + inside.nit,  # as many new points
+            nit=found.nit + inside.nit,
+            active_mask=jnp.where(side == 0, _resting_on(problem, x), side),
+        )
+        return Found(result, width)
+
+    def _search_within(self, width: Array) -> Search:
+        """The search, its ``xatol`` settled."""
+        machine: Any = self.search.machine
+        if machine.xatol is not None:
+            return self.search
+        xatol = jnp.finfo(width.dtype).eps * width.reshape(-1)
+        return Search(dataclasses.replace(machine, xatol=xatol))
+
+
+def _resting_on(problem: ElementwiseProblem, x: Array) -> Array:
+    """-1 or 1 where x is the lower or the upper limit, else 0."""
+    on_lower, on_upper = x[None] == problem.limits
+    return jnp.where(on_lower, -1, on_upper.astype(jnp.int32))
+
+
+def _at_limits(
+    problem: ElementwiseProblem, found: BracketResult, status: Array, x: Array, f: Array
+) -> tuple[Array, Array, Array, Array]:
+    """Status, x, f and the side after a look at the limits.
+
+    The side is -1 or 1 where the minimum is the lower or the upper limit; x and f are then those
+    there. So it is where the search downhill arrived at a limit, or found no room for three
+    points between them. Close to a limit values differ by rounding only, so that they may show a
+    bracket which is none, and a fall towards the limit which is none: there the sign of f' on the
+    limit decides, if f has a derivative.
+    """
+    limits = problem.limits
+    finite = jnp.isfinite(limits)
+    points = jnp.where(finite, limits, found.bracket[1][None])
+    try:
+        f_limit, slope = at_each(lambda x: value_and_slope(problem, x), points)
+    except NoDerivativeError:
+        f_limit = at_each(problem, points)
+        slope = jnp.full_like(f_limit, jnp.nan)
+    f_limit = jnp.where(f_limit < jnp.inf, f_limit, jnp.inf)
+
+    narrow = (found.status == BAD_INPUT) & (limits[0] <= limits[1]) & finite[0] & finite[1]
+    fl, _, fr = found.f_bracket
+    to_lower = jnp.where(narrow, f_limit[0] <= f_limit[1], fl < fr)
+    arrived = narrow | ((found.status == LIMIT) & jnp.where(to_lower, *finite))
+    status = jnp.where(found.status == LIMIT, NONFINITE, status)  # at an infinite limit
+    status = jnp.where(arrived, CONVERGED, status)
+    x, f = (
+        jnp.where(arrived, jnp.where(to_lower, *at_limit), inside)
+        for at_limit, inside in ((limits, x), (f_limit, f))
+    )
+
+    eps = jnp.finfo(x.dtype).eps
+    start = problem.full(problem.points[1])
+    reach = jnp.abs(limits) + jnp.abs(start[None] - limits)
+    near = finite & (jnp.abs(x[None] - limits) <= jnp.sqrt(eps) * reach)
+    falls = jnp.stack([slope[0], -slope[1]]) > 0
+    by_slope = falls & (f_limit <= (f + DOUBT * eps * jnp.abs(f))[None])
+    lowest = near & jnp.where(jnp.isfinite(slope), by_slope, f_limit <= f[None])
+    on_upper = lowest[1] & ~(lowest[0] & (f_limit[0] <= f_limit[1]))
+    side = jnp.where(on_upper, 1, -lowest[0].astype(jnp.int32))
+    x = jnp.where(side == 0, x, problem.limit(side))
+    return status, x, jnp.where(side == 0, f, jnp.where(on_upper, f_limit[1], f_limit[0])), side
+
+
+def _task(machine: AbstractElementwiseMachine, problem: ElementwiseProblem) -> tuple[Task, bool]:
+    """What a machine is to do; and whether its elements may be parted."""
+    points = tuple(None if point is None else problem.in_row(point) for point in problem.points)
+    given = problem.values and tuple(value.reshape(-1) for value in problem.values)
+    fun = problem.parted(problem.fun)
+    first = fun if problem.first is problem.fun else problem.parted(problem.first)
+    if fun is not None and first is not None:
+        return Task(machine, fun, first, points, given, problem.dtype, problem.wall), True
+    fun, first = (
+        jax.tree_util.Partial(problem.on_row, fun) for fun in (problem.fun, problem.first)
+    )
+    return Task(machine, fun, first, points, given, problem.dtype, problem.wall), False
+
+
+def _in_shape(result: Any, shape: tuple[int, ...]) -> Any:
+    return jax.tree.map(lambda leaf: leaf.reshape(shape), result)
+
+
+def _heard(task: Task, state: Any, watch: Watch, shape: tuple[int, ...]) -> tuple[Any, Any]:
+    """Step with somebody listening, who hears of the bracket first, then of every iteration."""
+
+    def tell(state: Any, active: Any) -> Array:
+        report = _in_shape(task.machine.finish(state), shape)
+        return watch.asks_for_the_end(report, active, active)
+
+    def more(carry: Any) -> Array:
+        state, stopped = carry
+        return (task.count(state) > 0) & ~stopped
+
+    def turn(carry: Any) -> Any:
+        active = more(carry)
+        state = task.step(carry[0])
+        return state, tell(state, active)
+
+    carry = (state, tell(state, jnp.array(True)))
+    state, stopped = while_loop(more, turn, carry)
+    return state, jnp.where(stopped, CALLBACK_STOP, MAXITER)
+
+
+# -- with its derivative -------------------------------------------------------------------
+
+
+def solve(search: Any, problem: ElementwiseProblem, watch: Watch | None = None) -> Any:
+    """Run a search to its end; an answer with an x has the derivative of that x."""
+    leaves, treedef = jax.tree.flatten((search, problem, watch))
+    if not any(isinstance(leaf, Tracer) for leaf in leaves):
+        return _run(treedef, leaves).result  # nothing to differentiate
+    found = _run(treedef, lax.stop_gradient(leaves))
+    result = found.result
+    if not isinstance(result, (ElementwiseResult, ScalarResult)):
+        return result
+    # As floats: JAX has no tangents of integers whose number it does not know (`jax.export`).
+    side = None
+    if isinstance(result, ScalarResult):
+        side = result.active_mask.astype(result.x.dtype)
+    described = (result.success.astype(result.x.dtype), found.width, side)
+    moved = _moved(treedef, (result.x, result.value), described, leaves)
+    return eqx.tree_at(lambda result: (result.x, result.value), result, moved)
+
+
+@ft.partial(jax.jit, static_argnums=0)
+def _run(treedef: Any, leaves: list[Array]) -> Found:
+    search, problem, watch = jax.tree.unflatten(treedef, leaves)
+    return search(problem, watch)
+
+
+@ft.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _moved(treedef: Any, answer: Any, described: Any, leaves: list[Array]) -> tuple[Array, Array]:
+    """An answer (x and the value there), with its derivative by the leaves."""
+    return answer
+
+
+@_moved.defjvp
+def _moved_jvp(treedef: Any, primals: Any, tangents: Any) -> Any:
+    answer, (success, width, side), leaves = primals
+    answer = _moved(treedef, *primals)
+    found = answer[0], success > 0, width, side
+    return answer, _tangents(treedef, found, leaves, tangents[-1])
+
+
+@ft.partial(jax.jit, static_argnums=0)
+def _tangents(
+    treedef: Any, found: tuple[Array, ...], leaves: list[Array], dots: list[Any]
+) -> tuple[Array, Array]:
+    """Those of x and of the value there."""
+    search, problem, _ = jax.tree.unflatten(treedef, leaves)
+    change = Change(lambda leaves: jax.tree.unflatten(treedef, leaves)[1], leaves, dots)
+    if isinstance(search, Search) and isinstance(search.machine, ChandrupatlaRoot):
+        return root_tangents(change, problem, *found[:3])
+    return minimum_tangents(change, problem, *found)

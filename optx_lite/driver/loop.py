@@ -1,0 +1,125 @@
+"""Run a machine to its end. The kind of loop is handed in, so no solver branches on it.
+
+`lax.while_loop` is one kind; the others are differentiable.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import equinox.internal as eqxi
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array
+
+from ..jax_support import control_flow as control_flow
+from ..results.base import UNSOLVED
+from ..solvers import AbstractSolver
+from .callbacks import Watch
+
+Loop = Callable[[Callable[[Any], Array], Callable[[Any], Any], Any], Any]
+
+
+class Checkpointed(eqx.Module):
+    """A while loop with a reverse-mode derivative, by recursive checkpointing (equinox).
+
+    Memory grows with the number of checkpoints (None: about the root of ``max_steps``), not
+    with the number of steps. Forward mode is not to be had.
+    """
+
+    max_steps: int = eqx.field(static=True)
+    checkpoints: int | None = eqx.field(static=True, default=None)
+
+    def __call__(self, cond: Callable, body: Callable, state: Any) -> Any:
+        """The last state, as `jax.lax.while_loop` has it."""
+        return eqxi.while_loop(
+            cond,
+            body,
+            state,
+            max_steps=self.max_steps,
+            kind="checkpointed",
+            checkpoints=self.checkpoints,
+        )
+
+
+class FixedSteps(eqx.Module):
+    """At most so many steps, as a scan: differentiable in forward and in reverse mode."""
+
+    steps: int = eqx.field(static=True)
+
+    def __call__(self, cond: Callable, body: Callable, state: Any) -> Any:
+        """The last state, as `jax.lax.while_loop` has it."""
+
+        def turn(state: Any, _: None) -> tuple[Any, None]:
+            return control_flow.cond(cond(state), lambda: body(state), lambda: state), None
+
+        return control_flow.scan(turn, state, None, length=self.steps)[0]
+
+
+def drive(
+    solver: AbstractSolver,
+    problem: Any,
+    x0: Array,
+    watch: Watch | None = None,
+    loop: Loop = control_flow.while_loop,
+) -> Any:
+    """From a flat x0 to the `Result` on flat vectors.
+
+    With a ``watch`` the host hears of every step (callbacks, progress) and may end it.
+    """
+
+    def body(state: Any) -> Any:
+        if watch is None:
+            return solver.step(problem, state)
+        if loop is control_flow.while_loop:
+            after = _step_as_one(solver, problem, state)
+        else:  # which is to be differentiated
+            after = solver.step(problem, state)
+        report, moved = solver.report(problem, state, after)
+        # The host has no derivative, and needs none.
+        report = lax.stop_gradient(report)
+        status = watch.step(report, solver.running(problem, state), moved, after.status)
+        return eqx.tree_at(lambda s: s.status, after, status)
+
+    def cond(state: Any) -> Array:
+        return solver.running(problem, state)
+
+    result = solver.finish(problem, loop(cond, body, solver.init(problem, x0)))
+    if watch is not None:
+        watch.end(result)
+    return result
+
+
+def _step_as_one(solver: AbstractSolver, problem: Any, state: Any) -> Any:
+    """A step in a loop of its own, which XLA rounds as in a loop that nobody listens to.
+
+    That it turns once is written so that XLA does not see it, and keeps the loop.
+    """
+    return control_flow.while_loop(
+        lambda now: now.nfev == state.nfev, lambda now: solver.step(problem, now), state
+    )
+
+
+_traced_once = jax.jit(drive, inline=True)
+
+
+def drive_as_one(solver: AbstractSolver, problem: Any, x0: Array, watch: Watch | None) -> Any:
+    """`drive` inside a loop which turns once, so that XLA makes one function of all of it.
+
+    On a CPU XLA compiles a loop over small arrays to one function, but what stands before the
+    loop it runs operation by operation, handed to threads: a small solve would spend more time
+    on its first values than on its steps. Nothing is to be differentiated through this loop.
+    """
+    shapes = jax.eval_shape(_traced_once, solver, problem, x0, watch)
+    blank = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    status = jnp.full_like(blank.status, UNSOLVED)
+    blank = eqx.tree_at(lambda result: (result.x, result.status), blank, (x0, status))
+    # x0 and the test go through the record, or XLA would see that the loop may be dissolved.
+    return control_flow.while_loop(
+        lambda result: result.status == UNSOLVED,
+        lambda result: _traced_once(solver, problem, result.x, watch),
+        blank,
+    )

@@ -1,0 +1,71 @@
+"""A solver's machine on a problem, from x0 to the result: what every front door ends in."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jaxtyping import Array
+
+from ..problem.pytrees import ravel
+from ..results import least_squares as codes
+from ..results.base import to_host
+from ..solvers import AbstractSolver
+from .adjoint import AbstractAdjoint, ImplicitAdjoint
+from .callbacks import Listener, watched
+
+IMPLICIT = ImplicitAdjoint()
+NONFINITE = codes.NONFINITE, codes.NONFINITE_JACOBIAN
+
+
+def run(solver: AbstractSolver, problem: Any, x0: Any, adjoint: AbstractAdjoint = IMPLICIT) -> Any:
+    """Run a solver's machine on a problem, from x0 to the result.
+
+    Parameters
+    ----------
+    solver : AbstractSolver
+        E.g. ``ox.LevenbergMarquardt(xtol=1e-10)``.
+    problem : LeastSquaresProblem or MinimizationProblem
+        From `least_squares_problem` or `minimization_problem`.
+    x0 : array (n,) or pytree
+        First point, in the structure that the problem was made with or flat.
+    adjoint : ImplicitAdjoint or UnrolledAdjoint
+        How the result is differentiated.
+
+    Returns
+    -------
+    Result or MinimizeResult
+
+    Examples
+    --------
+    By hand, one evaluation a step:
+
+    >>> import jax.numpy as jnp, optx_lite as ox
+    >>> problem, x0 = ox.least_squares_problem(lambda x: x**2 - 2.0, jnp.array([1.0]))
+    >>> solver = ox.LevenbergMarquardt()
+    >>> state = solver.init(problem, x0)
+    >>> while state.status == 0:
+    ...     state = solver.step(problem, state)
+    >>> print(state.x.round(4), ox.run(solver, problem, x0).x.round(4))
+    [1.4142] [1.4142]
+    """
+    x = ravel(x0, problem.lower.dtype)
+    return solve(solver, problem, x, adjoint, None)
+
+
+def solve(
+    solver: AbstractSolver,
+    problem: Any,
+    x: Array,
+    adjoint: AbstractAdjoint,
+    listener: Listener | None,
+) -> Any:
+    """From a flat x to the result in the user's structures, perhaps with somebody listening."""
+    if listener is None:
+        result = adjoint.solve(solver, problem, x)
+    else:
+        inputs = solver, problem, x
+        result = watched(lambda watch: adjoint.solve(*inputs, watch), listener, inputs)
+    result = to_host(result)
+    if isinstance(result.status, int) and result.status in NONFINITE:
+        raise ValueError(codes.MESSAGES[result.status])
+    return problem.restore(result)

@@ -1,0 +1,1 @@
+"""A Python function as a value: traced, its constants and its structure."""

@@ -1,0 +1,1 @@
+"""JAX's control flow and serialisation, as everything above needs them."""

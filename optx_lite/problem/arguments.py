@@ -1,0 +1,173 @@
+"""What every front door does with its arguments: read them, check them once, flatten them.
+
+The exception types are SciPy's; the message names the argument, says what came and what was
+expected.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from .pytrees import as_array_or_tree, is_concrete, is_numbers, ravel
+
+
+def check_x0(x0: Any) -> Any:
+    """x0 as a pytree of floating arrays; anything that SciPy takes is one array (n,)."""
+    tree = as_array_or_tree(x0)
+    leaves = jax.tree.leaves(tree)
+    if not leaves:
+        raise ValueError(f"`x0` must hold at least one number, got {x0!r}.")
+    try:
+        dtypes = [jnp.result_type(leaf) for leaf in leaves]
+    except TypeError as error:
+        raise ValueError(f"`x0` must be a real array or a pytree of them, got {x0!r}.") from error
+    for dtype in dtypes:
+        if jnp.issubdtype(dtype, jax.dtypes.extended):  # a PRNG key, for one
+            raise ValueError(
+                f"`x0` must hold real numbers, got a leaf of dtype {dtype}: what is not to be "
+                "optimised belongs into `args`."
+            )
+    if any(jnp.issubdtype(d, jnp.complexfloating) for d in dtypes):
+        raise ValueError("`x0` must be real: optimise real and imaginary parts as two variables.")
+    alone = jax.tree_util.all_leaves([tree])
+    if alone and jnp.ndim(tree) > 1:
+        raise ValueError(
+            f"`x0` must have at most 1 dimension, got shape {jnp.shape(tree)}: "
+            "put a matrix of parameters into a pytree, e.g. a dict."
+        )
+    tree = jax.tree.map(_as_float, tree)
+    if any(jnp.finfo(leaf.dtype).bits < 32 for leaf in jax.tree.leaves(tree)):
+        raise ValueError(f"`x0` must be float32 or float64, got {dtypes}.")
+    if any(leaf.size == 0 for leaf in jax.tree.leaves(tree)) and alone:
+        raise ValueError("`x0` must hold at least one number, got an empty array.")
+    return tree.reshape(-1) if alone and tree.ndim == 0 else tree
+
+
+def _as_float(leaf: Any) -> Any:
+    """The leaf as an array of floating dtype, on the host if it came from there."""
+    dtype = jnp.result_type(leaf)
+    if not jnp.issubdtype(dtype, jnp.floating):
+        dtype = jnp.result_type(float)
+    return leaf.astype(dtype) if isinstance(leaf, jax.Array) else np.asarray(leaf, dtype)
+
+
+def check_bounds(bounds: Any, tree: Any, x: Array) -> tuple[Array, Array, bool]:
+    """Flat lower and upper bounds, and whether there are any."""
+    if bounds is None:
+        bounds = (-np.inf, np.inf)
+    if hasattr(bounds, "lb") and hasattr(bounds, "ub"):
+        bounds = (bounds.lb, bounds.ub)
+    try:
+        count = len(bounds)
+    except TypeError:
+        count = None
+    if count != 2 or isinstance(bounds, dict):
+        raise ValueError(f"`bounds` must contain 2 elements, (lb, ub), got {bounds!r}.")
+    lower = spread(bounds[0], -np.inf, tree, x, "`bounds`: the lower bound")
+    upper = spread(bounds[1], np.inf, tree, x, "`bounds`: the upper bound")
+    if not is_concrete((lower, upper)):
+        return lower, upper, True
+    low, high = np.asarray(lower), np.asarray(upper)
+    if np.any(np.isnan(low)) or np.any(np.isnan(high)):
+        raise ValueError("`bounds` must not be NaN.")
+    if np.any(low > high):
+        i = int(np.argmax(low > high))
+        raise ValueError(
+            "An upper bound is less than the corresponding lower bound: `bounds` has "
+            f"lb={low[i]} > ub={high[i]} at entry {i}."
+        )
+    return lower, upper, bool(np.any(np.isfinite(low)) or np.any(np.isfinite(high)))
+
+
+def check_inside(x: Any, lower: Any, upper: Any) -> None:
+    """That a concrete x0 is finite and within concrete bounds."""
+    if not is_concrete((x, lower, upper)):
+        return
+    x, low, high = np.asarray(x), np.asarray(lower), np.asarray(upper)
+    if not np.all(np.isfinite(x)):
+        raise ValueError(f"`x0` must be finite, got {x}.")
+    outside = ~((x >= low) & (x <= high))
+    if outside.any():
+        i = int(np.argmax(outside))
+        raise ValueError(
+            "Initial guess is outside of provided bounds: "
+            f"`x0`={x[i]} is not in [{low[i]}, {high[i]}] at entry {i}."
+        )
+
+
+def spread(value: Any, missing: float, tree: Any, x: Array, name: str) -> Array:
+    """A number, an array or a pytree prefix of ``tree`` as a flat vector; None is ``missing``.
+
+    ``name`` is what messages call the value.
+    """
+
+    def onto(value: Any, leaf: Any) -> Any:
+        if isinstance(value, (list, tuple)):
+            value = [missing if v is None else v for v in value]
+        value = missing if value is None else value
+        xp = jnp if isinstance(value, jax.Array) else np
+        value = xp.asarray(as_array_or_tree(value))
+        if not jnp.issubdtype(value.dtype, np.number) or jnp.iscomplexobj(value):
+            raise ValueError(f"{name} must be real numbers, got dtype {value.dtype}.")
+        if value.ndim and value.shape != leaf.shape:
+            raise ValueError(
+                f"Inconsistent shapes: {name} has shape {value.shape}, `x0` has {leaf.shape}."
+            )
+        return xp.broadcast_to(value.astype(x.dtype), leaf.shape)
+
+    def by_leaf(is_leaf: Callable[[Any], bool]) -> Any:
+        return jax.tree.map(
+            lambda value, part: jax.tree.map(lambda leaf: onto(value, leaf), part),
+            as_array_or_tree(value),
+            tree,
+            is_leaf=lambda value: value is None or is_leaf(value),
+        )
+
+    try:
+        try:
+            full = by_leaf(lambda value: False)
+        except ValueError:  # a list of numbers where `x0` has an array
+            full = by_leaf(_is_numbers_or_none)
+    except ValueError as error:
+        if str(error).startswith(("Inconsistent shapes", name)):
+            raise
+        raise ValueError(
+            f"{name} must be a number, an array, or a pytree prefix of `x0`, got {value!r}: {error}"
+        ) from error
+    return ravel(full, x.dtype)
+
+
+def _is_numbers_or_none(value: Any) -> bool:
+    if type(value) not in (list, tuple):
+        return is_numbers(value)
+    return is_numbers([0.0 if v is None else v for v in value])
+
+
+def as_tuple(args: Any) -> tuple[Any, ...]:
+    """Arguments; a number or an array alone need not stand in a tuple."""
+    return tuple(args) if isinstance(args, (tuple, list)) else (args,)
+
+
+def with_kwargs(fun: Callable, kwargs: dict[str, Any] | None) -> Callable:
+    """The function with its keyword arguments."""
+    if not isinstance(kwargs or {}, dict):
+        raise TypeError(f"`kwargs` must be a dict, got {kwargs!r}.")
+    return jax.tree_util.Partial(fun, **kwargs) if kwargs else fun
+
+
+def shape_of(out: Any) -> tuple[int, ...]:
+    """Shape of the array that nested lists of arrays make."""
+    if isinstance(out, (list, tuple)) and out:
+        return (len(out), *shape_of(out[0]))
+    return tuple(getattr(out, "shape", ()))
+
+
+def as_complex(dtype: Any) -> Any:
+    """The complex dtype of the same precision."""
+    return np.result_type(dtype, np.complex64)

@@ -1,0 +1,354 @@
+"""A nonlinear least-squares problem, and how it is made of the user's functions.
+
+Every argument is checked here, once, with SciPy's exception types: the message names the
+argument, says what came and what was expected.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from ..derivatives import AbstractJacobian, ComplexStep, resolve
+from ..functions.traced import Lifted, inputs, lift
+from ..jax_support.control_flow import vary_with
+from ..linalg import exponent, next_power_of_two, power_of_two
+from ..results.least_squares import Result
+from .arguments import (
+    as_complex,
+    as_tuple,
+    check_bounds,
+    check_inside,
+    check_x0,
+    shape_of,
+    with_kwargs,
+)
+from .base import AbstractProblem, pulled_back, sizes
+from .losses import Loss, check_loss
+from .pytrees import Unravel, ravel, widest
+
+
+@jax.custom_jvp
+def _cost(loss: Loss, f: Array) -> Array:
+    """The cost, with a derivative that is in range even where the square of f is not."""
+    return loss.cost(f)
+
+
+@_cost.defjvp
+def _cost_jvp(primals, tangents):  # type: ignore[no-untyped-def]
+    (loss, f), (d_loss, d_f) = primals, tangents
+    unit = next_power_of_two(jnp.max(jnp.abs(f)))
+    _, by_loss = jax.jvp(lambda loss: loss.cost(f, unit), (loss,), (d_loss,))
+    return _cost(loss, f), jnp.sum(loss.slope(f) * d_f) + by_loss * unit * unit
+
+
+class LeastSquaresProblem(AbstractProblem):
+    """A nonlinear least-squares problem on flat vectors.
+
+    Attributes
+    ----------
+    residuals : callable (n,) -> (m,)
+        Pure; itself a pytree, so that the arrays it closes over are inputs.
+    jacobian : AbstractJacobian
+        How its Jacobian is had.
+    loss : Loss
+        rho and C.
+    lower, upper : arrays, shape (n,)
+        The box; infinite where there is no bound.
+    bounded : bool, static
+        Whether there is any bound at all: without one, no code for bounds is compiled.
+    precision : float, static
+        Machine epsilon of the coarser of the dtypes of x and f.
+    restore_x, restore_f : callables, static
+        From flat vectors back to the user's structures.
+    """
+
+    residuals: Callable[[Array], Array]
+    jacobian: AbstractJacobian
+    loss: Loss
+    lower: Array
+    upper: Array
+    bounded: bool = eqx.field(static=True)
+    precision: float = eqx.field(static=True)
+    restore_x: Unravel = eqx.field(static=True)
+    restore_f: Unravel = eqx.field(static=True)
+
+    dense: ClassVar[bool] = True  # matrices of n columns are written out anyway
+
+    def evaluate(self, x: Array) -> Array:
+        """f(x), (m,), in its own dtype."""
+        return self.residuals(x)
+
+    def linearize(self, x: Array) -> tuple[Array, Callable[[], Array]]:
+        """f(x), and a thunk for the transposed Jacobian (n, m): the one evaluation of a step."""
+        f, jacobian = self.jacobian.linearize(self.residuals, x, self.lower, self.upper)
+        return f.astype(x.dtype), lambda: jacobian().astype(x.dtype)
+
+    def weighted(self, f: Array, rows: Array) -> tuple[Array, Array]:
+        """f and the transposed Jacobian with the loss in them; fixed variables have no column."""
+        if self.bounded:
+            rows = jnp.where((self.lower == self.upper)[:, None], 0, rows)
+        if self.loss.is_linear:
+            return f, rows
+        row_weight, f_weight = self.loss.weights(f)
+        return f * f_weight, rows * row_weight[None, :]
+
+    def cost(self, x: Array) -> Array:
+        """The objective, as a plain differentiable function of x and of all that is in here."""
+        return self.loss.cost(self.residuals(x).astype(x.dtype))
+
+    def gradient(self, x: Array, unit: Array | float = 1.0) -> Array:
+        """d (cost / unit) / d x; differentiable again."""
+        return pulled_back(
+            lambda x: self.residuals(x).astype(x.dtype), x, lambda f: self.loss.slope(f) / unit
+        )[1]
+
+    def units(self, result: Result) -> tuple[Array, Array]:
+        """Of the residuals, and of each variable: powers of two which keep a Hessian in range.
+
+        With cost / unit for cost, a change of a variable by its unit changes its derivative by
+        about as much as an entry of the Jacobian.
+        """
+        of_f = next_power_of_two(jnp.max(jnp.abs(result.fun)))
+        largest = jnp.max(jnp.abs(result.jac), axis=0)
+        of_x = power_of_two(exponent(of_f) - exponent(largest), of_f.dtype)
+        return of_f, jnp.where(largest > 0, of_x, sizes(result.x))
+
+    def describe(self, x: Array) -> dict[str, Array]:
+        """The fields of the `Result` that follow from x, as differentiable functions of it."""
+        f, jacobian = self.linearize(x)
+        rows = self.weighted(f, jacobian())[1]
+        return {"cost": _cost(self.loss, f), "fun": f, "grad": self.gradient(x), "jac": rows.T}
+
+    def restore(self, result: Result) -> Result:
+        """The result in the user's structures."""
+        return eqx.tree_at(
+            lambda r: (r.x, r.grad, r.active_mask, r.fun),
+            result,
+            (
+                self.restore_x(result.x),
+                self.restore_x(result.grad),
+                self.restore_x(result.active_mask, dtype=jnp.int32),
+                self.restore_f(result.fun),
+            ),
+        )
+
+
+class _Residuals(eqx.Module):
+    """The user's function with its arguments, on flat vectors."""
+
+    fun: Lifted
+    on_complex: Lifted | None
+    args: Any
+    restore: Unravel = eqx.field(static=True)
+
+    def __call__(self, x: Array) -> Array:
+        fun = self.fun
+        if self.on_complex is not None and jnp.iscomplexobj(x):
+            fun = self.on_complex
+        leaves = jax.tree.leaves(fun(self.restore(x), *self.args))
+        return _ravel_native(leaves)
+
+
+class _Jacobian(eqx.Module):
+    """The user's Jacobian with its arguments, on flat vectors."""
+
+    jac: Lifted
+    args: Any
+    restore: Unravel = eqx.field(static=True)
+    blocks: tuple[tuple[tuple[int, int], ...], ...] = eqx.field(static=True)  # rows of shapes
+
+    def __call__(self, x: Array) -> Array:
+        leaves = iter(jax.tree.leaves(self.jac(self.restore(x), *self.args)))
+        return jnp.concatenate(
+            [
+                jnp.concatenate(
+                    [jnp.asarray(next(leaves)).reshape(shape).astype(x.dtype) for shape in row],
+                    axis=1,
+                )
+                for row in self.blocks
+            ]
+        )
+
+
+def least_squares_problem(
+    fun: Callable[..., Any],
+    x0: Any,
+    *,
+    jac: Any = "jacfwd",
+    bounds: Any = (-np.inf, np.inf),
+    loss: Any = "linear",
+    f_scale: Any = 1.0,
+    diff_step: Any = None,
+    args: tuple = (),
+    kwargs: dict[str, Any] | None = None,
+) -> tuple[LeastSquaresProblem, Array]:
+    """Make a problem of the user's functions, to be solved by hand.
+
+    Parameters
+    ----------
+    fun, x0, jac, bounds, loss, f_scale, diff_step, args, kwargs
+        As for `least_squares`.
+
+    Returns
+    -------
+    problem : LeastSquaresProblem
+    x0 : array, shape (n,)
+        The flat first point, for ``solver.init(problem, x0)``.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As `least_squares`.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp, optx_lite as ox
+    >>> problem, x0 = ox.least_squares_problem(lambda p: p["a"] - 1.0, {"a": jnp.zeros(2)})
+    >>> x0.shape, problem.residuals(x0).shape
+    ((2,), (2,))
+    """
+    tree = check_x0(x0)
+    dtype = widest(leaf.dtype for leaf in jax.tree.leaves(tree))
+    restore = Unravel.like(tree)
+    x = ravel(tree, dtype)
+    lower, upper, bounded = check_bounds(bounds, tree, x)
+    check_inside(x, lower, upper)
+    args = as_tuple(args)
+    scheme = resolve(jac, diff_step)
+    examples = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
+    residuals = _lift_residuals(fun, examples, args, kwargs, scheme, restore)
+    out = residuals.fun.out_shape
+    _check_residual_shape(out, restore)
+    leaves = jax.tree.leaves(out)
+    m = sum(int(np.prod(leaf.shape)) for leaf in leaves)
+    floats = [leaf.dtype for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    precision = max(float(jnp.finfo(d).eps) for d in [dtype, *floats])
+    if callable(jac) and not isinstance(jac, AbstractJacobian):
+        scheme = resolve(_lift_jacobian(jac, examples, args, kwargs, restore, out), diff_step)
+    problem = LeastSquaresProblem(
+        residuals=residuals,
+        jacobian=scheme,
+        loss=check_loss(loss, f_scale, vary_with(jax.ShapeDtypeStruct((m,), dtype), out)),
+        lower=lower,
+        upper=upper,
+        bounded=bounded,
+        precision=precision,
+        restore_x=restore,
+        restore_f=_restorer(out, dtype),
+    )
+    return problem, x
+
+
+def _lift_residuals(
+    fun: Callable, x: Any, args: tuple, kwargs: Any, scheme: AbstractJacobian, restore: Unravel
+) -> _Residuals:
+    if not callable(fun):
+        raise TypeError(f"`fun` must be callable, got {fun!r}.")
+    bound = with_kwargs(fun, kwargs)
+    on_complex = None
+    if isinstance(scheme, ComplexStep):
+        z = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, as_complex(leaf.dtype)), x)
+        # Complex x meets the real data of `fun`: that is what the scheme is about, and no slip.
+        with jax.numpy_dtype_promotion("standard"):
+            on_complex = lift(bound, z, *args, label="`fun`")
+    lifted = lift(bound, x, *args, label="`fun`")
+    return _Residuals(lifted, on_complex, inputs(args), restore)
+
+
+def _lift_jacobian(
+    jac: Callable, x: Any, args: tuple, kwargs: Any, restore: Unravel, f: Any
+) -> _Jacobian:
+    lifted = lift(with_kwargs(jac, kwargs), x, *args, label="`jac`")
+    out = lifted.out_shape
+    if any(jnp.issubdtype(leaf.dtype, jnp.complexfloating) for leaf in jax.tree.leaves(out)):
+        raise ValueError("`jac` must return real values, got complex ones.")
+    return _Jacobian(lifted, inputs(args), restore, _blocks(out, f, x))
+
+
+def _blocks(out: Any, f: Any, x: Any) -> tuple[tuple[tuple[int, int], ...], ...]:
+    """The shapes of the blocks that make up the Jacobian (m, n), in the order of out's leaves.
+
+    ``out`` is one matrix; or what `jax.jacfwd` gives, a tree like x in each place of a tree like
+    f; or a tree like x of all rows; or, as for SciPy, a list of rows.
+    """
+    of_f, of_x = jax.tree.leaves(f), jax.tree.leaves(x)
+    rows, columns = [_size(leaf) for leaf in of_f], [_size(leaf) for leaf in of_x]
+    m, n = sum(rows), sum(columns)
+    got = [tuple(leaf.shape) for leaf in jax.tree.leaves(out)]
+    if len(got) == 1 and _atleast_2d(got[0]) == (m, n):
+        return (((m, n),),)
+    if jax.tree.structure(out) == jax.tree.structure(f).compose(jax.tree.structure(x)):
+        pairs = [(a, b) for a in of_f for b in of_x]
+        whole = [(*a.shape, *b.shape) for a, b in pairs]
+        flat = [(_size(a), _size(b)) for a, b in pairs]
+        if all(shape in fits for shape, *fits in zip(got, whole, flat, strict=True)):
+            return tuple(tuple((r, c) for c in columns) for r in rows)
+    if jax.tree.structure(out) == jax.tree.structure(x):
+        whole = [(m, *leaf.shape) for leaf in of_x]
+        flat = [(m, c) for c in columns]
+        if all(shape in fits for shape, *fits in zip(got, whole, flat, strict=True)):
+            return (tuple(flat),)
+    shape = _atleast_2d(shape_of(out))
+    if shape == (m, n) and set(got) == {()}:
+        return (((1, 1),) * n,) * m
+    if shape == (m, n) and set(got) == {(n,)}:
+        return (((1, n),),) * m
+    raise ValueError(
+        f"The return value of `jac` has wrong shape: expected {(m, n)}, or a pytree as "
+        f"jax.jacfwd gives it, actual {shape if shape_of(out) else got}."
+    )
+
+
+def _atleast_2d(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return (1,) * (2 - len(shape)) + shape
+
+
+def _size(leaf: Any) -> int:
+    return int(np.prod(leaf.shape))
+
+
+def _ravel_native(leaves: list[Any]) -> Array:
+    """One vector of the leaves' common floating dtype."""
+    arrays = [jnp.asarray(leaf) for leaf in leaves]
+    dtypes = [
+        a.dtype if jnp.issubdtype(a.dtype, jnp.inexact) else jnp.result_type(float) for a in arrays
+    ]
+    dtype = max(dtypes, key=lambda d: (jnp.issubdtype(d, jnp.complexfloating), jnp.finfo(d).bits))
+    return ravel(arrays, dtype)
+
+
+def _restorer(out: Any, dtype: Any) -> Unravel:
+    """Back to what `fun` returned; SciPy's kinds of return value become one flat array."""
+    leaves = jax.tree.leaves(out)
+    if jax.tree_util.all_leaves([out]) or _is_scalars(out):
+        m = sum(int(np.prod(leaf.shape)) for leaf in leaves)
+        return Unravel.like(jax.ShapeDtypeStruct((m,), dtype))
+    return Unravel.like(jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), out))
+
+
+def _is_scalars(out: Any) -> bool:
+    return type(out) in (list, tuple) and all(
+        jax.tree_util.all_leaves([leaf]) and leaf.shape == () for leaf in out
+    )
+
+
+def _check_residual_shape(out: Any, restore: Unravel) -> None:
+    leaves = jax.tree.leaves(out)
+    if any(jnp.issubdtype(leaf.dtype, jnp.complexfloating) for leaf in leaves):
+        raise ValueError(
+            "`fun` must return real residuals: return real and imaginary parts as two."
+        )
+    if jax.tree_util.all_leaves([out]) and len(out.shape) > 1:
+        raise ValueError(
+            f"`fun` must return at most 1-d array_like. f0.shape: {out.shape}. Return "
+            "residuals.ravel(), or a pytree, e.g. a dict, whose leaves may have any shape."
+        )
+    if not leaves or sum(int(np.prod(leaf.shape)) for leaf in leaves) == 0:
+        raise ValueError("`fun` must return at least one residual.")

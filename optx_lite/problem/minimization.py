@@ -1,0 +1,296 @@
+"""A scalar function to be minimised, and how the problem is made of the user's objective."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from ..derivatives import AbstractJacobian, FiniteDifference, Reverse, named
+from ..functions.traced import Lifted, inputs, lift
+from ..jax_support.control_flow import vary_with
+from ..results.minimize import MinimizeResult
+from .arguments import as_complex, as_tuple, check_bounds, check_x0, with_kwargs
+from .base import AbstractProblem, pulled_back, sizes
+from .pytrees import Unravel, ravel, widest
+
+SCHEMES = ("2-point", "3-point", "cs")
+
+
+class MinimizationProblem(AbstractProblem):
+    """A scalar function to be minimised, on flat vectors.
+
+    Attributes
+    ----------
+    objective : callable (n,) -> ()
+        Pure; itself a pytree, so that the arrays it closes over are inputs.
+    derivative : AbstractJacobian
+        How its gradient is had.
+    lower, upper : arrays, shape (n,)
+        The box; infinite where there is no bound.
+    bounded : bool, static
+        Whether there is any bound at all: without one, no code for bounds is compiled.
+    restore_x : callable, static
+        From a flat vector back to the user's structure.
+    """
+
+    objective: Callable[[Array], Array]
+    derivative: AbstractJacobian
+    lower: Array
+    upper: Array
+    bounded: bool = eqx.field(static=True)
+    restore_x: Unravel = eqx.field(static=True)
+
+    dense: ClassVar[bool] = False
+
+    def evaluate(self, x: Array) -> Array:
+        """f(x), (), in its own dtype."""
+        return self.objective(x)
+
+    def value_and_grad(self, x: Array) -> tuple[Array, Array]:
+        """f(x) and its gradient (n,): the one evaluation of a step."""
+        value, jacobian = self.derivative.linearize(
+            lambda x: self.objective(x)[None], x, self.lower, self.upper
+        )
+        return value[0].astype(x.dtype), jacobian()[:, 0].astype(x.dtype)
+
+    def gradient(self, x: Array, unit: Array | float = 1.0) -> Array:
+        """The gradient of f / unit; differentiable again."""
+        return self._with_gradient(x, unit)[1]
+
+    def _with_gradient(self, x: Array, unit: Array | float = 1.0) -> tuple[Array, Array]:
+        return pulled_back(
+            lambda x: self.objective(x).astype(x.dtype), x, lambda f: jnp.ones_like(f) / unit
+        )
+
+    def units(self, result: MinimizeResult) -> tuple[float, Array]:
+        """Of f and of each variable, as for least squares; here nothing is squared."""
+        return 1.0, sizes(result.x)
+
+    def describe(self, x: Array) -> dict[str, Array]:
+        """The fields of the `MinimizeResult` that follow from x."""
+        value, grad = self._with_gradient(x)
+        return {"fun": value, "jac": grad}
+
+    def restore(self, result: MinimizeResult) -> MinimizeResult:
+        """The result in the user's structure."""
+        values = self.restore_x(result.x), self.restore_x(result.jac)
+        return eqx.tree_at(lambda r: (r.x, r.jac), result, values)
+
+
+class _Objective(eqx.Module):
+    """The user's function with its arguments, on a flat x."""
+
+    fun: Lifted
+    on_complex: Lifted | None
+    args: Any
+    restore: Unravel = eqx.field(static=True)
+    pair: bool = eqx.field(static=True)  # whether it returns (value, gradient)
+
+    def __call__(self, x: Array) -> Array:
+        fun = self.on_complex if self.on_complex is not None and jnp.iscomplexobj(x) else self.fun
+        out = fun(self.restore(x), *self.args)
+        return jnp.asarray(out[0] if self.pair else out).reshape(())
+
+    def both(self, x: Array) -> tuple[Array, Array]:
+        """The value and the user's gradient, (n,)."""
+        value, gradient = self.fun(self.restore(x), *self.args)
+        return jnp.asarray(value).reshape(()), ravel(gradient, x.dtype)
+
+
+class _Together(AbstractJacobian):
+    """A gradient that comes with the value: ``jac=True``."""
+
+    objective: _Objective
+
+    def linearize(self, fun: Any, x: Array, lower: Array, upper: Array) -> Any:
+        value, gradient = self.objective.both(x)
+        return value[None].astype(x.dtype), lambda: gradient[:, None]
+
+
+class _Gradient(AbstractJacobian):
+    """A gradient that the user wrote."""
+
+    jac: Lifted
+    args: Any
+    restore: Unravel = eqx.field(static=True)
+
+    def linearize(self, fun: Any, x: Array, lower: Array, upper: Array) -> Any:
+        gradient = ravel(self.jac(self.restore(x), *self.args), x.dtype)
+        return fun(x), lambda: gradient[:, None]
+
+
+def minimization_problem(
+    fun: Callable[..., Any],
+    x0: Any,
+    *,
+    args: Any = (),
+    kwargs: dict[str, Any] | None = None,
+    jac: Any = None,
+    bounds: Any = None,
+    eps: Any = None,
+    finite_diff_rel_step: Any = None,
+) -> tuple[MinimizationProblem, Array]:
+    """Make a problem of the user's objective, to be solved by hand.
+
+    Parameters
+    ----------
+    fun, x0, args, jac, bounds, eps, finite_diff_rel_step
+        As for `minimize`.
+    kwargs : dict, optional
+        Further arguments of ``fun``.
+
+    Returns
+    -------
+    problem : MinimizationProblem
+    x0 : array, shape (n,)
+        The flat first point; a machine begins by moving it into the box.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As `minimize`.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp, optx_lite as ox
+    >>> problem, x0 = ox.minimization_problem(lambda x: jnp.sum((x - 1) ** 2), jnp.zeros(2))
+    >>> print(*problem.value_and_grad(x0))
+    2.0 [-2. -2.]
+    """
+    if jax.tree_util.all_leaves([x0]) and jnp.ndim(x0) > 1:
+        raise ValueError(
+            f"'x0' must only have one dimension, got shape {jnp.shape(x0)}: put a matrix of "
+            "parameters into a pytree, e.g. a dict."
+        )
+    tree = check_x0(x0)
+    dtype = widest(leaf.dtype for leaf in jax.tree.leaves(tree))
+    restore = Unravel.like(tree)
+    x = ravel(tree, dtype)
+    lower, upper, bounded = check_bounds(_as_two(bounds, restore, x), tree, x)
+    args = as_tuple(args)
+    if not callable(fun):
+        raise TypeError(f"`fun` must be callable, got {fun!r}.")
+    examples = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
+    objective = _lift_objective(with_kwargs(fun, kwargs), examples, args, jac, restore)
+    x = vary_with(x, (objective.fun.out_shape, lower, upper))
+    problem = MinimizationProblem(
+        objective=objective,
+        derivative=_derivative(jac, objective, examples, args, restore, eps, finite_diff_rel_step),
+        lower=lower,
+        upper=upper,
+        bounded=bounded,
+        restore_x=restore,
+    )
+    return problem, x
+
+
+def _lift_objective(fun: Callable, x: Any, args: tuple, jac: Any, restore: Unravel) -> _Objective:
+    on_complex = None
+    if jac == "cs":
+        z = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, as_complex(leaf.dtype)), x)
+        with jax.numpy_dtype_promotion("standard"):
+            on_complex = lift(fun, z, *args, label="`fun`")
+    lifted = lift(fun, x, *args, label="`fun`")
+    pair = jac is True
+    out = lifted.out_shape
+    if pair and not (isinstance(out, (tuple, list)) and len(out) == 2):
+        raise ValueError(f"With `jac=True`, `fun` must return (value, gradient), got {out}.")
+    _check_value(out[0] if pair else out)
+    if pair:
+        _check_gradient(out[1], x, "the gradient that `fun` returns")
+    return _Objective(lifted, on_complex, inputs(args), restore, pair)
+
+
+def _check_value(out: Any) -> None:
+    leaves = jax.tree.leaves(out)
+    if len(leaves) != 1 or int(np.prod(leaves[0].shape)) != 1:
+        raise ValueError(
+            f"The user-provided objective function `fun` must return a scalar value, got {out}."
+        )
+    if jnp.issubdtype(leaves[0].dtype, jnp.complexfloating):
+        raise ValueError("`fun` must return a real value, got a complex one.")
+    if not jnp.issubdtype(leaves[0].dtype, jnp.floating):
+        raise TypeError(
+            f"`fun` must return a floating value, for its gradient is asked for, got {out}."
+        )
+
+
+def _check_gradient(out: Any, x: Any, name: str) -> None:
+    got = [tuple(leaf.shape) for leaf in jax.tree.leaves(out)]
+    expected = [tuple(leaf.shape) for leaf in jax.tree.leaves(x)]
+    if sum(map(_size, got)) != sum(map(_size, expected)):
+        raise ValueError(f"Wrong shape of {name}: expected {expected}, got {got}.")
+
+
+def _size(shape: tuple[int, ...]) -> int:
+    return int(np.prod(shape))
+
+
+def _derivative(
+    jac: Any, objective: _Objective, x: Any, args: tuple, restore: Unravel, eps: Any, rel_step: Any
+) -> AbstractJacobian:
+    if isinstance(jac, AbstractJacobian):
+        return jac
+    if isinstance(jac, str) and jac in SCHEMES:
+        if jac == "cs":
+            return named(jac)
+        return FiniteDifference(jac, rel_step=rel_step, abs_step=eps)
+    if jac is None or jac is False:
+        return Reverse()
+    if jac is True:
+        return _Together(objective)
+    if callable(jac):
+        lifted = lift(jac, x, *args, label="`jac`")
+        _check_gradient(lifted.out_shape, x, "what `jac` returns")
+        return _Gradient(lifted, inputs(args), restore)
+    raise ValueError(
+        f"`jac` must be None, True, '2-point', '3-point', 'cs' or a callable, got {jac!r}."
+    )
+
+
+def _as_two(bounds: Any, restore: Unravel, x: Array) -> Any:
+    """SciPy's pairs (min, max), one for each entry of a flat x, as (lower, upper)."""
+    if bounds is None or not restore.is_flat:
+        return bounds
+    n = x.shape[0]
+    if hasattr(bounds, "lb") and hasattr(bounds, "ub"):
+        for side in (bounds.lb, bounds.ub):
+            if np.size(side) not in (1, n):
+                raise _wrong_number(n, np.size(side))
+        return tuple(s[0] if np.shape(s) == (1,) else s for s in (bounds.lb, bounds.ub))
+    pairs = bounds if isinstance(bounds, (jax.Array, np.ndarray)) else list(bounds)
+    if len(pairs) != n:
+        raise _wrong_number(n, len(pairs))
+    if not all(_is_pair(pair) for pair in pairs):
+        raise ValueError(f"`bounds` must be pairs (min, max), got {bounds!r}.")
+    return tuple(
+        _stack([missing if pair[k] is None else pair[k] for pair in pairs], x.dtype)
+        for k, missing in ((0, -np.inf), (1, np.inf))
+    )
+
+
+def _wrong_number(expected: int, got: int) -> ValueError:
+    return ValueError(
+        "`bounds`: The number of bounds is not compatible with the length of `x0`: "
+        f"expected {expected}, got {got}."
+    )
+
+
+def _is_pair(pair: Any) -> bool:
+    if isinstance(pair, (tuple, list)):
+        return len(pair) == 2
+    return jnp.shape(pair)[:1] == (2,)
+
+
+def _stack(side: list[Any], dtype: Any) -> Any:
+    traced = any(isinstance(value, jax.Array) for value in side)
+    stacked = jnp.stack([jnp.asarray(v, dtype) for v in side]) if traced else np.array(side, dtype)
+    if stacked.ndim != 1:
+        raise ValueError(f"`bounds` must be pairs of numbers, got sides like {side[0]!r}.")
+    return stacked

@@ -1,0 +1,1 @@
+"""Records, status codes, messages; one file a family."""

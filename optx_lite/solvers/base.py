@@ -1,0 +1,59 @@
+"""What every solver is: a frozen configuration with `init`, `step` and `finish`."""
+
+from __future__ import annotations
+
+import abc
+from typing import Any, Generic, TypeVar
+
+import equinox as eqx
+from jaxtyping import Array
+
+
+class Report(eqx.Module):
+    """What a callback and the log get of a step."""
+
+    x: Array
+    fun: Array
+    value: Array
+    reduction: Array
+    step_norm: Array
+    optimality: Array
+    nit: Array
+    nfev: Array
+
+
+Problem = TypeVar("Problem")
+State = TypeVar("State")
+
+
+class AbstractSolver(eqx.Module, Generic[Problem, State]):
+    """A state machine. ``state.status`` is 0 while it runs.
+
+    Every call of `step` evaluates the user's function once: a rejected trust-region step or a
+    line-search trial is a state, never an inner loop over the user's function. The state holds
+    arrays only, so it may be vmapped, scanned, checkpointed and looked at.
+    """
+
+    @abc.abstractmethod
+    def init(self, problem: Problem, x0: Array) -> State:
+        """The state in which nothing has been evaluated yet and x0 is the first trial."""
+
+    @abc.abstractmethod
+    def step(self, problem: Problem, state: State) -> State:
+        """Evaluate the state's trial point, judge it, and propose the next one."""
+
+    @abc.abstractmethod
+    def running(self, problem: Problem, state: State) -> Array:
+        """Whether the machine wants another step."""
+
+    @abc.abstractmethod
+    def most_steps(self, n: int) -> Any:
+        """No run on n variables takes more."""
+
+    @abc.abstractmethod
+    def finish(self, problem: Problem, state: State) -> Any:
+        """The `Result` that this state stands for."""
+
+    @abc.abstractmethod
+    def report(self, problem: Problem, before: State, after: State) -> tuple[Report, Array]:
+        """What a callback is told after a step, and whether the step moved x."""

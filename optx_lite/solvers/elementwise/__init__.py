@@ -1,0 +1,1 @@
+"""Searches for arrays of scalar problems."""

@@ -1,0 +1,1 @@
+"""Trust regions for nonlinear least squares."""

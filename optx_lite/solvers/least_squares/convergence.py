@@ -1,0 +1,297 @@
+r"""When a trust-region machine has arrived.
+
+R, q are the triangular factor and Q^T f of the weighted Jacobian, with the row w of
+`trust_region` in it, restricted to the free variables, and p = -R^{-1} q is the Gauss-Newton step.
+
+    gtol   ||q|| <= gtol ||f||                                                      (1)
+    ftol   dF <= ftol F, both as it was and as the model said, with 1/4 < ratio     (2)
+    xtol   ||D dx|| <= xtol ||D x||                                                 (3)
+
+(1) is the relative offset of Bates & Watts ("A relative offset orthogonality convergence
+criterion for nonlinear least squares", Technometrics 23, 1981): the cosine of the angle
+between f and the tangent plane. Where J is nearly singular that plane holds directions which
+lead nowhere, and MINPACK's measure counts instead: the largest cosine between f and a single
+column. SciPy compares ||g||_inf with gtol, which is met anywhere if f is small enough; here
+that sets only the status code of a solve that has ended. (2) and (3) do not count when the
+trust region cut the step short, since a step is not small because it was kept small; (2) does
+if the square of the largest cosine, what one variable alone could still gain, is below ftol.
+
+The polish. dF < 1e-8 F leaves an error of 1e-4 in x, and a Gauss-Newton iteration that is
+within its domain of convergence pays ten further digits with a handful of evaluations. So a
+test that is met only opens the last phase: undamped steps p on the free variables, with the
+active ones put on their bounds exactly, for as long as they shrink, the cost does not rise
+above its rounding, and p is not yet below the tolerance relative to x. The last phase ends
+with the status that opened it.
+
+Nothing left. Near a minimum where the cost is flat, or noisy by rounding, no step reduces it any
+more, and the radius collapses. That is convergence if there was nothing to be gained: if the
+parabola through cost and slope at x and the cost at a trial that failed,
+
+    phi(t) = F + s t + k t^2 / 2,    k = 2 (F(x + p) - F - s),    s = g.p,                (4)
+
+has its minimum s^2 / 2k below the rounding of F, for each of the trials since the last step that
+gained more than this, of those at least whose parabola tells where its minimum is (F has risen by
+more than its rounding, and -s / k >= 0.1).
+A wrong derivative, a kink or noise in f promise more, at the longest of those trials at the latest:
+status -4, stalled.
+
+Plateaus. A parameter that had an effect on f and has none at the end may have run away, along an
+exponential's tail for one: status -5, the point is stationary just because it is far out. Or the
+other parameters switched it off, as a height of 0 does with the position of a peak; or it has an
+effect to second order only, as a in a^2 at 0. Then a small move of all parameters brings effects
+back that are much larger than those at the end. So before a success is claimed with such a
+parameter, one evaluation more is made at a point nearby, the `probe`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from ...linalg import evaluate_model, norm, safe_divide, safe_sqrt, solve_in_box, solve_upper
+from ...problem.bounds import coleman_li
+from ...problem.least_squares import LeastSquaresProblem
+from ...results import least_squares as codes
+from .state import State
+
+SHRINK = 0.9  # a polishing step must be this much shorter than one of the two before
+NEAR = 0.1  # of a trial step: from there on a parabola tells where it is lowest
+NOISE = 8  # times epsilon: by so much a cost may be wrong
+LEFT_OUT = 0.01  # part of f that need not be rounding where all the rest is
+HIDDEN = 5  # pending where all that is left to gain is hidden in the rounding of f
+MARGIN = 0.1  # error that may be left in x, relative to the tolerance
+
+
+class Outlook(eqx.Module):
+    """What undamped Gauss-Newton promises from the current point, within the bounds."""
+
+    step: Array  # (n,) the Gauss-Newton step, to the minimiser of the model in the box
+    x: Array  # (n,) where it leads
+    factor: Array  # (n, n) R of the columns that are free there
+    size: Array  # () largest |dx_j| / |x_j|
+    left: Array  # () the same for all the steps that are still to come, by their rate so far
+    offset: Array  # () the relative offset (1), bounds included
+    cosine: Array  # () largest between f and a free column of J
+    steepest: Array  # () the same with the curvature of f in the length of the column
+    nothing: Array  # () bool: f is rounding, or 0
+    small: Array  # () bool: f is nearly so
+    noise: Array  # () of the cost
+
+
+def look_ahead(problem: LeastSquaresProblem, before: State, state: State) -> Outlook:
+    """The outlook from ``state.x``, where the trial of ``before`` led."""
+    model, x, fnorm = state.model, state.x, state.fnorm
+    upper, qtf, columns = model.upper, model.qtf, model.columns
+    slope = jnp.where(columns > 0, jnp.abs(model.grad), 0)  # of the parameters with an effect
+    room = jnp.finfo(x.dtype).max  # of a variable on the way down its slope
+    if problem.bounded:
+        distance, side = coleman_li(x, model.grad, problem.lower, problem.upper)
+        room = jnp.where(side == 0, room, distance)
+        low, high = problem.lower - x, problem.upper - x
+        # A guess: on its bound if the minimiser along this variable alone lies beyond.
+        active = (side != 0) & (slope >= room * columns)
+        start = jnp.where(active, jnp.where(side < 0, high, low), 0)
+        step, factor, found = solve_in_box(upper, qtf, low, high, start)
+        goal = jnp.where(step <= low, problem.lower, x + step)
+        goal = jnp.where(step >= high, problem.upper, goal)
+        gain = jnp.where(found, jnp.maximum(evaluate_model(upper, qtf, step), 0), jnp.inf)
+    else:
+        step, factor = -solve_upper(upper, qtf), upper
+        goal, gain = x + step, 0.5 * (qtf @ qtf)
+    size = jnp.max(safe_divide(jnp.abs(goal - x), jnp.maximum(jnp.abs(x), jnp.abs(goal))))
+    free = (before.pending > 0) | ~before.trial.limited
+    # Over two steps as well: with w they do not shrink evenly.
+    rate = safe_divide(size, before.size)
+    rate = jnp.maximum(rate, safe_sqrt(safe_divide(size, before.last_size)))
+    rate = jnp.where(free, rate, 0)
+
+    # f is known to eps |J| |x|, row by row: an entry of J that is huge, beside a root at its zero
+    # for one, does not speak for the other residuals.
+    eps, f = problem.precision, jnp.abs(state.f) / state.unit
+    scatter = jnp.abs(x) @ jnp.abs(model.rows)
+
+    def rounding(level: float) -> Array:
+        return norm(jnp.minimum(level * scatter, f))
+
+    def is_rounding(level: float) -> Array:
+        return norm(f) <= (1 + LEFT_OUT) * rounding(2 * level)
+
+    def steepest(lengths: Array) -> Array:
+        # Root of twice what the best of the variables gains alone, as far as its bound.
+        whole = safe_divide(slope, lengths)
+        as_far = jnp.minimum(whole, room * lengths)
+        return safe_divide(safe_sqrt(jnp.max((2 * whole - as_far) * as_far)), fnorm)
+
+    return Outlook(
+        step=step,
+        x=goal,
+        factor=factor,
+        size=size,
+        left=jnp.where(rate < 1, size / (1 - jnp.minimum(rate, 0.99)), jnp.inf),
+        offset=safe_divide(safe_sqrt(2 * gain), fnorm),
+        cosine=steepest(model.lengths),
+        steepest=steepest(safe_sqrt(columns)),
+        nothing=is_rounding(eps),
+        small=is_rounding(eps ** (2 / 3)),
+        noise=NOISE * fnorm * (eps * fnorm + rounding(eps)),
+    )
+
+
+def possible_reduction(
+    before: State, outlook: Outlook, accepted: Array, reduction: Array, known: Array
+) -> Array:
+    """(4): the most that failed trials since the last significant step leave to be gained.
+
+    Infinite if none of them was near enough to say so. ``known``: whether the trial of
+    ``before`` failed in a way that tells, by its ``reduction``, how f curves along it.
+    """
+    noise = outlook.noise
+    slope = before.model.grad @ (before.trial.x - before.x)
+    rise = -reduction
+    curvature = 2 * (rise - slope)
+    # A parabola through a trial far beyond its lowest point says nothing of that point; nor does
+    # one that is flat to rounding, as all are on a plateau.
+    near = -slope >= NEAR * curvature
+    gain = 0.5 * safe_divide(slope**2, curvature)
+    failed = ~accepted & (before.nfev > 0) & (before.pending == 0) & ~before.trial.corrected
+    tells = failed & known & (slope < 0) & near & (rise > noise)
+    hope = jnp.where(jnp.isfinite(before.hope), jnp.maximum(before.hope, gain), gain)
+    hope = jnp.where(tells, hope, before.hope)
+    significant = accepted & (reduction > noise)
+    return jnp.where(significant, jnp.inf, hope)
+
+
+def judge(
+    solver: Any,
+    problem: LeastSquaresProblem,
+    before: State,
+    state: State,
+    outlook: Outlook,
+    accepted: Array,
+    ratio: Array,
+) -> tuple[Array, Array]:
+    """Status, and the status that waits for the last phase to end.
+
+    ``accepted``, ``ratio``: what became of the trial of ``before``; ``solver`` has ftol, xtol
+    and gtol.
+    """
+    eps, trial = problem.precision, before.trial
+    first = before.nfev == 0
+    polishing = before.pending > 0
+    gained = jnp.maximum(before.cost - state.cost, trial.predicted)
+    whole = norm(state.x / state.scale)
+    # Where w is in R the offset is not that of (1), and a w from a kink would hide the gradient.
+    plain = jnp.all(state.model.secant == 0)
+    flat = jnp.minimum(jnp.where(plain, outlook.offset, jnp.inf), outlook.cosine)
+
+    # What one variable could still gain is below ftol, and all together not far above.
+    little = (outlook.cosine**2 <= solver.ftol) & (outlook.offset**4 <= solver.ftol)
+
+    gtol = (flat <= jnp.maximum(solver.gtol, eps)) | outlook.nothing  # (1)
+    ftol = (
+        (accepted & ~first & (ratio > 0.25))
+        & (~trial.limited | little)
+        & (gained <= solver.ftol * before.cost)
+    )  # (2)
+    xtol = accepted & ~first & ~trial.limited & (trial.length <= solver.xtol * whole)  # (3)
+    # What is left to gain is below the rounding of x, or of the cost.
+    exhausted = (flat**2 <= eps) | (outlook.size <= eps)
+    hidden = 0.5 * (flat * state.fnorm) ** 2 <= outlook.noise
+    met = jnp.where(ftol, codes.FTOL, codes.RUNNING)
+    met = jnp.where(xtol, jnp.where(ftol, codes.FTOL_AND_XTOL, codes.XTOL), met)
+    nothing_more = jnp.where(exhausted, codes.XTOL, jnp.where(hidden, HIDDEN, codes.RUNNING))
+    met = jnp.where(met == codes.RUNNING, nothing_more, met)
+    met = jnp.where(gtol, codes.GTOL, met)
+    pending = jnp.where(polishing, before.pending, met).astype(jnp.int32)
+
+    loosest = jnp.maximum(jnp.maximum(solver.ftol, solver.xtol), jnp.maximum(solver.gtol, eps))
+    longer = jnp.maximum(before.size, before.last_size)
+    over = (
+        (outlook.left <= MARGIN * loosest)
+        | (polishing & (~accepted | (outlook.size > SHRINK * longer)))
+        | outlook.nothing
+        | ~solver.running(problem, state)
+    )
+    # Written so that a step which is not finite counts as stuck, too.
+    too_short = ~(trial.length > jnp.maximum(solver.xtol, eps) * whole)
+    stuck = too_short & ~(accepted | first | polishing)
+    # No descent, and none to be had: f is orthogonal to J, or nearly rounding.
+    nothing_left = state.hope <= outlook.noise
+    done = (outlook.steepest <= eps ** (1 / 3)) | outlook.small | nothing_left
+    stalled = jnp.where(stuck, jnp.where(done, codes.XTOL, codes.STALLED), codes.RUNNING)
+    reached = _name(solver, problem, state, pending)
+    # The last phase came too early where f is still far from orthogonal to J: beside a huge
+    # variable without influence, or with huge ones whose difference counts, every step is short.
+    # On the way to x = 0 none is.
+    far = (outlook.left > NOISE * eps) & (outlook.size < 0.2)
+    far = far & (outlook.steepest > eps ** (1 / 8)) & ~outlook.small
+    # Where values do not tell any more, only steps that shrink to nothing are convergence.
+    untold = (pending == HIDDEN) & ~(outlook.nothing | nothing_left)
+    far = far | (untold & (outlook.left > MARGIN * loosest))
+    status = jnp.where((pending > 0) & over & ~far, reached, stalled).astype(jnp.int32)
+    return status, jnp.where(over & far, codes.RUNNING, pending)
+
+
+def _name(solver: Any, problem: LeastSquaresProblem, state: State, status: Array) -> Array:
+    """SciPy's code: 1 wherever its absolute test on the gradient holds as well."""
+    status = jnp.where(status == HIDDEN, codes.XTOL, status)
+    return jnp.where(solver.optimality(problem, state) < solver.gtol, codes.GTOL, status)
+
+
+def verify(
+    problem: LeastSquaresProblem,
+    before: State,
+    state: State,
+    outlook: Outlook,
+    status: Array,
+    pending: Array,
+    revived: Array,
+) -> tuple[Array, Array, Array]:
+    """Status, what waits, and whether the next trial is the probe of a plateau.
+
+    ``revived``: what the last trial told if it was one.
+    """
+    dead = jnp.any(_dead(problem, state)) & ~outlook.nothing
+    probing = (status > 0) & dead & ~before.probing
+    proven = jnp.where(revived, before.pending, codes.PLATEAU)
+    pending = jnp.where(probing, status, pending)
+    status = jnp.where(before.probing, proven, jnp.where(probing, codes.RUNNING, status))
+    return status, pending.astype(jnp.int32), probing
+
+
+def without_effect(
+    problem: LeastSquaresProblem, lengths: Array, secant: Array, longest: Array, cost: Array
+) -> Array:
+    """Parameters whose columns, which have been ``longest``, are nothing now, w included."""
+    # Effects are compared with f, which may have fallen by as much as they; in its unit f was
+    # of the size of 1 when that was taken.
+    least = problem.precision * jnp.minimum(safe_sqrt(2 * cost), 1)
+    return jnp.maximum(lengths, jnp.abs(secant)) <= least * longest
+
+
+def _dead(problem: LeastSquaresProblem, state: State) -> Array:
+    """Parameters that had an effect on f and have none any more, while others have."""
+    model = state.model
+    dead = without_effect(problem, model.lengths, model.secant, state.lengths, state.cost)
+    dead = dead & (state.lengths > 0)
+    if problem.bounded:
+        dead = dead & (state.x > problem.lower) & (state.x < problem.upper)
+    return dead & ~jnp.all(dead)
+
+
+def probe(problem: LeastSquaresProblem, state: State) -> Array:
+    """A point nearby, each parameter moved by a small part of what moves f by its own size."""
+    part = problem.precision**0.25 * safe_divide(state.fnorm, state.lengths)
+    if not problem.bounded:
+        return state.x + part
+    ahead = state.x + part <= problem.upper
+    return jnp.clip(state.x + jnp.where(ahead, part, -part), problem.lower, problem.upper)
+
+
+def revives(problem: LeastSquaresProblem, state: State, lengths: Array) -> Array:
+    """Whether columns of these lengths have the effects that are missing at ``state.x``."""
+    least = problem.precision ** (-1 / 8) * state.model.lengths
+    return jnp.all(~_dead(problem, state) | (lengths > least))

@@ -1,0 +1,129 @@
+r"""Dogleg in a rectangular trust region, for least squares with bounds.
+
+C. Voglis, I. E. Lagaris, "A Rectangular Trust Region Dogleg Approach for Unconstrained and
+Bound Constrained Nonlinear Optimization", WSEAS (2004); the dogleg path is in Nocedal &
+Wright, "Numerical Optimization", chapter 4.
+
+The region |p_j| <= Delta s_j is a box, and so is its intersection with lower <= x + p <= upper.
+Without bounds the model is minimised along the path
+
+    0  ->  p_C = -t g, the minimum along -g inside the region                       (1)
+       ->  p_N, the Gauss-Newton step                                               (2)
+
+up to the point where it leaves the region. With bounds,
+
+    p = argmin 0.5 || J p + f ||^2   in both boxes,                                 (3)
+
+exactly, by active sets (`linalg.box`): where variables lie near their bounds the path ends at
+the first of them, and in a narrow valley the iterates would creep from one to the next.
+
+Different from SciPy: (3); a rank-deficient Gauss-Newton step leaves the dependent variables where
+they are; lb == ub fixes a variable; the end (`convergence`), the correction and the fallback
+(`trust_region`).
+"""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from ...linalg import evaluate_model, solve_in_box, solve_transposed, solve_upper
+from ...problem.bounds import coleman_li, onto_bounds, step_to_bound, within
+from ...problem.least_squares import LeastSquaresProblem
+from .convergence import Outlook
+from .state import Correction, State, Trial
+from .trust_region import TrustRegionSolver, cauchy_factor, scipy_radius, starting_radius
+
+
+class Dogbox(TrustRegionSolver):
+    """``method='dogbox'``; see the module for the mathematics."""
+
+    PATIENCE = 10
+
+    def first_radius(self, problem: LeastSquaresProblem, state: State) -> Array:
+        """The largest |x0_j| / s_j, or of the Cauchy step if x0 is nothing beside it."""
+        down = state.model.grad
+        if problem.bounded:
+            down = jnp.where(_resting(problem, state), 0, down)
+        cauchy = cauchy_factor(state.model.upper, down) * _length(down, state)
+        return starting_radius(_length(state.x, state), cauchy)
+
+    def next_radius(self, before: State, cost: Array, ratio: Array, finite: Array) -> Array:
+        """SciPy's rule."""
+        return scipy_radius(before, ratio, finite)
+
+    def optimality(self, problem: LeastSquaresProblem, state: State) -> Array:
+        """The largest gradient entry among the variables that are not held."""
+        grad = state.model.grad * state.unit**2
+        if problem.bounded:
+            grad = jnp.where(_resting(problem, state), 0, grad)
+        return jnp.max(jnp.abs(grad))
+
+    def propose(
+        self,
+        problem: LeastSquaresProblem,
+        state: State,
+        outlook: Outlook,
+        damping: Array,
+        correction: Correction,
+    ) -> Trial:
+        """To the minimum in both boxes, or along the path if there is but one."""
+        step, inside = _step(problem, state, outlook)
+        model, factor = state.model, outlook.factor
+        bend = -solve_upper(factor, solve_transposed(factor, correction.grad))
+        short = _length(bend, state) <= correction.longest
+        corrected = correction.wanted & short
+        predicted = evaluate_model(model.upper, model.qtf, step)
+        start = jnp.where(corrected, correction.start, state.x)
+        step = jnp.where(corrected, bend, step)
+        moved = start + step
+        if problem.bounded:
+            moved = onto_bounds(moved, start, problem.lower, problem.upper)
+        return Trial(
+            x=moved,
+            length=_length(step, state),
+            predicted=predicted,
+            limited=~inside,
+            damping=damping,
+            radius=state.radius,
+            corrected=corrected,
+        )
+
+
+def _length(step: Array, state: State) -> Array:
+    """The largest entry, in the metric."""
+    return jnp.max(jnp.abs(step / state.scale))
+
+
+def _resting(problem: LeastSquaresProblem, state: State) -> Array:
+    """Variables on a bound with the antigradient pointing outward."""
+    x, lower, upper = state.x, problem.lower, problem.upper
+    return (coleman_li(x, state.model.grad, lower, upper)[0] <= 0) | (lower == upper)
+
+
+def _step(problem: LeastSquaresProblem, state: State, outlook: Outlook) -> tuple[Array, Array]:
+    """The step within the region, and whether it is the Gauss-Newton step."""
+    high = state.radius * state.scale
+    newton = outlook.x - state.x
+    if not problem.bounded:
+        return _dogleg(state, newton, -high, high), within(newton, -high, high)
+    low = jnp.maximum(problem.lower - state.x, -high)
+    high = jnp.minimum(problem.upper - state.x, high)
+    inside = within(newton, low, high)
+    best, _, _ = solve_in_box(state.model.upper, state.model.qtf, low, high, newton)
+    return jnp.where(inside, newton, best), inside
+
+
+def _dogleg(state: State, newton: Array, low: Array, high: Array) -> Array:
+    """Along the path (1), (2) as far as it stays in the box; the whole of it if that is all."""
+    grad = state.model.grad
+    zero = jnp.zeros_like(newton)
+    down, _ = step_to_bound(zero, -grad, low, high)
+    best = cauchy_factor(state.model.upper, grad)
+    cauchy = -jnp.where(best > 0, jnp.minimum(best, down), down) * grad
+    cauchy = jnp.where(jnp.isfinite(cauchy), cauchy, 0)
+    part, stopped = step_to_bound(cauchy, newton - cauchy, low, high)
+    end = jnp.where(newton > cauchy, high, low)  # met exactly, not but for rounding
+    step = cauchy + jnp.minimum(part, 1) * (newton - cauchy)
+    step = jnp.where(stopped, end, jnp.clip(step, low, high))
+    return jnp.where(within(newton, low, high), newton, step)

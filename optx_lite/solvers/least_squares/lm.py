@@ -1,0 +1,106 @@
+r"""Levenberg-Marquardt as in MINPACK.
+
+J. J. More, "The Levenberg-Marquardt Algorithm: Implementation and Theory", in Numerical
+Analysis, Lecture Notes in Mathematics 630, 105-116 (1977).
+
+    minimise  || J p + f ||   subject to   || D p || <= Delta                        (1)
+
+with D_j the largest norm that column j of J has had (x_scale='jac'): the region is an
+ellipsoid in x and a ball in D x, so the algorithm is invariant under a change of the units of
+x. The Levenberg-Marquardt parameter follows from Delta and is never set by hand; see
+`linalg.trust_region_step`. The radius (section 4 of the paper): after a step with
+ratio = actual / predicted reduction,
+
+    ratio <= 1/4:              Delta = t min(Delta, 10 ||D p||),  0.1 <= t <= 0.5     (2)
+    ratio >= 3/4 or alpha = 0: Delta = 2 ||D p||                                      (3)
+
+t being the minimiser of the parabola through the two costs and the slope.
+
+Different from SciPy and MINPACK: robust losses; variables with lb == ub are held; the first
+radius is ||D x0||, not a hundred times that; ends as in `convergence`.
+"""
+
+from __future__ import annotations
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from ...linalg import evaluate_model, norm, solve_trust_region
+from ...problem.least_squares import LeastSquaresProblem
+from ...results import least_squares as codes
+from .convergence import Outlook
+from .state import Correction, State, Trial
+from .trust_region import TrustRegionSolver, cauchy_factor, starting_radius
+
+
+class LevenbergMarquardt(TrustRegionSolver):
+    """``method='lm'``; see the module for the mathematics."""
+
+    PATIENCE = 40
+    JACOBIAN_FIRST = True
+
+    def init(self, problem: LeastSquaresProblem, x0: Array) -> State:
+        """As every solver's; a variable that is bounded and not fixed is bad input."""
+        state = super().init(problem, x0)
+        if not problem.bounded:
+            return state
+        fixed = problem.lower == problem.upper
+        finite = jnp.isfinite(problem.lower) | jnp.isfinite(problem.upper)
+        bad = jnp.any(finite & ~fixed)
+        status = jnp.where(bad, codes.BAD_INPUT, state.status).astype(jnp.int32)
+        return eqx.tree_at(lambda s: s.status, state, status)
+
+    def first_radius(self, problem: LeastSquaresProblem, state: State) -> Array:
+        """||D x0||, or of the Cauchy step if x0 is nothing beside it."""
+        down = state.scale * state.model.grad
+        cauchy = cauchy_factor(state.model.upper * state.scale[None, :], down) * norm(down)
+        return starting_radius(norm(state.x / state.scale), cauchy)
+
+    def next_radius(self, before: State, cost: Array, ratio: Array, finite: Array) -> Array:
+        """Equations (2) and (3)."""
+        trial = before.trial
+        # Along p the model falls with slope -(2 predicted + alpha-terms) < 0; the parabola
+        # through both costs with the slope -2 predicted has its minimum at t.
+        rise = cost - before.cost
+        slope = 2 * trial.predicted
+        t = jnp.clip(0.5 * slope / jnp.where(rise + slope > 0, rise + slope, 1), 0.1, 0.5)
+        t = jnp.where(rise <= 0, 0.5, jnp.where(finite & jnp.isfinite(cost), t, 0.1))
+        shrunk = t * jnp.minimum(before.radius, 10 * trial.length)
+        grown = jnp.where((ratio >= 0.75) | ~trial.limited, 2 * trial.length, before.radius)
+        return jnp.where(finite & (ratio > 0.25), grown, shrunk)
+
+    def acceptable(self, reduction: Array, ratio: Array) -> Array:
+        """MINPACK's p0001: some of the promise has to be kept."""
+        return (reduction > 0) & (ratio >= 1e-4)
+
+    def propose(
+        self,
+        problem: LeastSquaresProblem,
+        state: State,
+        outlook: Outlook,
+        damping: Array,
+        correction: Correction,
+    ) -> Trial:
+        """The solution of (1), in the variables D x."""
+        model, scale = state.model, state.scale
+        answer = solve_trust_region(
+            model.upper * scale[None, :],
+            model.qtf,
+            None,
+            outlook.step / scale,
+            model.singular,
+            state.radius,
+            damping,
+            correction.detour(model.upper),
+        )
+        step = scale * answer.step
+        return Trial(
+            x=jnp.where(answer.detoured, correction.start, state.x) + step,
+            length=norm(answer.step),
+            predicted=evaluate_model(model.upper, model.qtf, step),
+            limited=answer.limited,
+            damping=answer.alpha,
+            radius=state.radius,
+            corrected=answer.detoured,
+        )

@@ -1,0 +1,189 @@
+r"""Trust Region Reflective, for least squares with bounds.
+
+M. A. Branch, T. F. Coleman, Y. Li, "A Subspace, Interior, and Conjugate Gradient Method for
+Large-Scale Bound-Constrained Minimization Problems", SIAM J. Sci. Comput. 21, 1-23 (1999).
+
+Let v_j be the distance from x_j to the bound that -g_j points to (1 where there is none). The
+first-order conditions are v_j g_j = 0, and Newton's method on them is
+
+    (V H + diag|g_j v'_j|) p = -V g                                                   (1)
+
+In the variables x = D z, D = V^1/2, this is the symmetric system of the quadratic
+
+    0.5 || J D z + f ||^2 + 0.5 z^T C z,    C = diag|g_j v'_j|                        (2)
+
+which is minimised in the ball ||z|| <= Delta: a region that is thin towards a near bound. If
+the step p = D z leaves the box, the best, by (2), of these is taken:
+
+- p cut just short of the bound, by the factor theta,
+- p up to the bound, then reflected by it, to the minimum along that line,
+- the minimum along -D^2 g, the scaled Cauchy step,                                      (3)
+- p projected onto the box,
+- the minimiser of 0.5 || J p + f ||^2 in the box, if it lies in the ball.
+
+Without bounds V = I and C = 0, and this is Levenberg-Marquardt with SciPy's radius rule.
+
+Different from SciPy: the last two candidates, by which a bound that is active at the solution is
+reached exactly, and a convex problem is solved however narrow its valley; iterates may lie on
+bounds (where v_j = 0 the variable rests); lb == ub fixes a variable; x0 is not moved away from a
+bound; ends as in `convergence`.
+"""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from ...linalg import evaluate_model, norm, safe_divide, safe_sqrt, solve_trust_region
+from ...problem.bounds import coleman_li, onto_bounds, step_to_bound, within
+from ...problem.least_squares import LeastSquaresProblem
+from .convergence import Outlook
+from .state import Correction, State, Trial
+from .trust_region import TrustRegionSolver, cauchy_factor, scipy_radius, starting_radius
+
+THETA = 0.995
+
+
+class TrustRegionReflective(TrustRegionSolver):
+    """``method='trf'``; see the module for the mathematics."""
+
+    def first_radius(self, problem: LeastSquaresProblem, state: State) -> Array:
+        """||D^-1 x0||, or of the Cauchy step if x0 is nothing beside it."""
+        metric, _ = self.metric(problem, state)
+        down = metric * state.model.grad
+        cauchy = cauchy_factor(state.model.upper * metric[None, :], down) * norm(down)
+        return starting_radius(norm(safe_divide(state.x, metric)), cauchy)
+
+    def next_radius(self, before: State, cost: Array, ratio: Array, finite: Array) -> Array:
+        """SciPy's rule."""
+        return scipy_radius(before, ratio, finite)
+
+    def propose(
+        self,
+        problem: LeastSquaresProblem,
+        state: State,
+        outlook: Outlook,
+        damping: Array,
+        correction: Correction,
+    ) -> Trial:
+        """The minimiser of (2) in the ball, brought into the box."""
+        model = state.model
+        metric, diag = self.metric(problem, state)
+        upper = model.upper * metric[None, :]
+        answer = solve_trust_region(
+            upper,
+            model.qtf,
+            diag,
+            outlook.step / metric if diag is None else None,
+            model.singular,
+            state.radius,
+            damping,
+            correction.detour(model.upper),
+        )
+        start = jnp.where(answer.detoured, correction.start, state.x)
+        step = answer.step
+        if diag is not None:
+            inside = _into_box(problem, state, outlook, step, metric, diag, upper)
+            step = jnp.where(answer.detoured, step, inside)
+        length = norm(step)
+        x = start + metric * step
+        if problem.bounded:
+            x = onto_bounds(x, start, problem.lower, problem.upper)
+        return Trial(
+            x=x,
+            length=length,
+            predicted=_reduction(upper, model.qtf, diag, step),
+            limited=answer.limited | (length > 0.95 * state.radius),
+            damping=answer.alpha,
+            radius=state.radius,
+            corrected=answer.detoured,
+        )
+
+    def metric(self, problem: LeastSquaresProblem, state: State) -> tuple[Array, Array | None]:
+        """D, with the scale of x in it, and the diagonal of C (None without bounds)."""
+        if not problem.bounded:
+            return state.scale, None
+        grad = state.model.grad
+        distance, side = coleman_li(state.x, grad, problem.lower, problem.upper)
+        distance = jnp.where(side != 0, distance / state.scale, distance)
+        return safe_sqrt(distance) * state.scale, grad * side * state.scale
+
+
+def _reduction(upper: Array, qtf: Array, diag: Array | None, step: Array) -> Array:
+    """What (2) promises for a step."""
+    promised = evaluate_model(upper, qtf, step)
+    return promised if diag is None else promised - 0.5 * jnp.sum(diag * step * step)
+
+
+def _into_box(
+    problem: LeastSquaresProblem,
+    state: State,
+    outlook: Outlook,
+    step: Array,
+    metric: Array,
+    diag: Array,
+    upper: Array,
+) -> Array:
+    """The step itself if it stays in the box, else the best of the candidates (3)."""
+    x, qtf = state.x, state.model.qtf
+    lower_bound, upper_bound = problem.lower, problem.upper
+    to_bound, hits = step_to_bound(x, metric * step, lower_bound, upper_bound)
+    inside = within(x + metric * step, lower_bound, upper_bound)
+    to_bound = jnp.where(inside, 1, to_bound)
+    touching = to_bound * step
+
+    # Reflected: from the bound on, with the entries that hit it turned round.
+    mirrored = jnp.where(hits, -step, step)
+    on_bound = jnp.clip(x + metric * touching, lower_bound, upper_bound)
+    room, _ = step_to_bound(on_bound, metric * mirrored, lower_bound, upper_bound)
+    to_edge = _to_sphere(touching, mirrored, state.radius)
+    longest = jnp.minimum(THETA * room, to_edge)
+    shortest = safe_divide((1 - THETA) * to_bound, jnp.minimum(room, to_edge))
+    t = _line_minimum(upper, qtf, diag, touching, mirrored, shortest, longest)
+    reflected = jnp.where(shortest <= longest, touching + t * mirrored, 0)
+
+    # Cauchy: down the scaled gradient.
+    down = -metric * state.model.grad
+    room, _ = step_to_bound(x, metric * down, lower_bound, upper_bound)
+    to_edge = safe_divide(state.radius, norm(down))
+    farthest = jnp.where(room < to_edge, THETA * room, to_edge)
+    zero = jnp.zeros_like(step)
+    cauchy = _line_minimum(upper, qtf, diag, zero, down, jnp.zeros_like(room), farthest) * down
+
+    projected = jnp.clip(x + metric * step, lower_bound, upper_bound) - x
+    newton = safe_divide(outlook.x - x, metric)
+    newton = jnp.where(norm(newton) <= state.radius, newton, 0)
+    projected = safe_divide(projected, metric)
+    candidates = jnp.stack([THETA * touching, reflected, cauchy, projected, newton])
+    moved = candidates @ upper.T
+    promised = -jnp.sum((qtf[None, :] + 0.5 * moved) * moved, axis=1)
+    promised = promised - 0.5 * (candidates**2 @ diag)
+    promised = jnp.where(jnp.isfinite(promised), promised, -jnp.inf)
+    return jnp.where(inside, step, candidates[jnp.argmax(promised)])
+
+
+def _to_sphere(start: Array, direction: Array, radius: Array) -> Array:
+    """t >= 0 with ||start + t direction|| = radius, start inside."""
+    a = jnp.sum(direction * direction)
+    b = jnp.sum(start * direction)
+    c = jnp.minimum(jnp.sum(start * start) - radius**2, 0)
+    root = safe_sqrt(b * b - a * c)
+    # The form without cancellation.
+    return jnp.where(b > 0, safe_divide(-c, b + root), safe_divide(root - b, a))
+
+
+def _line_minimum(
+    upper: Array,
+    qtf: Array,
+    diag: Array,
+    start: Array,
+    direction: Array,
+    shortest: Array,
+    longest: Array,
+) -> Array:
+    """t in [shortest, longest] that minimises (2) at start + t * direction."""
+    along, at = upper @ direction, upper @ start
+    curvature = jnp.sum(along * along) + jnp.sum(diag * direction * direction)
+    slope = jnp.sum((qtf + at) * along) + jnp.sum(diag * start * direction)
+    best = jnp.where(curvature > 0, safe_divide(-slope, curvature), longest)
+    return jnp.clip(best, shortest, longest)

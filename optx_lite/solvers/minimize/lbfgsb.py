@@ -1,0 +1,393 @@
+r"""L-BFGS-B: a limited-memory quasi-Newton method in a box.
+
+R. H. Byrd, P. Lu, J. Nocedal, C. Zhu, "A limited memory algorithm for bound constrained
+optimization", SIAM J. Sci. Comput. 16 (1995); J. L. Morales, J. Nocedal, "Remark on Algorithm
+778", ACM TOMS 38 (2011). An iteration, from x with gradient g and the matrix B of `bfgs_matrix`:
+
+1. The generalized Cauchy point x^c tells which variables are held at bounds (`cauchy_point`).
+2. The quadratic is minimised in the others, F, from there:
+
+       x^ = x^c + Z B_F^-1 r,    r = -Z^T (g + B (x^c - x))                         (5.4)-(5.11)
+
+   and the point is projected onto the box; if that is no descent, shortened instead.
+3. A line search along d = x^ - x (`line_search`) gives the next x.
+4. The pair s, y joins the memory if s.y > eps * |g.s|.
+
+Without bounds 1 and 2 are one product with H = B^-1, see `limited_memory`. Every call of `step` is
+one evaluation of f and its gradient; the trials of the line search are states.
+
+Different from the original code:
+
+- Where the projected point of 2 is worse for the quadratic than the shortened one, that is taken.
+- The first step is as long as the largest entry of x0, to a power of two, and 1 where x0 = 0, in a
+  box too. So factors on f and on x do not change the path. Of both the solver has units, powers
+  of two; the products that make the quadratic are formed in these.
+- The end is told by what the quadratic still promises, q = -g.d / 2: see `base`. Whether
+  that is to be relied on the last search has shown, where the slope went from phi'(0) = g.d to
+  phi'(t): the curvature along d was
+
+      rho = (phi'(t) - phi'(0)) / (-t phi'(0))                                         (1)
+
+  times what the quadratic said. Where rho < 1 it is too stiff, and q counts as q / rho.
+- A search that has come to a lower point goes on from there, however it ended. One that gains no
+  more than the rounding of f, where its slope promises a hundred times that, has failed, as one
+  that finds nothing. The next one is begun without memory, with a step so short that it is a
+  finite difference of the gradient: it shows the curvature along g, and whether f changes as g
+  says. If g promises less than the rounding of f, that is the end, and so it is if such a search
+  fails as well and g promises no more than the noise that f may have; else the result reports
+  both slopes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from ...jax_support.control_flow import cond
+from ...linalg import norm, reciprocal, safe_divide, unit_of
+from ...linalg.inverse_hessian import LbfgsInvHessProduct
+from ...problem.bounds import onto_bounds, step_to_bound
+from ...problem.minimization import MinimizationProblem
+from ...results.minimize import ALL_FIXED, FAILED, FTOL, GTOL, NONFINITE, RUNNING
+from .base import AbstractMinimizer, BestSeen, rounding, status_of_bounds
+from .bfgs_matrix import matrix_of
+from .cauchy_point import cauchy_point
+from .limited_memory import Memory
+from .line_search import DOUBT, NOISE, LineSearch, advance, begin, believable
+
+LONGEST = 1e10  # times d, where no bound limits a step
+SHORT = 10.0  # times the root of epsilon and |x|: the step of a probe
+
+
+class Line(eqx.Module):
+    """What is searched, and where."""
+
+    base: Array  # (n,) where the line search began
+    grad: Array  # (n,) there
+    direction: Array  # (n,) d
+    trial: Array  # (n,) to be evaluated
+    search: LineSearch
+    unit_g: Array  # () of ``grad``, projected, a power of two
+    unit_d: Array  # () of ``direction``, too
+    reach: Array  # () G of `base` at the base
+    settled: Array  # () int: for how many iterations, the present one included, (1) has held
+    known: Array  # () what a probe has found to be promised, infinite before
+    probing: Array  # () bool: the first trial is a difference, to look at the gradient by
+
+
+class Pair(eqx.Module):
+    """What a step s from the base of a line, and the change y of the gradient there, tell."""
+
+    step: Array  # (n,), in units of the solver
+    change: Array  # (n,), too
+    curved: Array  # () bool: s.y is positive, to rounding
+    promised: Array  # () along s, by the curvature that was found there: (g.s)^2 / (2 s.y)
+    stiffness: Array  # () rho of (1); 0 where it is not positive
+    length: Array  # () of s, relative to the direction
+
+
+class State(BestSeen):
+    """The solver between two evaluations."""
+
+    line: Line
+    memory: Memory  # in the units
+    unit_x: Array  # () a power of two: the size of x0
+    unit_g: Array  # () and that of the first gradient
+    slopes: Array  # (2,) along d, by the gradient and by the function: what the last probe found
+
+
+class LBFGSB(AbstractMinimizer[State]):
+    """``method='L-BFGS-B'``; see the module for the mathematics.
+
+    Attributes
+    ----------
+    ftol, gtol, maxfun, maxiter
+        See `AbstractMinimizer`.
+    maxls : int
+        Most evaluations in one line search.
+    maxcor : int, static
+        Pairs in the memory.
+    """
+
+    BY_SLOPES = True
+
+    maxls: Any = 20
+    maxcor: int = eqx.field(static=True, default=10)
+
+    def init(self, problem: MinimizationProblem, x0: Array) -> State:
+        """x0, moved into the box, is the first trial."""
+        n, dtype = x0.shape[0], x0.dtype
+        zero, none = jnp.zeros((), dtype), jnp.zeros((), jnp.int32)
+        x0 = jnp.clip(x0, problem.lower, problem.upper) if problem.bounded else x0
+        unknown, zeros = zero + jnp.nan, jnp.zeros(n, dtype)
+        line = Line(
+            base=x0, grad=zeros, direction=zeros, trial=x0, search=begin(zero, zero, zero, zero),
+            unit_g=zero + 1, unit_d=zero + 1, reach=zero, settled=none,
+            known=zero + jnp.inf, probing=jnp.zeros((), bool),
+        )  # fmt: skip
+        return State(
+            x=x0, value=unknown, grad=zeros + jnp.nan, nfev=none, nit=none, calm=none,
+            status=status_of_bounds(problem), line=line,
+            memory=Memory.empty(self.maxcor, n, dtype), unit_x=unit_of(x0),
+            unit_g=jnp.ones((), dtype), slopes=jnp.zeros(2, dtype),
+        )  # fmt: skip
+
+    def step(self, problem: MinimizationProblem, state: State) -> State:
+        """Evaluate the trial and judge it; the next trial of the search, or a new direction."""
+        line = state.line
+        value, grad = problem.value_and_grad(line.trial)
+        finite = jnp.isfinite(value) & jnp.all(jnp.isfinite(grad))
+        first = state.nfev == 0
+        lower = finite & (value < state.value)
+        probed = line.probing & (line.search.trials == 0)
+        done, search = advance(line.search, value, _slope(line, grad))
+        done = finite & (done | (probed & lower))
+        taken = first | done | lower
+        x, value_x, grad_x = (
+            jnp.where(taken, new, old)
+            for new, old in ((line.trial, state.x), (value, state.value), (grad, state.grad))
+        )
+        over = (search.trials >= self.maxls) | (search.step == search.best.step)
+        ended = first | done | over
+        accepted = ended & ~first & believable(line.search, value_x) & jnp.any(x != line.base)
+        start = line.search.start
+        # A probe tells of the gradient at the base, wherever it leads.
+        at, grad_at = jnp.where(probed, line.trial, x), jnp.where(probed, grad, grad_x)
+        unit_g = cond(first, lambda: unit_of(grad), lambda: state.unit_g)
+        pair = _pair(line, at, grad_at, state.unit_x, unit_g)
+        slopes = cond(probed, lambda: _slopes(line, value), lambda: state.slopes)
+        known = jnp.where(probed & finite, pair.promised, line.known)
+        exhausted = known <= NOISE * rounding(start.value, line.reach)
+        status = jnp.where(exhausted, FTOL, state.status)
+        status = jnp.where(first & ~finite, NONFINITE, status).astype(jnp.int32)
+        state = State(
+            x=x,
+            value=value_x,
+            grad=grad_x,
+            nfev=state.nfev + 1,
+            nit=state.nit + accepted.astype(jnp.int32),
+            calm=state.calm,
+            status=status,
+            line=eqx.tree_at(lambda line: (line.search, line.known), line, (search, known)),
+            # Here and not where a new line is sought: XLA would copy it out of a branch.
+            memory=_remember(
+                problem, state.memory.forget(probed & ~exhausted), pair, x, grad_x, unit_g,
+                first, accepted,
+            ),
+            unit_x=state.unit_x,
+            unit_g=unit_g,
+            slopes=slopes,
+        )  # fmt: skip
+        line, status, calm, forgotten = cond(
+            ended,
+            lambda: self._new_line(problem, state, pair, first, accepted),
+            lambda: (_search_on(problem, state.line), state.status, state.calm, jnp.array(False)),
+        )
+        return eqx.tree_at(
+            lambda state: (state.line, state.status, state.calm, state.memory),
+            state,
+            (line, status, calm, state.memory.forget(forgotten)),
+        )
+
+    def _new_line(
+        self, problem: MinimizationProblem, state: State, pair: Pair, first: Array, accepted: Array
+    ) -> tuple[Line, Array, Array, Array]:
+        """From ``state.x``, with status and `calm`, and whether the memory is of no use."""
+        x, grad = state.x, state.grad
+        failed = ~first & ~accepted
+        descent = _projected(problem, x, grad)
+        unit = unit_of(descent)
+        scaled = descent * reciprocal(unit)
+        unit_step = state.unit_x * (unit * reciprocal(state.unit_g))
+        moving = jnp.any(descent != 0)
+        target, sound = _minimize_model(problem, state, scaled, unit_step)
+        sound = sound & ~failed
+        target, probing = cond(
+            sound,
+            lambda: (target, jnp.zeros((), bool)),
+            lambda: _without_model(problem, state, scaled, unit_step, failed),
+        )
+        direction = target - x
+        if problem.bounded:
+            longest, _ = step_to_bound(x, direction, problem.lower, problem.upper)
+            longest = jnp.clip(jnp.where(first, 1, longest), 1, LONGEST)
+        else:
+            longest = jnp.full_like(state.value, LONGEST)
+        unit_d = unit_of(direction)
+        slope = -(scaled @ (direction * reciprocal(unit_d))) * (unit * unit_d)
+        before = jnp.where(accepted, state.line.search.start.value, jnp.inf)
+        trusted = jnp.where(first | failed, 0, jnp.minimum(pair.stiffness, 1))
+        promised = jnp.where(trusted > 0, safe_divide(-0.5 * slope, trusted), jnp.inf)
+        promised = jnp.where(moving, promised, 0)
+        possible = 0.5 * (scaled @ scaled) * state.memory.flatness() * unit_step * unit
+        possible = jnp.where(moving, possible, 0)
+        reach = jnp.abs(x * reciprocal(state.unit_x)) @ jnp.abs(scaled) * (state.unit_x * unit)
+        status, calm = self.judge(
+            problem, state, before, promised, possible, reach, state.line.reach, state.line.settled
+        )
+        settled = jnp.where(promised <= self.nothing(state, reach), state.line.settled + 1, 0)
+        settled = jnp.where(failed, state.line.settled, settled)
+        # No lower value is to be found. That was to be expected where none was promised.
+        noisy = state.line.known <= DOUBT * NOISE * rounding(state.value, reach)
+        flat = self.optimality(problem, state) <= self.gtol
+        failure = jnp.where((settled > 0) & flat, GTOL, jnp.where(noisy, FTOL, FAILED))
+        status = jnp.where(failed & state.line.probing & (status == RUNNING), failure, status)
+        if problem.bounded:
+            status = jnp.where(jnp.all(problem.lower == problem.upper), ALL_FIXED, status)
+        status = jnp.where(state.status == RUNNING, status, state.status).astype(jnp.int32)
+        line = Line(
+            base=x,
+            grad=grad,
+            direction=direction,
+            trial=target,
+            search=begin(state.value, slope, jnp.ones_like(slope), longest),
+            unit_g=unit,
+            unit_d=unit_d,
+            reach=reach,
+            settled=settled,
+            known=jnp.full_like(slope, jnp.inf),
+            probing=probing,
+        )
+        return line, status, calm, ~sound & ~probing & moving
+
+    def origin(self, state: State) -> tuple[Array, Array]:
+        """Where the line search began."""
+        return state.line.base, state.line.search.start.value
+
+    def inverse_hessian(self, state: State) -> LbfgsInvHessProduct:
+        """As the memory has it."""
+        steps, changes = state.memory.in_order()
+        return LbfgsInvHessProduct(steps * state.unit_x, changes * state.unit_g)
+
+    def slopes(self, state: State) -> Array:
+        """Found by the last probe, if there was one."""
+        return state.slopes
+
+
+def _search_on(problem: MinimizationProblem, line: Line) -> Line:
+    trial = line.base + line.search.step * line.direction
+    return eqx.tree_at(lambda line: line.trial, line, _feasible(problem, trial, line.base))
+
+
+def _slope(line: Line, grad: Array) -> Array:
+    slope = (grad * reciprocal(line.unit_g)) @ (line.direction * reciprocal(line.unit_d))
+    return slope * (line.unit_g * line.unit_d)
+
+
+def _pair(line: Line, x: Array, grad: Array, unit_x: Array, unit_g: Array) -> Pair:
+    step, change = x - line.base, grad - line.grad
+    per_g, per_d = reciprocal(line.unit_g), reciprocal(line.unit_d)
+    base, short = line.grad * per_g, step * per_d
+    gained, slope = base @ short, base @ (line.direction * per_d)
+    along = short @ (change * per_g)
+    promised = 0.5 * gained * safe_divide(gained, along) * (line.unit_g * line.unit_d)
+    stiffness = jnp.abs(safe_divide(slope, gained) * safe_divide(along, gained))
+    return Pair(
+        step=step * reciprocal(unit_x),
+        change=change * reciprocal(unit_g),
+        curved=along > jnp.finfo(x.dtype).eps * jnp.abs(gained),
+        promised=jnp.where(along > 0, promised, jnp.inf),
+        stiffness=jnp.where(along > 0, stiffness, 0),
+        length=jnp.abs(safe_divide(gained, slope)),
+    )
+
+
+def _remember(
+    problem: MinimizationProblem, memory: Memory, pair: Pair, x: Array, grad: Array,
+    unit_g: Array, first: Array, accepted: Array,
+) -> Memory:  # fmt: skip
+    memory = memory.remember(pair.step, pair.change, accepted & pair.curved)
+    # Before any pair is known: a step as long as the unit of x, or as the one before.
+    anew = accepted & ~jnp.any(memory.full) & (pair.length > 0)
+    theta = memory.theta * jnp.where(anew, 1 / jnp.where(anew, pair.length, 1), 1)
+    theta = cond(first, lambda: _steepness(problem, x, grad, unit_g), lambda: theta)
+    return eqx.tree_at(lambda m: m.theta, memory, theta)
+
+
+def _steepness(problem: MinimizationProblem, x: Array, grad: Array, unit_g: Array) -> Array:
+    steepness = norm(_projected(problem, x, grad) * reciprocal(unit_g))
+    return jnp.where(steepness > 0, steepness, 1)
+
+
+def _slopes(line: Line, value: Array) -> Array:
+    """Along the direction, by the gradient and by the function, per unit of length."""
+    start = line.search.start
+    slopes = jnp.stack([start.slope, safe_divide(value - start.value, line.search.step)])
+    return safe_divide(slopes, norm(line.direction))
+
+
+def _projected(problem: MinimizationProblem, x: Array, grad: Array) -> Array:
+    """-g without the components that lead out of the box."""
+    if not problem.bounded:
+        return -grad
+    return jnp.where(jnp.where(grad < 0, x < problem.upper, x > problem.lower), -grad, 0)
+
+
+def _feasible(problem: MinimizationProblem, trial: Array, x: Array) -> Array:
+    """The trial, on a bound where it is so but for rounding."""
+    return onto_bounds(trial, x, problem.lower, problem.upper) if problem.bounded else trial
+
+
+def _minimize_model(
+    problem: MinimizationProblem, state: State, scaled: Array, unit_step: Array
+) -> tuple[Array, Array]:
+    """x^ of (5.4), and whether it is a descent.
+
+    ``scaled`` is the projected -g in a unit of its own; ``unit_step`` that of the steps which the
+    memory makes of it.
+    """
+    if problem.bounded:
+        # A component at its bound, where it stays, may be of another size.
+        grad = jnp.where(scaled == 0, jnp.sign(state.grad), -scaled)
+        per_step = reciprocal(unit_step)
+        lower, upper = ((bound - state.x) * per_step for bound in (problem.lower, problem.upper))
+        step, sound = _subspace_minimum(grad, lower, upper, state.memory)
+    else:
+        step, sound = state.memory.solve(scaled), True
+    target = _feasible(problem, state.x + unit_step * step, state.x)
+    descends = scaled @ ((target - state.x) * reciprocal(unit_step)) > 0
+    return target, sound & descends & jnp.all(jnp.isfinite(target))
+
+
+def _without_model(
+    problem: MinimizationProblem, state: State, scaled: Array, unit_step: Array, failed: Array
+) -> tuple[Array, Array]:
+    """Where the newest curvature alone leads, or a probe; and whether it is that."""
+
+    def onto(target: Array) -> Array:
+        return jnp.clip(target, problem.lower, problem.upper) if problem.bounded else target
+
+    x, size = state.x, norm(state.x)
+    plain = onto(x + unit_step * (scaled / state.memory.theta))
+    probing = failed | ~(jnp.all(jnp.isfinite(plain)) & jnp.any(plain != x))
+    size = SHORT * jnp.sqrt(jnp.finfo(size.dtype).eps) * jnp.where(size > 0, size, state.unit_x)
+    probe = onto(x + safe_divide(scaled, norm(scaled)) * size)
+    return jnp.where(probing, probe, plain), probing
+
+
+def _subspace_minimum(
+    grad: Array, lower: Array, upper: Array, memory: Memory
+) -> tuple[Array, Array]:
+    """The step to (5.4), for bounds relative to x."""
+    b = matrix_of(memory)
+    cauchy, free = cauchy_point(jnp.zeros_like(grad), grad, lower, upper, b)
+    r = jnp.where(free, -(grad + b.times(cauchy)), 0)
+    step, sound = b.solve(r, free)
+    step = jnp.where(jnp.any(memory.full), step, 0)
+    length, _ = step_to_bound(cauchy, step, lower, upper)
+    ends = cauchy[None, :] + jnp.stack([step, jnp.minimum(length, 1) * step])
+    ends = jax.vmap(lambda end: onto_bounds(end, cauchy, lower, upper))(ends)
+
+    def promised(end: Array) -> Array:
+        seen = b.see(end)
+        return grad @ seen.vector + 0.5 * b.form(seen, seen)
+
+    def better() -> Array:
+        projected, shortened = jax.vmap(promised)(ends)
+        return jnp.where(projected <= shortened, ends[0], ends[1])
+
+    return cond(length >= 1, lambda: ends[0], better), sound
