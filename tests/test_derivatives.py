@@ -10,14 +10,13 @@ import numpy as np
 import pytest
 from scipy.optimize import _numdiff as scipy_numdiff
 
+from optx_lite import approx_derivative, check_derivative
 from optx_lite.derivatives import (
     ComplexStep,
     FiniteDifference,
     Forward,
     Reverse,
     UserJacobian,
-    approx_derivative,
-    check_derivative,
     resolve,
 )
 from optx_lite.derivatives.finite_difference import one_sided_trial, three_point_trials

@@ -405,10 +405,9 @@ def _held(
         return new, jnp.all(new == held), jnp.where(weak, 0, held), count + 1
 
     start = held.astype(jnp.int32)
+    zero = 0 * start[0]  # with a mesh in its type, where arrays have one, unlike a constant
     _, settled, held, _ = while_loop(
-        lambda state: ~state[1] & (state[3] < MOST_SETS),
-        turn,
-        (start, jnp.array(False), start, jnp.zeros((), jnp.int32)),
+        lambda state: ~state[1] & (state[3] < MOST_SETS), turn, (start, zero > 0, start, zero)
     )
     return held, settled
 
