@@ -222,7 +222,7 @@ def judge(
     nothing_left = state.hope <= outlook.noise
     done = (outlook.steepest <= eps ** (1 / 3)) | outlook.small | nothing_left
     stalled = jnp.where(stuck, jnp.where(done, codes.XTOL, codes.STALLED), codes.RUNNING)
-    reached = _name(solver, problem, state, pending)
+    reached = jnp.where(pending == HIDDEN, codes.XTOL, pending)
     # The last phase came too early where f is still far from orthogonal to J: beside a huge
     # variable without influence, or with huge ones whose difference counts, every step is short.
     # On the way to x = 0 none is.
@@ -233,12 +233,6 @@ def judge(
     far = far | (untold & (outlook.left > MARGIN * loosest))
     status = jnp.where((pending > 0) & over & ~far, reached, stalled).astype(jnp.int32)
     return status, jnp.where(over & far, codes.RUNNING, pending)
-
-
-def _name(solver: Any, problem: LeastSquaresProblem, state: State, status: Array) -> Array:
-    """SciPy's code: 1 wherever its absolute test on the gradient holds as well."""
-    status = jnp.where(status == HIDDEN, codes.XTOL, status)
-    return jnp.where(solver.optimality(problem, state) < solver.gtol, codes.GTOL, status)
 
 
 def verify(

@@ -7,7 +7,7 @@ Wright, "Numerical Optimization", chapter 4.
 The region |p_j| <= Delta s_j is a box, and so is its intersection with lower <= x + p <= upper.
 Without bounds the model is minimised along the path
 
-    0  ->  p_C = -t g, the minimum along -g inside the region                       (1)
+    0  ->  p_C = -t D^-2 g, the minimum along -D^-2 g inside the region             (1)
        ->  p_N, the Gauss-Newton step                                               (2)
 
 up to the point where it leaves the region. With bounds,
@@ -17,9 +17,9 @@ up to the point where it leaves the region. With bounds,
 exactly, by active sets (`linalg.box`): where variables lie near their bounds the path ends at
 the first of them, and in a narrow valley the iterates would creep from one to the next.
 
-Different from SciPy: (3); a rank-deficient Gauss-Newton step leaves the dependent variables where
-they are; lb == ub fixes a variable; the end (`convergence`), the correction and the fallback
-(`trust_region`).
+Different from SciPy: D in (1); (3); a rank-deficient Gauss-Newton step leaves the dependent
+variables where they are; lb == ub fixes a variable; the end (`convergence`), the correction and
+the fallback (`trust_region`).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from ...linalg import evaluate_model, solve_in_box, solve_transposed, solve_upper
+from ...linalg import evaluate_model, solve_in_box, solve_transposed, solve_upper, unit_of
 from ...problem.bounds import coleman_li, onto_bounds, step_to_bound, within
 from ...problem.least_squares import LeastSquaresProblem
 from .convergence import Outlook
@@ -42,11 +42,11 @@ class Dogbox(TrustRegionSolver):
 
     def first_radius(self, problem: LeastSquaresProblem, state: State) -> Array:
         """The largest |x0_j| / s_j, or of the Cauchy step if x0 is nothing beside it."""
-        down = state.model.grad
+        metric, slope = _metric(state)
         if problem.bounded:
-            down = jnp.where(_resting(problem, state), 0, down)
-        cauchy = cauchy_factor(state.model.upper, down) * _length(down, state)
-        return starting_radius(_length(state.x, state), cauchy)
+            slope = jnp.where(_resting(problem, state), 0, slope)
+        cauchy = cauchy_factor(state.model.upper * metric[None, :], slope)
+        return starting_radius(_length(state.x, state), cauchy * _length(metric * slope, state))
 
     def next_radius(self, before: State, cost: Array, ratio: Array, finite: Array) -> Array:
         """SciPy's rule."""
@@ -54,7 +54,7 @@ class Dogbox(TrustRegionSolver):
 
     def optimality(self, problem: LeastSquaresProblem, state: State) -> Array:
         """The largest gradient entry among the variables that are not held."""
-        grad = state.model.grad * state.unit**2
+        grad = state.gradient
         if problem.bounded:
             grad = jnp.where(_resting(problem, state), 0, grad)
         return jnp.max(jnp.abs(grad))
@@ -95,6 +95,12 @@ def _length(step: Array, state: State) -> Array:
     return jnp.max(jnp.abs(step / state.scale))
 
 
+def _metric(state: State) -> tuple[Array, Array]:
+    """D^-1, with a largest entry of about 1, and D^-1 g."""
+    metric = state.scale / unit_of(state.scale)
+    return metric, metric * state.model.grad
+
+
 def _resting(problem: LeastSquaresProblem, state: State) -> Array:
     """Variables on a bound with the antigradient pointing outward."""
     x, lower, upper = state.x, problem.lower, problem.upper
@@ -116,11 +122,11 @@ def _step(problem: LeastSquaresProblem, state: State, outlook: Outlook) -> tuple
 
 def _dogleg(state: State, newton: Array, low: Array, high: Array) -> Array:
     """Along the path (1), (2) as far as it stays in the box; the whole of it if that is all."""
-    grad = state.model.grad
-    zero = jnp.zeros_like(newton)
-    down, _ = step_to_bound(zero, -grad, low, high)
-    best = cauchy_factor(state.model.upper, grad)
-    cauchy = -jnp.where(best > 0, jnp.minimum(best, down), down) * grad
+    metric, slope = _metric(state)
+    down = -metric * slope
+    room, _ = step_to_bound(jnp.zeros_like(newton), down, low, high)
+    best = cauchy_factor(state.model.upper * metric[None, :], slope)
+    cauchy = jnp.where(best > 0, jnp.minimum(best, room), room) * down
     cauchy = jnp.where(jnp.isfinite(cauchy), cauchy, 0)
     part, stopped = step_to_bound(cauchy, newton - cauchy, low, high)
     end = jnp.where(newton > cauchy, high, low)  # met exactly, not but for rounding

@@ -7,16 +7,17 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from ...linalg import Detour, diagonal, safe_sqrt, solve_transposed
+from ...linalg import Detour, diagonal, reciprocal, safe_sqrt, solve_transposed
 
 
 class Model(eqx.Module):
-    """The weighted quadratic model at the current point, in units of s, see `trust_region`.
+    """The weighted quadratic model at the current point, in units of s and u, see `trust_region`.
 
     0.5 || J p + f ||^2 + 0.5 (w . p)^2, in which a parameter without effect rests: its column of R
     is 0.
     """
 
+    units: Array  # (n,) u
     rows: Array  # (n, m) transposed weighted Jacobian J^T
     secant: Array  # (n,) w
     lengths: Array  # (n,) norms of the columns of J
@@ -68,7 +69,7 @@ class Correction(eqx.Module):
 
 
 class State(eqx.Module):
-    """The machine between two evaluations."""
+    """The machine between two evaluations; x and the trial are the user's, the rest in units."""
 
     x: Array  # (n,) best point
     f: Array  # (m,) its true residuals
@@ -95,3 +96,8 @@ class State(eqx.Module):
     def fnorm(self) -> Array:
         """Root of twice the cost: the norm of f when the loss is linear."""
         return safe_sqrt(2 * self.cost)
+
+    @property
+    def gradient(self) -> Array:
+        """Of the cost, (n,), in the user's units."""
+        return self.model.grad * self.unit * reciprocal(self.model.units) * self.unit

@@ -5,10 +5,12 @@ quadratic model promised; accept or reject; where accepted, linearise and factor
 the radius; ask whether this is the end; propose the next trial. The algorithm itself (metric,
 shape of the region, radius rule, what a trial is) stands in the file that carries its name.
 
-Scale. Costs and models are in units of s^2, s the power of two next to max|f(x0)|. A residual
+Scale. Costs and models are in units of s^2, s the largest power of two up to max|f(x0)|. A residual
 of 1e200 is then a number like any other, and f and 1e8 f take the same path, bit for bit when
-the factor is a power of two. Where f has become so small beside s that its square would vanish,
-s is chosen anew.
+the factor is a power of two. Where f has become so small beside s
+that its square would vanish, s is chosen anew. Within a step variables are in units as well, the
+powers of two u_j which make the columns of the first J of the size of 1, so that x may be measured
+in any unit whose square is out of range. Neither rounds anything.
 
 The correction. A step p that fails in a curved valley has shown how curved it is: the residual
 that the linear model missed, r = f(x + p) - f - J p, is the second-order term along p. So
@@ -60,11 +62,19 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jaxtyping import Array
 
 from ...jax_support.control_flow import cond
-from ...linalg import norm, safe_divide, safe_sqrt, triangularize
+from ...linalg import (
+    exponent,
+    norm,
+    power_of_two,
+    reciprocal,
+    safe_divide,
+    safe_sqrt,
+    triangularize,
+    unit_of,
+)
 from ...problem.bounds import active_mask, coleman_li, within
 from ...problem.least_squares import LeastSquaresProblem
 from ...results import least_squares as codes
@@ -134,6 +144,7 @@ class TrustRegionSolver(AbstractSolver[LeastSquaresProblem, State]):
             cost=infinite,
             unit=constant(1),
             model=Model(
+                units=zeros + 1,
                 rows=constant(0, (n, m)),
                 secant=zeros,
                 lengths=zeros,
@@ -142,7 +153,7 @@ class TrustRegionSolver(AbstractSolver[LeastSquaresProblem, State]):
                 grad=zeros,
             ),
             lengths=zeros,
-            scale=zeros + 1 if self.x_scale is None else zeros + self.x_scale,
+            scale=zeros + 1,
             radius=infinite,
             trial=Trial(
                 x=x0,
@@ -179,8 +190,9 @@ class TrustRegionSolver(AbstractSolver[LeastSquaresProblem, State]):
     def step(self, problem: LeastSquaresProblem, state: State) -> State:
         """Evaluate the trial, judge it, propose the next."""
         f, jacobian = problem.linearize(state.trial.x)
+        outside, (problem, state) = problem, in_units(problem, state, state.model.units)
         first, polishing = state.nfev == 0, state.pending > 0
-        unit = jnp.where(first, _power_of_two(f), state.unit)
+        unit = jnp.where(first, unit_of(f), state.unit)
         cost = problem.loss.cost(f, unit)
         finite = jnp.isfinite(cost)
         if not problem.loss.is_linear:
@@ -206,6 +218,9 @@ class TrustRegionSolver(AbstractSolver[LeastSquaresProblem, State]):
             lambda: _linearized(problem, state, f, in_finer, finer, settled, curved, jacobian()),
             lambda: (state.model, jnp.array(False), jnp.array(False)),
         )
+        problem, state = in_units(problem, state, model.units * reciprocal(state.model.units))
+        scale = jnp.where(first, self._scale(state.switches, model), state.scale)
+        state = eqx.tree_at(lambda s: s.scale, state, scale)
         ratio = jnp.where(better & ~accepted, -1, ratio)
         moved = self._moved(state, f, cost, model, accepted)
         refused = state.refused + (better & ~accepted).astype(jnp.int32)
@@ -242,11 +257,15 @@ class TrustRegionSolver(AbstractSolver[LeastSquaresProblem, State]):
         x = jnp.where(pending > 0, outlook.x, trial.x)
         x = jnp.where(probing, probe(problem, moved), x)
         trial = eqx.tree_at(lambda t: t.x, trial, x)
-        return eqx.tree_at(
+        after = eqx.tree_at(
             lambda s: (s.trial, s.pending, s.probing, s.status),
             moved,
             (trial, pending, probing, status),
         )
+        after = _out_of_units(outside, after)
+        # SciPy's code is 1 wherever its absolute test on the gradient holds as well.
+        small = (status > 0) & (self.optimality(outside, after) < self.gtol)
+        return eqx.tree_at(lambda s: s.status, after, jnp.where(small, codes.GTOL, status))
 
     def _moved(self, state: State, f: Array, cost: Array, model: Model, accepted: Array) -> State:
         """The state at the trial if it was accepted; cost, unit and radius are still old."""
@@ -255,14 +274,13 @@ class TrustRegionSolver(AbstractSolver[LeastSquaresProblem, State]):
         out_of_the_way = accepted & (~trial.limited | (cost < 0.9 * state.cost))
         slow = jnp.where(out_of_the_way, 0, state.slow + 1)
         switches, scale = state.switches, state.scale
-        if self.from_jacobian:
-            scale = _inverse(lengths)
-        elif self.falls_back:
+        if self.falls_back:
             # With more and more patience, or two unsuitable scalings would take turns for ever.
             impatient = accepted & (slow >= self.PATIENCE * (1 + switches // 2))
             switches = switches + impatient.astype(jnp.int32)
             slow = jnp.where(impatient, 0, slow)
-            scale = self._scale(switches, lengths)
+        if self.falls_back or self.from_jacobian:
+            scale = self._scale(switches, eqx.tree_at(lambda m: m.lengths, model, lengths))
         return State(
             x=jnp.where(accepted, trial.x, state.x),
             f=jnp.where(accepted, f, state.f),
@@ -291,9 +309,17 @@ class TrustRegionSolver(AbstractSolver[LeastSquaresProblem, State]):
         """Whether the scaling is the machine's to choose."""
         return self.x_scale is None and not self.from_jacobian
 
-    def _scale(self, switches: Array, lengths: Array) -> Array:
-        by_jacobian = (switches % 2 == 1) != self.JACOBIAN_FIRST
-        return jnp.where(by_jacobian, _inverse(lengths), 1)
+    def _scale(self, switches: Array, model: Model) -> Array:
+        """D^-1 in units, of a model with the largest lengths that columns have had."""
+        by_jacobian = _inverse(model.lengths)
+        if self.from_jacobian:
+            return by_jacobian
+        # The user's, or 1; a common factor, which says nothing, keeps it in range.
+        given = reciprocal(model.units) * (1.0 if self.x_scale is None else self.x_scale)
+        given = given * reciprocal(unit_of(given))
+        if not self.falls_back:
+            return given
+        return jnp.where((switches % 2 == 1) != self.JACOBIAN_FIRST, by_jacobian, given)
 
     def _last_resort(
         self, problem: LeastSquaresProblem, before: State, state: State, status: Array
@@ -306,7 +332,11 @@ class TrustRegionSolver(AbstractSolver[LeastSquaresProblem, State]):
         to_plateau = stalled & (state.refused > 0) & (before.refused < REFUSALS)
         rescaled = stalled & (state.switches == 0) & self.falls_back
         switches = state.switches + rescaled.astype(jnp.int32)
-        scale = self._scale(switches, state.lengths) if self.falls_back else state.scale
+        scale = state.scale
+        if self.falls_back:
+            scale = self._scale(
+                switches, eqx.tree_at(lambda m: m.lengths, state.model, state.lengths)
+            )
         anew = eqx.tree_at(
             lambda s: (s.refused, s.switches, s.slow, s.scale),
             state,
@@ -364,7 +394,7 @@ class TrustRegionSolver(AbstractSolver[LeastSquaresProblem, State]):
 
     def optimality(self, problem: LeastSquaresProblem, state: State) -> Array:
         """max |v g|, v the Coleman-Li distance (1 without a bound)."""
-        grad = state.model.grad * state.unit**2
+        grad = state.gradient
         if problem.bounded:
             grad = grad * coleman_li(state.x, grad, problem.lower, problem.upper)[0]
             grad = jnp.where(problem.lower == problem.upper, 0, grad)
@@ -375,7 +405,8 @@ class TrustRegionSolver(AbstractSolver[LeastSquaresProblem, State]):
         mask = jnp.zeros(state.x.shape, jnp.int32)
         if problem.bounded:
             # On a bound: within what xtol takes for nothing, in the metric.
-            nothing = self.xtol * norm(state.x / state.scale) * state.scale
+            scale = state.scale * state.model.units
+            nothing = self.xtol * norm(state.x / scale) * scale
             mask = active_mask(state.x, problem.lower, problem.upper, nothing)
         cost, fun = _cost_and_residuals(problem, state)
         known = jnp.where(jnp.isfinite(state.cost), 1, jnp.nan).astype(cost.dtype)
@@ -383,8 +414,9 @@ class TrustRegionSolver(AbstractSolver[LeastSquaresProblem, State]):
             x=state.x,
             cost=cost,
             fun=fun,
-            jac=state.model.rows.T * (known * state.unit),
-            grad=state.model.grad * (known * state.unit**2),
+            jac=(state.model.rows.T * (known * state.unit))
+            * reciprocal(state.model.units)[None, :],
+            grad=state.gradient * known,
             optimality=self.optimality(problem, state) * known,
             active_mask=mask,
             nfev=state.nfev,
@@ -465,7 +497,8 @@ def _linearized(
     """
     old = state.model
     weighted, rows = problem.weighted(f, rows)
-    weighted, rows = weighted / unit, rows / unit
+    units = jnp.where(state.nfev == 0, _units(problem, state.trial.x, rows, unit), old.units)
+    weighted, rows = weighted / unit, (rows * units[:, None]) / unit
     step = state.trial.x - state.x
     lengths, grad = safe_sqrt(jnp.sum(rows * rows, axis=1)), rows @ weighted
     rounding = NOISE * problem.precision * norm(weighted) * (lengths @ jnp.abs(step))
@@ -475,7 +508,9 @@ def _linearized(
     with_secant = jnp.concatenate([rows, secant[:, None]], axis=1)
     with_secant = jnp.where(settled & rests[:, None], 0, with_secant)
     upper, qtf = triangularize(with_secant, jnp.pad(weighted, (0, 1)))
-    model = Model(rows=rows, secant=secant, lengths=lengths, upper=upper, qtf=qtf, grad=grad)
+    model = Model(
+        units=units, rows=rows, secant=secant, lengths=lengths, upper=upper, qtf=qtf, grad=grad
+    )
     # Effects are compared with f, which may fall by as much.
     lost = lengths**2 * state.cost < problem.precision * old.lengths**2 * cost
     on_plateau = jnp.any(lost) & ~jnp.all(lost | (old.lengths == 0))
@@ -486,6 +521,38 @@ def _linearized(
     revived = finite & revives(problem, state, model.lengths)
     model = jax.tree.map(lambda new, old: jnp.where(taken, new, old), model, old)
     return model, taken, revived
+
+
+def in_units(
+    problem: LeastSquaresProblem, state: State, units: Array
+) -> tuple[LeastSquaresProblem, State]:
+    """Box, point and trial divided by units."""
+    factor = reciprocal(units)
+    if problem.bounded:
+        sides = problem.lower * factor, problem.upper * factor
+        problem = eqx.tree_at(lambda p: (p.lower, p.upper), problem, sides)
+    points = state.x * factor, state.trial.x * factor
+    return problem, eqx.tree_at(lambda s: (s.x, s.trial.x), state, points)
+
+
+def _out_of_units(problem: LeastSquaresProblem, state: State) -> State:
+    """The state with the user's point and trial, within the user's box."""
+    points = state.x * state.model.units, state.trial.x * state.model.units
+    if problem.bounded:  # where a bound is nothing beside the unit, it is lost in units
+        points = tuple(jnp.clip(x, problem.lower, problem.upper) for x in points)
+    return eqx.tree_at(lambda s: (s.x, s.trial.x), state, points)
+
+
+def _units(problem: LeastSquaresProblem, x: Array, rows: Array, unit: Array) -> Array:
+    """u: powers of two, with columns of J u of the size of ``unit``; x and the box are in range."""
+    largest = jnp.max(jnp.abs(rows), axis=1)
+    units = power_of_two(exponent(unit) - exponent(largest), x.dtype)
+    farthest = jnp.abs(x)
+    for side in (problem.lower, problem.upper) if problem.bounded else ():
+        farthest = jnp.maximum(farthest, jnp.where(jnp.isfinite(side), jnp.abs(side), 0))
+    least = power_of_two(exponent(farthest) - (jnp.finfo(x.dtype).maxexp - 4), x.dtype)
+    proper = (largest > 0) & jnp.isfinite(largest)
+    return jnp.where(proper, jnp.maximum(units, jnp.where(farthest > 0, least, 0)), 1)
 
 
 def _lands(problem: LeastSquaresProblem, state: State) -> Array:
@@ -511,7 +578,7 @@ def _finer_unit(f: Array, cost: Array, unit: Array) -> Array:
     """The unit, a new one where f has fallen so far that its squares in the old one vanish."""
     info = jnp.finfo(cost.dtype)
     vanishes = (cost < info.tiny / info.eps) & jnp.any(f != 0)
-    return jnp.where(vanishes, _power_of_two(f), unit)
+    return jnp.where(vanishes, unit_of(f), unit)
 
 
 def scipy_radius(before: State, ratio: Array, finite: Array) -> Array:
@@ -537,10 +604,3 @@ def cauchy_factor(upper: Array, grad: Array) -> Array:
 def _inverse(lengths: Array) -> Array:
     """1 / lengths, and 1 for a column that has always been 0."""
     return jnp.where(lengths > 0, 1 / jnp.where(lengths > 0, lengths, 1), 1)
-
-
-def _power_of_two(f: Array) -> Array:
-    """2^k next to max|f|, which scales without rounding; 1 for f = 0."""
-    largest = jnp.max(jnp.abs(f))
-    _, exponent = jnp.frexp(lax.stop_gradient(largest))
-    return jnp.where(largest > 0, jnp.ldexp(jnp.ones_like(largest), exponent), 1)
