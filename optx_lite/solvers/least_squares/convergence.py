@@ -33,7 +33,11 @@ has its minimum s^2 / 2k below the rounding of F, for each of the trials since t
 gained more than this, of those at least whose parabola tells where its minimum is (F has risen by
 more than its rounding, and -s / k >= 0.1).
 A wrong derivative, a kink or noise in f promise more, at the longest of those trials at the latest:
-status -4, stalled.
+status -4, stalled. A kink next to x may have let no trial promise more than rounding. There the
+gradient turns about at once, so one evaluation more looks at it where the last trial was; and it
+is not small: what F changes by, to first order, if all variables change by their own size is about
+F, where at a minimum it goes down with the root of what is left to gain. If that is rounding,
+nothing is left either.
 
 Plateaus. A parameter that had an effect on f and has none at the end may have run away, along an
 exponential's tail for one: status -5, the point is stationary just because it is far out. Or the
@@ -61,7 +65,10 @@ SHRINK = 0.9  # a polishing step must be this much shorter than one of the two b
 NEAR = 0.1  # of a trial step: from there on a parabola tells where it is lowest
 NOISE = 8  # times epsilon: by so much a cost may be wrong
 LEFT_OUT = 0.01  # part of f that need not be rounding where all the rest is
+PLATEAU, KINK = 1, 2  # what a probe looks for
 HIDDEN = 5  # pending where all that is left to gain is hidden in the rounding of f
+SMOOTH = 30  # times the geometric mean of F and its rounding: reach at a smooth minimum
+UNMOVED = 16  # times the rounding of F: reach where nothing is left to gain
 MARGIN = 0.1  # error that may be left in x, relative to the tolerance
 
 
@@ -76,6 +83,7 @@ class Outlook(eqx.Module):
     offset: Array  # () the relative offset (1), bounds included
     cosine: Array  # () largest between f and a free column of J
     steepest: Array  # () the same with the curvature of f in the length of the column
+    reach: Array  # () by what F changes, to first order, if all x_j change by |x_j|
     nothing: Array  # () bool: f is rounding, or 0
     small: Array  # () bool: f is nearly so
     noise: Array  # () of the cost
@@ -134,6 +142,8 @@ def look_ahead(problem: LeastSquaresProblem, before: State, state: State) -> Out
         offset=safe_divide(safe_sqrt(2 * gain), fnorm),
         cosine=steepest(model.lengths),
         steepest=steepest(safe_sqrt(columns)),
+        # At x_j = 0 nothing is known of the size of x_j.
+        reach=jnp.where(jnp.any((x == 0) & (slope > 0)), jnp.inf, slope @ jnp.abs(x)),
         nothing=is_rounding(eps),
         small=is_rounding(eps ** (2 / 3)),
         noise=NOISE * fnorm * (eps * fnorm + rounding(eps)),
@@ -172,8 +182,8 @@ def judge(
     outlook: Outlook,
     accepted: Array,
     ratio: Array,
-) -> tuple[Array, Array]:
-    """Status, and the status that waits for the last phase to end.
+) -> tuple[Array, Array, Array]:
+    """Status, the status that waits for the last phase to end, and whether a kink may be near.
 
     ``accepted``, ``ratio``: what became of the trial of ``before``; ``solver`` has ftol, xtol
     and gtol.
@@ -219,8 +229,12 @@ def judge(
     too_short = ~(trial.length > jnp.maximum(solver.xtol, eps) * whole)
     stuck = too_short & ~(accepted | first | polishing)
     # No descent, and none to be had: f is orthogonal to J, or nearly rounding.
-    nothing_left = state.hope <= outlook.noise
-    done = (outlook.steepest <= eps ** (1 / 3)) | outlook.small | nothing_left
+    smooth = outlook.reach <= SMOOTH * safe_sqrt(outlook.noise * state.cost)
+    nothing_left = (state.hope <= outlook.noise) & smooth
+    # Of a start on a plateau that says nothing.
+    unmoved = (outlook.reach <= UNMOVED * outlook.noise) & (state.nit > 0)
+    sure = (outlook.steepest <= eps ** (1 / 3)) | outlook.small | unmoved
+    done = sure | nothing_left
     stalled = jnp.where(stuck, jnp.where(done, codes.XTOL, codes.STALLED), codes.RUNNING)
     reached = jnp.where(pending == HIDDEN, codes.XTOL, pending)
     # The last phase came too early where f is still far from orthogonal to J: beside a huge
@@ -232,7 +246,7 @@ def judge(
     untold = (pending == HIDDEN) & ~(outlook.nothing | nothing_left)
     far = far | (untold & (outlook.left > MARGIN * loosest))
     status = jnp.where((pending > 0) & over & ~far, reached, stalled).astype(jnp.int32)
-    return status, jnp.where(over & far, codes.RUNNING, pending)
+    return status, jnp.where(over & far, codes.RUNNING, pending), stuck & ~sure
 
 
 def verify(
@@ -242,17 +256,22 @@ def verify(
     outlook: Outlook,
     status: Array,
     pending: Array,
-    revived: Array,
+    doubtful: Array,
+    passed: Array,
 ) -> tuple[Array, Array, Array]:
-    """Status, what waits, and whether the next trial is the probe of a plateau.
+    """Status, what waits, and what the next trial is to look for, if anything.
 
-    ``revived``: what the last trial told if it was one.
+    ``doubtful``: whether a kink may be near; ``passed``: what the last trial found if it was there
+    to look for something.
     """
     dead = jnp.any(_dead(problem, state)) & ~outlook.nothing
-    probing = (status > 0) & dead & ~before.probing
-    proven = jnp.where(revived, before.pending, codes.PLATEAU)
-    pending = jnp.where(probing, status, pending)
-    status = jnp.where(before.probing, proven, jnp.where(probing, codes.RUNNING, status))
+    wanted = jnp.where(dead, PLATEAU, jnp.where(doubtful, KINK, 0)).astype(jnp.int32)
+    looking = before.probing > 0
+    probing = jnp.where((status > 0) & ~looking, wanted, 0)
+    failed = jnp.where(before.probing == KINK, codes.STALLED, codes.PLATEAU)
+    found = jnp.where(passed, before.pending, failed)
+    pending = jnp.where(probing > 0, status, pending)
+    status = jnp.where(looking, found, jnp.where(probing > 0, codes.RUNNING, status))
     return status, pending.astype(jnp.int32), probing
 
 
@@ -276,13 +295,25 @@ def _dead(problem: LeastSquaresProblem, state: State) -> Array:
     return dead & ~jnp.all(dead)
 
 
-def probe(problem: LeastSquaresProblem, state: State) -> Array:
-    """A point nearby, each parameter moved by a small part of what moves f by its own size."""
+def probe(problem: LeastSquaresProblem, before: State, state: State, kind: Array) -> Array:
+    """Where to look: for a kink, at the last trial; for a plateau, at a point nearby.
+
+    There each parameter is moved by a small part of what moves f by its own size.
+    """
     part = problem.precision**0.25 * safe_divide(state.fnorm, state.lengths)
-    if not problem.bounded:
-        return state.x + part
-    ahead = state.x + part <= problem.upper
-    return jnp.clip(state.x + jnp.where(ahead, part, -part), problem.lower, problem.upper)
+    if problem.bounded:
+        part = jnp.where(state.x + part <= problem.upper, part, -part)
+        nearby = jnp.clip(state.x + part, problem.lower, problem.upper)
+    else:
+        nearby = state.x + part
+    return jnp.where(kind == KINK, before.trial.x, nearby)
+
+
+def passes(problem: LeastSquaresProblem, state: State, lengths: Array, grad: Array) -> Array:
+    """Whether a probe, with columns of these lengths and this gradient, confirms the success."""
+    step = state.trial.x - state.x
+    turned = grad @ step > 0.5 * jnp.abs(state.model.grad @ step)
+    return jnp.where(state.probing == KINK, ~turned, revives(problem, state, lengths))
 
 
 def revives(problem: LeastSquaresProblem, state: State, lengths: Array) -> Array:

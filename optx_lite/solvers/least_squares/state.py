@@ -83,7 +83,7 @@ class State(eqx.Module):
     size: Array  # () of the Gauss-Newton step from x, relative to x
     last_size: Array  # () of the one before
     pending: Array  # () status of the test which opened the last phase, 0 before
-    probing: Array  # () bool: the trial is there to tell whether this is a plateau
+    probing: Array  # () what the trial is there to look for, see `convergence`; 0: for less
     hope: Array  # () the reduction that failed trials leave possible; inf if none of them tells
     refused: Array  # () trials with a lower cost that were not taken, as they lay on a plateau
     slow: Array  # () evaluations since the trust region was last out of the way

@@ -85,9 +85,9 @@ from .convergence import (
     Outlook,
     judge,
     look_ahead,
+    passes,
     possible_reduction,
     probe,
-    revives,
     verify,
     without_effect,
 )
@@ -167,7 +167,7 @@ class TrustRegionSolver(AbstractSolver[LeastSquaresProblem, State]):
             size=infinite,
             last_size=infinite,
             pending=none,
-            probing=no,
+            probing=none,
             hope=infinite,
             refused=none,
             slow=none,
@@ -207,14 +207,14 @@ class TrustRegionSolver(AbstractSolver[LeastSquaresProblem, State]):
         landed = _lands(problem, state) & (jnp.abs(reduction) <= rounding)
         good = self.acceptable(reduction, ratio) | landed
         better = jnp.where(polishing, reduction >= -noise, good)
-        better = finite & (first | better) & ~state.probing
+        better = finite & (first | better) & (state.probing == 0)
         finer = _finer_unit(f, cost, unit)
         in_finer = problem.loss.cost(f, finer)
         optimistic = reduction + rounding < OPTIMISTIC * state.trial.predicted
         curved = optimistic | jnp.any(state.model.secant != 0)
         settled = ~first & better & (reduction <= SETTLED * cost)
-        model, accepted, revived = cond(
-            better | state.probing,
+        model, accepted, passed = cond(
+            better | (state.probing > 0),
             lambda: _linearized(problem, state, f, in_finer, finer, settled, curved, jacobian()),
             lambda: (state.model, jnp.array(False), jnp.array(False)),
         )
@@ -240,8 +240,10 @@ class TrustRegionSolver(AbstractSolver[LeastSquaresProblem, State]):
         moved = eqx.tree_at(lambda s: s.hope, moved, hope)
         radius = self._radius(problem, state, moved, cost, ratio, finite, accepted)
         moved = eqx.tree_at(lambda s: (s.radius, s.size), moved, (radius, outlook.size))
-        status, pending = judge(self, problem, state, moved, outlook, accepted, ratio)
-        status, pending, probing = verify(problem, state, moved, outlook, status, pending, revived)
+        status, pending, doubtful = judge(self, problem, state, moved, outlook, accepted, ratio)
+        status, pending, probing = verify(
+            problem, state, moved, outlook, status, pending, doubtful, passed
+        )
         bad_start = jnp.where(finite, codes.NONFINITE_JACOBIAN, codes.NONFINITE)
         status = jnp.where(first & ~accepted, bad_start, status).astype(jnp.int32)
         moved, status = self._last_resort(problem, state, moved, status)
@@ -255,7 +257,7 @@ class TrustRegionSolver(AbstractSolver[LeastSquaresProblem, State]):
         trial = self.propose(problem, moved, outlook, damping, correction)
         trial = trial.or_corrected(state.trial)
         x = jnp.where(pending > 0, outlook.x, trial.x)
-        x = jnp.where(probing, probe(problem, moved), x)
+        x = jnp.where(probing > 0, probe(problem, state, moved, probing), x)
         trial = eqx.tree_at(lambda t: t.x, trial, x)
         after = eqx.tree_at(
             lambda s: (s.trial, s.pending, s.probing, s.status),
@@ -492,8 +494,8 @@ def _linearized(
     """The model at the trial and True; the old one and False if the new one is not taken.
 
     It is not where the Jacobian is not finite, nor where a parameter which had an effect on f has
-    suddenly none: such a step went too far, onto a plateau. And whether it has effects that the
-    old one had not, see `convergence`.
+    suddenly none: such a step went too far, onto a plateau. And whether a probe confirms a
+    success, see `convergence`.
     """
     old = state.model
     weighted, rows = problem.weighted(f, rows)
@@ -517,10 +519,10 @@ def _linearized(
     patience = jnp.where(_lands(problem, state), REFUSALS_AT_BOUNDS, REFUSALS)
     on_plateau = on_plateau & (state.refused < patience)
     finite = jnp.isfinite(jnp.sum(lengths) + jnp.sum(qtf) + jnp.sum(grad))
-    taken = finite & ~on_plateau & ~state.probing
-    revived = finite & revives(problem, state, model.lengths)
+    taken = finite & ~on_plateau & (state.probing == 0)
+    passed = finite & passes(problem, state, lengths, grad)
     model = jax.tree.map(lambda new, old: jnp.where(taken, new, old), model, old)
-    return model, taken, revived
+    return model, taken, passed
 
 
 def in_units(
