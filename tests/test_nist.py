@@ -21,11 +21,6 @@ DIGITS = 6
 
 # (problem, method, start) that do not get there, and why.
 MISSES: dict[tuple[str, str, int], str] = {
-    (
-        "MGH17",
-        "dogbox",
-        1,
-    ): "a rate runs away while the radius is large; it says so, with status -5",
     ("Rat43", "dogbox", 1): "the first long step leads to a plateau; it says so, with status -4",
 }
 # The certified residuals of Lanczos1 are what eleven printed digits left of an exact sum of

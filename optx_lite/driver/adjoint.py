@@ -84,6 +84,7 @@ from ..results.base import AbstractResult
 from .batching import in_chunks
 from .callbacks import is_staged
 from .loop import Checkpointed, FixedSteps, drive, drive_as_one
+from .unknown import nan_where_moved
 
 MOST_SETS = 30  # of active variables that are tried
 DENSE = 500  # variables: up to here a minimiser's Hessian is written out
@@ -232,9 +233,12 @@ def _tangents(
     x, values = result.x, [leaves[i] for i in moving]
     problem = problem_of(values)
     unit, size = problem.units(result)
+    known = success if unconverged == "nan" else jnp.ones_like(success)
+    d_given = d_values
+    d_values = [jnp.where(known, dot, 0) for dot in d_given]  # see `unknown`
 
     def d_gradient(d_values: list[Array]) -> tuple[Array, Array]:
-        return jax.jvp(lambda v: problem_of(v).gradient(x, unit), (values,), (d_values,))
+        return jax.jvp(lambda v: problem_of(v).gradient(x, balanced), (values,), (d_values,))
 
     def hessian_times(p: Array) -> Array:
         return jax.jvp(lambda x: problem.gradient(x, unit), (x,), (p,))[1]
@@ -245,35 +249,38 @@ def _tangents(
         fixed = jax.tree.unflatten(treedef, still)[1]
         return jax.jvp(lambda x: fixed.gradient(x, in_units), (at,), (p,))[1]
 
-    grad, d_grad = d_gradient(d_values)
     dense = problem.dense or x.shape[0] <= DENSE
     hessian = (_Dense if dense else _ByProducts)(hessian_times, size)
+    balance, balanced = _balance(unit, hessian.unit)
+    scale = hessian.unit * balance
+    grad, d_grad = d_gradient(d_values)
+    grad = grad * balance * balance
     free, d_bound = jnp.ones(x.shape, bool), jnp.zeros_like(x)
-    rhs = -hessian.unit * d_grad
-    settled = jnp.array(True)
+    rhs = -scale * d_grad
     if problem.bounded:
         sides, d_sides = jax.jvp(lambda v: _sides(problem_of(v)), (values,), (d_values,))
         held, settled = _held(
             *lax.stop_gradient((sides, x, grad, size)), hessian.fixed(times_at_fixed)
         )
+        known = known & settled
         free, d_bound = held == 0, jnp.where(held == 0, 0, jnp.where(held > 0, *d_sides[::-1]))
-        rhs = jnp.where(free, rhs - hessian.times(d_bound / hessian.unit), 0)
-    d_x = d_bound + hessian.unit * hessian.solve(
+        rhs = jnp.where(free, rhs - hessian.times(d_bound / scale), 0)
+    d_x = d_bound + scale * hessian.solve(
         rhs,
         free,
-        lambda: jnp.where(free, hessian.unit * d_gradient([_shaken(v) for v in values])[1], 0),
+        lambda: jnp.where(free, scale * d_gradient([_shaken(v) for v in values])[1], 0),
     )
-    # A factor, since a NaN that is only chosen would be lost when this is transposed.
-    known = jnp.where(settled, jnp.ones_like(grad[0]), jnp.nan)
-    if unconverged == "nan":
-        known = jnp.where(success, known, jnp.nan)
-    d_x = d_x * known
+    d_x = jnp.where(known, d_x, 0)
 
     def describe(x: Array, values: list[Array]) -> dict[str, Array]:
         return problem_of(values).describe(x)
 
     _, described = jax.jvp(describe, (x, values), (d_x, d_values))
-    return {"x": d_x, **{name: d_field * known for name, d_field in described.items()}}
+    moved = {"x": d_x, **described}
+    return {
+        name: jnp.where(known, d_field, 0) + nan_where_moved(values, d_given, ~known, d_field)
+        for name, d_field in moved.items()
+    }
 
 
 class _Dense:
@@ -359,6 +366,18 @@ class Fixed:
         self.unit, self.curvature = lax.stop_gradient((hessian.unit, hessian.curvature))
         self.rounding = lambda x: lax.stop_gradient(hessian.rounding(x))
         self.times, self.solve = times, solve
+
+
+def _balance(unit: Array | float, scale: Array) -> tuple[Array, Array]:
+    """b, and ``unit`` b^2: with the cost in this unit S becomes S b, about the root of S.
+
+    A derivative goes through S twice, in reverse mode before the rest of it.
+    """
+    unit = jnp.asarray(unit, scale.dtype)
+    most = jnp.finfo(scale.dtype).maxexp - 4
+    b = -exponent(jnp.max(scale)) // 2
+    b = (jnp.clip(exponent(unit) + 2 * b, -most, most) - exponent(unit)) // 2
+    return power_of_two(b, scale.dtype), power_of_two(exponent(unit) + 2 * b, scale.dtype)
 
 
 def _unit_diagonal(curvature: Array, size: Array) -> Array:

@@ -103,7 +103,7 @@ class Listener(AbstractListener):
 
     def step(self, report: Report, moved: bool, lane: int) -> bool:
         """After a step; True asks for the end."""
-        first = int(report.nfev) == 1
+        first = lane not in self.initial_values  # `end` takes it out again
         if first:
             self.initial_values[lane] = float(report.value)
         if self.verbose == 2 and first and lane <= 0:

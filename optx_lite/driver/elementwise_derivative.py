@@ -38,10 +38,9 @@ from ..problem.elementwise import (
     first_possible,
     value_and_slope,
 )
+from .unknown import nan_unless_zero, zero_that_moves
 
 DOUBT = 64  # times eps: the part of a number that rounding may have spoilt
-
-Quantity = Callable[[ElementwiseProblem], Array]
 
 
 def root_tangents(
@@ -217,23 +216,21 @@ class Change:
         """NaN for the elements ``where`` any of their tangents is not 0; 0 for all others.
 
         As a linear function of the tangents, which JAX can transpose: a cotangent of such an
-        element becomes NaN unless it is 0. (A NaN that is a summand would be lost when transposed;
-        one that is a factor would come to those whose other factor is 0, and so from a lane that
-        has failed to what it shares with all others.)
+        element becomes NaN unless it is 0, see `unknown`.
         """
         own = self._places(lambda problem: (problem.args, problem.points))
         dtype = self.problem_of(self.leaves).dtype
         weight: Any = 0
         rows = []
         for k, (value, dot) in enumerate(zip(self.values, self.dots, strict=True)):
-            move, dot = _zero_that_moves(value).astype(dtype), dot.astype(dtype)
+            move, dot = zero_that_moves(value).astype(dtype), dot.astype(dtype)
             if k not in own:  # shared by all elements
-                move, dot = jnp.sum(move), jnp.sum(_nan_unless_zero(dot))
+                move, dot = jnp.sum(move), jnp.sum(nan_unless_zero(dot))
             weight = weight + jnp.broadcast_to(move, where.shape)
             rows.append(jnp.broadcast_to(dot, where.shape))
         # The weight is 1, and so are its derivatives: those of NaN are NaN, too.
         rows = jnp.exp(weight)[None] * jnp.stack(rows)
-        return jnp.sum(_nan_unless_zero(rows, where[None]), axis=0)
+        return jnp.sum(nan_unless_zero(rows, where[None]), axis=0)
 
     def _places(self, part: Callable[[Any], Any]) -> list[int]:
         """Where among the values the leaves of a part of the problem are."""
@@ -243,21 +240,3 @@ class Change:
 
 def _is_inexact(leaf: Any) -> bool:
     return jnp.issubdtype(leaf.dtype, jnp.inexact)
-
-
-def _zero_that_moves(value: Array) -> Array:
-    """0, with the tangent of a value."""
-    value = jnp.where(jnp.isfinite(value), value, 0)
-    return value - lax.stop_gradient(value)
-
-
-def _nan_unless_zero(tangent: Array, where: Any = True) -> Array:
-    """NaN ``where`` a tangent is not 0, 0 elsewhere; the transpose does the same.
-
-    To JAX it is a linear system whose matrix is the identity: such a solver it does not look into.
-    """
-
-    def solve(_: Any, tangent: Array) -> Array:
-        return jnp.where(where & (tangent != 0), jnp.nan, 0).astype(tangent.dtype)
-
-    return lax.custom_linear_solve(lambda y: y, tangent, solve, symmetric=True)

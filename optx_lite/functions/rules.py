@@ -7,7 +7,7 @@ each trace and wrapped many times over. Three questions are asked of it here.
   writes down the code and what it closes over, so that two of them can be compared.
 - Is it the same one as that of another equation of the same trace (`identity`)? Most rules call
   the function that they belong to, and one who follows them must see where he has been.
-- What does it compute (`trace_jvp`, `trace_vjp`)? That may be asked of every rule.
+- What does it compute (`trace`)? That may be asked of every rule.
 
 All that is known here of JAX's inside, and not promised by JAX, is in `_PLUMBING`, in the
 parameters of the two equations and in what `_is_left_over` reads. If JAX changes it, a rule is

@@ -26,7 +26,7 @@ from jax.scipy.sparse.linalg import cg
 from jaxtyping import Array
 
 from ..jax_support.control_flow import scan, while_loop
-from .norms import norm, safe_divide
+from .norms import norm, reciprocal, safe_divide, unit_of
 from .scale import exponent, power_of_two
 
 PATIENCE = 10  # times n: most products before a restart
@@ -40,6 +40,8 @@ def solve_by_products(times: Callable[[Array], Array], b: Array) -> Array:
     The rows of H have norms of about 1, as `equilibrate` makes them.
     """
     eps = float(jnp.finfo(b.dtype).eps)
+    unit = unit_of(b)  # JAX's method squares b
+    b = b * reciprocal(unit)
     rounding: Any = 8 * eps * norm(b)
 
     def restart(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
@@ -57,7 +59,7 @@ def solve_by_products(times: Callable[[Array], Array], b: Array) -> Array:
     )
     # What H x is by the rounding of x alone says what b could be found again from x.
     solved = (error <= eps ** (1 / 3)) & (eps * norm(x) <= eps ** (1 / 3) * norm(b))
-    return jnp.where(solved, x, jnp.nan)
+    return jnp.where(solved, x * unit, jnp.nan)
 
 
 def equilibrate(times: Callable[[Array], Array], start: Array) -> Array:

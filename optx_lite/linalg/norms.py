@@ -35,7 +35,7 @@ def _safe_sqrt_jvp(primals, tangents):  # type: ignore[no-untyped-def]
 
 
 def unit_of(v: Array) -> Array:
-    """The largest that is not above max |v|, (); 1 where that is 0 or not finite.
+    """The largest power of two that is not above max |v|, (); 1 where that is 0 or not finite.
 
     A unit for ``v``, whose `reciprocal` is in range, too. It counts as a constant in derivatives.
     """
@@ -74,7 +74,8 @@ def dot(a: Array, b: Array) -> Array:
     """a . b, also where products of their entries are out of range."""
     unit_a, unit_b = unit_of(a), unit_of(b)
     product = (a * reciprocal(unit_a)) @ (b * reciprocal(unit_b))
-    return jnp.where(product == 0, 0, product * (unit_a * unit_b))
+    larger, smaller = jnp.maximum(unit_a, unit_b), jnp.minimum(unit_a, unit_b)
+    return jnp.where(product == 0, 0, product * larger * smaller)
 
 
 @jax.custom_jvp

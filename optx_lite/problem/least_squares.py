@@ -115,7 +115,9 @@ class LeastSquaresProblem(AbstractProblem):
         With cost / unit for cost, a change of a variable by its unit changes its derivative by
         about as much as an entry of the Jacobian.
         """
-        of_f = next_power_of_two(jnp.max(jnp.abs(result.fun)))
+        # At the end f may be its rounding; the unit is that of what it is the difference of.
+        terms = jnp.abs(result.jac) @ jnp.abs(result.x)
+        of_f = next_power_of_two(jnp.maximum(jnp.max(jnp.abs(result.fun)), jnp.max(terms)))
         largest = jnp.max(jnp.abs(result.jac), axis=0)
         of_x = power_of_two(exponent(of_f) - exponent(largest), of_f.dtype)
         return of_f, jnp.where(largest > 0, of_x, sizes(result.x))

@@ -74,7 +74,10 @@ class AbstractRecord(eqx.Module):
 
     def get(self, key: str, default: Any = None) -> Any:
         """A field, or the default if there is none of that name."""
-        return dict(self.items()).get(key, default)
+        try:
+            return self[key]
+        except KeyError:
+            return default
 
     def __len__(self) -> int:
         return len(self.keys())

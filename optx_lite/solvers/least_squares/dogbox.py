@@ -116,8 +116,8 @@ def _step(problem: LeastSquaresProblem, state: State, outlook: Outlook) -> tuple
     low = jnp.maximum(problem.lower - state.x, -high)
     high = jnp.minimum(problem.upper - state.x, high)
     inside = within(newton, low, high)
-    best, _, _ = solve_in_box(state.model.upper, state.model.qtf, low, high, newton)
-    return jnp.where(inside, newton, best), inside
+    best, _, found = solve_in_box(state.model.upper, state.model.qtf, low, high, newton)
+    return jnp.where(inside, newton, jnp.where(found, best, 0)), inside
 
 
 def _dogleg(state: State, newton: Array, low: Array, high: Array) -> Array:

@@ -1,0 +1,47 @@
+"""Derivatives that are not known: NaN, in forward and in reverse mode, and of their own elements.
+
+A NaN that is a summand would be lost when transposed; one that is a factor would come to those
+whose other factor is 0, and so from a lane that has failed to what it shares with all others.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array
+
+
+def nan_where_moved(values: list[Array], dots: list[Array], where: Array, like: Array) -> Array:
+    """NaN in the shape of ``like`` if any tangent is not 0 and ``where``, (); else 0.
+
+    As a linear function of the tangents ``dots`` of ``values``, which JAX can transpose: where a
+    cotangent is not 0, those of all values become NaN.
+    """
+    weight: Any = 0
+    total: Any = 0
+    for value, dot in zip(values, dots, strict=True):
+        weight = weight + jnp.sum(zero_that_moves(value)).astype(like.dtype)
+        total = total + jnp.sum(nan_unless_zero(dot, where)).astype(like.dtype)
+    # The weight is 1, and so are its derivatives: those of NaN are NaN, too.
+    total = jnp.broadcast_to(jnp.exp(weight) * total, like.shape)
+    return nan_unless_zero(total, where)
+
+
+def zero_that_moves(value: Array) -> Array:
+    """0, with the tangent of a value."""
+    value = jnp.where(jnp.isfinite(value), value, 0)
+    return value - lax.stop_gradient(value)
+
+
+def nan_unless_zero(tangent: Array, where: Any = True) -> Array:
+    """NaN ``where`` a tangent is not 0, 0 elsewhere; the transpose does the same.
+
+    To JAX it is a linear system whose matrix is the identity: such a solver it does not look into.
+    """
+
+    def solve(_: Any, tangent: Array) -> Array:
+        return jnp.where(where & (tangent != 0), jnp.nan, 0).astype(tangent.dtype)
+
+    return lax.custom_linear_solve(lambda y: y, tangent, solve, symmetric=True)
