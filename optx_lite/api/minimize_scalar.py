@@ -183,7 +183,10 @@ def _points_within(bounds: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """
     if len(bounds) != 2:
         raise ValueError(f"`bounds` must have two elements, got {len(bounds)}.")
-    lower, upper = map(jnp.asarray, bounds)
+    lower, upper = (
+        jnp.asarray(infinite if bound is None else bound)
+        for bound, infinite in zip(bounds, (-np.inf, np.inf), strict=True)
+    )
     if is_concrete((lower, upper)) and not np.all(lower <= upper):
         raise ValueError(f"The lower bound exceeds the upper bound: `bounds` is {bounds}.")
     open_below, open_above = jnp.isinf(lower), jnp.isinf(upper)

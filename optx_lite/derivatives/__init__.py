@@ -1,6 +1,7 @@
 """How the Jacobian of a residual function is had, and how to check one."""
 
 from .autodiff import Forward as Forward
+from .autodiff import Gradient as Gradient
 from .autodiff import Reverse as Reverse
 from .base import AbstractJacobian as AbstractJacobian
 from .comparison import DerivativeCheck as DerivativeCheck

@@ -38,6 +38,17 @@ class Reverse(AbstractJacobian):
         return f, jacobian
 
 
+class Gradient(AbstractJacobian):
+    """Reverse mode, or forward mode where the function has no other (a `lax.while_loop`)."""
+
+    def linearize(self, fun, x, lower, upper):
+        """Evaluate the function, and keep its pullback or its pushforward."""
+        try:
+            return Reverse().linearize(fun, x, lower, upper)
+        except ValueError:  # of JAX; one of the user's comes again
+            return Forward().linearize(fun, x, lower, upper)
+
+
 def _basis(v):
     """The unit vectors of v's shape, of its type."""
     return vary_like(jnp.eye(v.size, dtype=v.dtype), v)

@@ -44,8 +44,8 @@ def check_x0(x0: Any) -> Any:
     tree = jax.tree.map(_as_float, tree)
     if any(jnp.finfo(leaf.dtype).bits < 32 for leaf in jax.tree.leaves(tree)):
         raise ValueError(f"`x0` must be float32 or float64, got {dtypes}.")
-    if any(leaf.size == 0 for leaf in jax.tree.leaves(tree)) and alone:
-        raise ValueError("`x0` must hold at least one number, got an empty array.")
+    if sum(leaf.size for leaf in jax.tree.leaves(tree)) == 0:
+        raise ValueError(f"`x0` must hold at least one number, got {x0!r}.")
     return tree.reshape(-1) if alone and tree.ndim == 0 else tree
 
 

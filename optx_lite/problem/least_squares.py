@@ -227,7 +227,7 @@ def least_squares_problem(
     examples = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
     residuals = _lift_residuals(fun, examples, args, kwargs, scheme, restore)
     out = residuals.fun.out_shape
-    _check_residual_shape(out, restore)
+    _check_residuals(out)
     leaves = jax.tree.leaves(out)
     m = sum(int(np.prod(leaf.shape)) for leaf in leaves)
     floats = [leaf.dtype for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating)]
@@ -341,7 +341,7 @@ def _is_scalars(out: Any) -> bool:
     )
 
 
-def _check_residual_shape(out: Any, restore: Unravel) -> None:
+def _check_residuals(out: Any) -> None:
     leaves = jax.tree.leaves(out)
     if any(jnp.issubdtype(leaf.dtype, jnp.complexfloating) for leaf in leaves):
         raise ValueError(
@@ -354,3 +354,8 @@ def _check_residual_shape(out: Any, restore: Unravel) -> None:
         )
     if not leaves or sum(int(np.prod(leaf.shape)) for leaf in leaves) == 0:
         raise ValueError("`fun` must return at least one residual.")
+    if not any(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in leaves):
+        kinds = ", ".join(sorted({str(leaf.dtype) for leaf in leaves}))
+        raise TypeError(
+            f"`fun` must return floating-point residuals, got {kinds}: those have no derivative."
+        )

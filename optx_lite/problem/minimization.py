@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from ..derivatives import AbstractJacobian, FiniteDifference, Reverse, named
+from ..derivatives import AbstractJacobian, FiniteDifference, Gradient, named
 from ..functions.traced import Lifted, inputs, lift
 from ..jax_support.control_flow import vary_with
 from ..results.minimize import MinimizeResult
@@ -242,7 +242,7 @@ def _derivative(
             return named(jac)
         return FiniteDifference(jac, rel_step=rel_step, abs_step=eps)
     if jac is None or jac is False:
-        return Reverse()
+        return Gradient()
     if jac is True:
         return _Together(objective)
     if callable(jac):
