@@ -386,3 +386,14 @@ def test_a_failed_lane_never_looks_better_than_a_good_one(method):
 def test_message_inside_a_trace_says_where_to_ask():
     with pytest.raises(RuntimeError, match="status"):
         jax.jit(lambda x0: ox.least_squares(line, x0).message)(np.array(X0))
+
+
+def test_integer_residuals():
+    with pytest.raises(TypeError, match="`fun` must return floating-point residuals, got int"):
+        ox.least_squares(lambda x: jnp.round(x - 3).astype(int), [0.2, 0.0])
+
+
+@pytest.mark.parametrize("solve", [ox.least_squares, ox.minimize])
+def test_a_tree_without_numbers(solve):
+    with pytest.raises(ValueError, match="`x0` must hold at least one number"):
+        solve(lambda x: jnp.sum(x["a"] ** 2), {"a": jnp.zeros(0)})

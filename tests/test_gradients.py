@@ -278,9 +278,8 @@ def test_a_bound_touched_without_force(method):
 AT_THE_POINT = ox.ImplicitAdjoint(unconverged="ignore")
 # Three decades from the ends of the range, inverse derivatives lose digits to subnormals.
 UNITS = {
-    # A least-squares solve squares the columns of J: what is too large for that it refuses.
-    np.float32: ([1e-34, 1e-20, 1e-18, 1.0, 1e20, 1e34], [1e-15, 1.0, 1e15]),
-    np.float64: ([1e-300, 1e-160, 1.0, 1e160, 1e300], [1e-150, 1.0, 1e150]),
+    np.float32: ([1e-34, 1e-20, 1e-18, 1.0, 1e20, 1e34], [1e-25, 1.0, 1e25]),
+    np.float64: ([1e-300, 1e-160, 1.0, 1e160, 1e300], [1e-250, 1.0, 1e250]),
 }
 
 
@@ -837,3 +836,37 @@ def test_a_start_is_learned():
     before, grad = loss(x0)
     after, _ = loss(x0 - 1e-3 * np.asarray(grad) / np.linalg.norm(grad))
     assert after < before
+
+
+# ---------------------------------------------------------------------------------------
+# Lanes that fail
+
+
+@pytest.mark.parametrize("solver", ["least_squares", "minimize"])
+def test_a_failed_lane_does_not_touch_what_it_shares_with_others(solver):
+    # min (x - a)^2 + (log(c) x)^2: x = a / (1 + log(c)^2), and nothing where c < 0.
+    c = jnp.array([2.0, -1.0, 3.0])
+
+    def solution(a, c):
+        if solver == "minimize":
+            fun = lambda x: (x[0] - a) ** 2 + (jnp.log(c) * x[0]) ** 2
+            res = ox.minimize(fun, jnp.ones(1), options={"ftol": 1e-15, "gtol": 1e-10})
+        else:
+            fun = lambda x: jnp.stack([x[0] - a, jnp.log(c) * x[0]])
+            res = ox.least_squares(fun, jnp.ones(1))
+        return res.x[0], res.success
+
+    def total(a):
+        x, success = jax.vmap(lambda c: solution(a, c))(c)
+        return jnp.sum(jnp.where(success, x, 0))
+
+    expected = sum(1 / (1 + np.log(each) ** 2) for each in (2.0, 3.0))
+    assert_allclose(jax.grad(total)(1.5), expected, rtol=1e-9)
+    assert_allclose(jax.jacfwd(total)(1.5), expected, rtol=1e-9)
+    lanes = lambda a: jax.vmap(lambda c: solution(a, c)[0])(c)
+    assert_array_equal(np.isnan(jax.jacfwd(lanes)(1.5)), [False, True, False])
+    assert_array_equal(np.isnan(jax.jacrev(lanes)(1.5)), [False, True, False])
+    failing = jax.jit(lambda a: solution(a, -1.0)[0])
+    assert np.isnan(jax.hessian(failing)(1.5))
+    # Linear in a: the right-hand side of the second derivative does not move at all.
+    assert_allclose(jax.hessian(lambda a: solution(a, 2.0)[0])(1.5), 0, atol=1e-12)

@@ -234,6 +234,40 @@ def test_plancks_constant(method):
     assert_allclose(res.x, [h], rtol=1e-12)
 
 
+RANGES = {np.float32: [1e-37, 1e-25, 1.0, 1e20, 1e37], np.float64: [1e-300, 1e-165, 1e165, 1e300]}
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("dtype", RANGES)
+def test_parameters_in_any_unit(method, dtype):
+    # Squares of the columns of J are out of range; the solution in units is (5, 13) / 6.
+    def solve(unit, x0, lower):
+        fun = lambda x: jnp.stack([x[0] / unit - 1, x[1] / unit - 2, (x[0] - x[1]) / unit + 3 / 2])
+        bounds = None if lower is None else (lower * unit, np.inf)
+        return ox.least_squares(fun, x0 * unit, method=method, bounds=bounds)
+
+    for unit in map(dtype, RANGES[dtype]):
+        for x0 in (np.zeros(2, dtype), np.full(2, 3, dtype)):
+            res = solve(unit, x0, None)
+            assert res.success
+            assert_allclose(res.x / unit, [5 / 6, 13 / 6], rtol=1e-5)
+        if method in BOXED:
+            lower = np.array([-1, 2.2], dtype)
+            res = solve(unit, np.full(2, 3, dtype), lower)
+            assert res.success and res.active_mask.tolist() == [0, -1]
+            assert_allclose(res.x / unit, [0.85, 2.2], rtol=1e-5)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("largest", [1e37, 3e38])
+def test_residuals_at_the_end_of_the_range(method, largest):
+    scale = np.float32(largest)
+    fun = lambda x: scale * (x - np.float32(0.5))
+    res = ox.least_squares(fun, np.ones(1, np.float32), method=method)
+    assert res.success
+    assert_allclose(res.x, [0.5], rtol=1e-6)
+
+
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("start", [0.0, 1e-150, 1e-20, 1e-5])
 def test_a_start_of_next_to_nothing(method, start):
@@ -294,3 +328,30 @@ def test_a_kink_is_no_success(method):
         cost = lambda p, fun=fun: 0.5 * np.sum(np.asarray(fun(jnp.asarray(p))) ** 2)
         near = [cost(res.x + 1e-6 * d) for d in np.random.default_rng(7).normal(size=(20, 2))]
         assert not res.success or min(near) >= cost(res.x) * (1 - 1e-12)
+
+
+# ---------------------------------------------------------------------------------------
+# Kinks, where values at their rounding say nothing
+
+
+KINKS = {
+    "abs": lambda p: 2 + jnp.abs(p),
+    "relu": lambda p: 2 + jnp.maximum(p, 0),
+    "root": lambda p: 2 + jnp.sqrt(p**2 + 1e-30),
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("kink", KINKS)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_no_success_in_a_valley_along_a_kink(dtype, kink, method):
+    # The data want a slope of 1.5, the model has 2 at least: the best has 2, at the kink.
+    rng = np.random.default_rng(0)
+    x = np.linspace(0.1, 5, 30).astype(dtype)
+    y = (1.5 * x + rng.normal(0, 0.05, (LANES, 30))).astype(dtype)
+    starts = (2 * rng.normal(size=(LANES, 2))).astype(dtype)
+    res = batch(lambda p, y: KINKS[kink](p[0]) * x + p[1] - y, starts, y, method)
+    rest = y - y.mean(axis=1, keepdims=True) - 2 * (x - x.mean())
+    best = 0.5 * np.sum(rest.astype(float) ** 2, axis=1)
+    right = np.asarray(res.cost, float) <= best * (1 + 1e-3)
+    assert np.all(right | ~np.asarray(res.success))

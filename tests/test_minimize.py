@@ -508,3 +508,13 @@ def test_unrolled_in_a_box(callback):
     expected = differences(jax.jit(stopped), v, 1e-6)
     assert_allclose(jax.jit(jax.jacrev(stopped))(v), expected, atol=1e-6)
     assert_allclose(jax.jit(jax.jacfwd(stopped))(v), expected, atol=1e-6)
+
+
+def test_a_loop_without_reverse_mode_inside():
+    def cube(x):
+        start = (0, jnp.ones_like(x))
+        return jax.lax.while_loop(lambda c: c[0] < 3, lambda c: (c[0] + 1, c[1] * x), start)[1]
+
+    res = ox.minimize(lambda x: (cube(x[0]) - 8) ** 2 + x[1] ** 2, [1.0, 1.0])
+    assert res.success
+    assert_allclose(res.x, [2.0, 0.0], atol=1e-5)

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.optimize
+from numpy.testing import assert_allclose
 
 import optx_lite as ox
 
@@ -280,3 +281,11 @@ def test_export_for_any_number_of_problems():
         c = jnp.linspace(0.5, 4.0, n)
         for found, right in zip(exported.call(c), both(c), strict=True):
             np.testing.assert_allclose(found, right, rtol=1e-12)
+
+
+def test_none_is_no_bound():
+    res = ox.minimize_scalar(lambda x: (x - 2) ** 2, bounds=(None, 1.5))
+    assert res.success
+    assert_allclose(res.x, 1.5)
+    res = ox.minimize_scalar(lambda x: (x - 2) ** 2, bounds=(0.0, None))
+    assert_allclose(res.x, 2.0, rtol=1e-6)

@@ -43,10 +43,15 @@ class Gradient(AbstractJacobian):
 
     def linearize(self, fun, x, lower, upper):
         """Evaluate the function, and keep its pullback or its pushforward."""
-        try:
-            return Reverse().linearize(fun, x, lower, upper)
-        except ValueError:  # of JAX; one of the user's comes again
-            return Forward().linearize(fun, x, lower, upper)
+        f, by_reverse = Reverse().linearize(fun, x, lower, upper)
+
+        def jacobian():
+            try:
+                return by_reverse()
+            except ValueError:  # of JAX; one of the user's has come before
+                return Forward().linearize(fun, x, lower, upper)[1]()
+
+        return f, jacobian
 
 
 def _basis(v):

@@ -224,8 +224,8 @@ def _tangents(
     """d x by (1), and with it d of the fields which follow from x."""
     treedef, unconverged, moving = static
 
-    def problem_of(values: list[Array]) -> Any:
-        full = list(leaves)
+    def problem_of(values: list[Array], rest: list[Array] = leaves) -> Any:
+        full = list(rest)
         for i, value in zip(moving, values, strict=True):
             full[i] = value
         return jax.tree.unflatten(treedef, full)[1]
@@ -233,6 +233,8 @@ def _tangents(
     x, values = result.x, [leaves[i] for i in moving]
     problem = problem_of(values)
     unit, size = problem.units(result)
+    fixed_leaves, fixed_x, fixed_unit = lax.stop_gradient((leaves, x, unit))
+    fixed = problem_of([fixed_leaves[i] for i in moving], fixed_leaves)
     known = success if unconverged == "nan" else jnp.ones_like(success)
     d_given = d_values
     d_values = [jnp.where(known, dot, 0) for dot in d_given]  # see `unknown`
@@ -245,9 +247,16 @@ def _tangents(
 
     def times_at_fixed(p: Array) -> Array:
         """The same for a loop, which has no reverse mode."""
-        still, at, in_units = lax.stop_gradient((leaves, x, unit))
-        fixed = jax.tree.unflatten(treedef, still)[1]
-        return jax.jvp(lambda x: fixed.gradient(x, in_units), (at,), (p,))[1]
+        return jax.jvp(lambda x: fixed.gradient(x, fixed_unit), (fixed_x,), (p,))[1]
+
+    def shaken_gradient() -> Array:
+        """Its change where every input moves; for a solver, which must not move itself."""
+
+        def gradient(values: list[Array]) -> Array:
+            return problem_of(values, fixed_leaves).gradient(fixed_x, balanced)
+
+        fixed_values = [fixed_leaves[i] for i in moving]
+        return jax.jvp(gradient, (fixed_values,), ([_shaken(v) for v in fixed_values],))[1]
 
     dense = problem.dense or x.shape[0] <= DENSE
     hessian = (_Dense if dense else _ByProducts)(hessian_times, size)
@@ -268,7 +277,7 @@ def _tangents(
     d_x = d_bound + scale * hessian.solve(
         rhs,
         free,
-        lambda: jnp.where(free, scale * d_gradient([_shaken(v) for v in values])[1], 0),
+        lambda: jnp.where(free, scale * shaken_gradient(), 0),
     )
     d_x = jnp.where(known, d_x, 0)
 
