@@ -8,6 +8,7 @@ from .api.minimize import fmin_l_bfgs_b as fmin_l_bfgs_b
 from .api.minimize import minimize as minimize
 from .api.minimize_scalar import minimize_scalar as minimize_scalar
 from .api.optax_transformation import lbfgsb as lbfgsb
+from .driver.adjoint import AbstractAdjoint as AbstractAdjoint
 from .driver.adjoint import ImplicitAdjoint as ImplicitAdjoint
 from .driver.adjoint import UnrolledAdjoint as UnrolledAdjoint
 from .driver.run import run as run
@@ -19,6 +20,9 @@ from .problem.minimization import minimization_problem as minimization_problem
 from .results.least_squares import Result as Result
 from .results.minimize import MinimizeResult as MinimizeResult
 from .solvers import LBFGSB as LBFGSB
+from .solvers import AbstractLeastSquaresSolver as AbstractLeastSquaresSolver
+from .solvers import AbstractMinimizer as AbstractMinimizer
+from .solvers import AbstractSolver as AbstractSolver
 from .solvers import Dogbox as Dogbox
 from .solvers import LevenbergMarquardt as LevenbergMarquardt
 from .solvers import TrustRegionReflective as TrustRegionReflective

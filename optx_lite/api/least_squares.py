@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -20,7 +21,7 @@ from ..problem.arguments import spread
 from ..problem.least_squares import LeastSquaresProblem, least_squares_problem
 from ..problem.pytrees import Unravel, as_dtype, is_concrete
 from ..results.least_squares import Result
-from ..solvers import Dogbox, LevenbergMarquardt, TrustRegionReflective
+from ..solvers import AbstractLeastSquaresSolver, Dogbox, LevenbergMarquardt, TrustRegionReflective
 
 METHODS = {"trf": TrustRegionReflective, "dogbox": Dogbox, "lm": LevenbergMarquardt}
 EPS = float(np.finfo(np.float64).eps)
@@ -32,7 +33,7 @@ def least_squares(
     x0: Any,
     jac: Any = "jacfwd",
     bounds: Any = (-np.inf, np.inf),
-    method: str = "trf",
+    method: str | AbstractLeastSquaresSolver = "trf",
     ftol: float | None = 1e-8,
     xtol: float | None = 1e-8,
     gtol: float | None = 1e-8,
@@ -75,8 +76,9 @@ def least_squares(
     bounds : 2-tuple (lb, ub) or object with ``lb`` and ``ub``
         Each a scalar, an array of shape (n,), or a pytree prefix of ``x0``; None for no bound.
         ``lb == ub`` fixes a variable. 'lm' takes no other bounds.
-    method : {'trf', 'dogbox', 'lm'}
-        Trust Region Reflective; dogleg in a box; Levenberg-Marquardt.
+    method : {'trf', 'dogbox', 'lm'} or AbstractLeastSquaresSolver
+        Trust Region Reflective; dogleg in a box; Levenberg-Marquardt. Or a solver, such as
+        ``ox.Dogbox(xtol=1e-10)``, which has its own tolerances, ``x_scale`` and ``max_nfev``.
     ftol, xtol, gtol : float or None
         Tolerances, None for "off", on the relative change of the cost, on that of ``x``, and on
         the relative offset (the cosine between the residuals and the tangent plane; SciPy
@@ -146,8 +148,12 @@ def least_squares(
     >>> slope.shape
     (20,)
     """
-    if not isinstance(method, str) or method not in METHODS:
-        raise ValueError(f"`method` must be 'trf', 'dogbox' or 'lm', got {method!r}.")
+    own = isinstance(method, AbstractLeastSquaresSolver)
+    if not own and not (isinstance(method, str) and method in METHODS):
+        raise ValueError(
+            "`method` must be 'trf', 'dogbox', 'lm', or a solver such as ox.Dogbox(), "
+            f"got {method!r}."
+        )
     _check_linear_algebra(tr_solver, tr_options, jac_sparsity)
     if not isinstance(verbose, (int, np.integer)) or verbose not in (0, 1, 2):
         raise ValueError(f"`verbose` must be in [0, 1, 2], got {verbose!r}.")
@@ -162,18 +168,22 @@ def least_squares(
         fun, x0, jac=jac, bounds=bounds, loss=loss, f_scale=f_scale, diff_step=diff_step,
         args=args, kwargs=kwargs,
     )  # fmt: skip
-    _check_method(method, problem)
-    solver = METHODS[method](
-        *(as_dtype(tol, x.dtype) for tol in (ftol, xtol, gtol)),
-        x_scale=_check_x_scale(x_scale, problem, x),
-        from_jacobian=isinstance(x_scale, str),
-        max_nfev=max_nfev if _unrolls(adjoint) else _as_count(max_nfev),
-    )
+    if own:
+        _check_no_settings(ftol=ftol, xtol=xtol, gtol=gtol, x_scale=x_scale, max_nfev=max_nfev)
+        solver = method
+    else:
+        solver = METHODS[method](
+            *(as_dtype(tol, x.dtype) for tol in (ftol, xtol, gtol)),
+            x_scale=_check_x_scale(x_scale, problem, x),
+            from_jacobian=isinstance(x_scale, str),
+            max_nfev=max_nfev if _unrolls(adjoint) else _as_count(max_nfev),
+        )
+    _check_takes_bounds(solver, problem)
     listener = None
     if verbose or callback is not None:
         listener = Listener(callback, verbose, problem.restore_x, Result)
     result = solve(solver, problem, x, adjoint, listener)
-    if method == "lm" and jac in ("2-point", "3-point", "cs"):
+    if not solver.COUNTS_DIFFERENCES and jac in ("2-point", "3-point", "cs"):
         result = eqx.tree_at(lambda r: r.njev, result, None)
     return result
 
@@ -250,14 +260,28 @@ def _is_number(value: Any) -> bool:
     return array.dtype.kind in "iuf" and array.ndim == 0 and not np.isnan(array)
 
 
-def _check_method(method: str, problem: LeastSquaresProblem) -> None:
-    if method == "lm" and problem.bounded and is_concrete((problem.lower, problem.upper)):
+def _check_no_settings(**settings: Any) -> None:
+    defaults = inspect.signature(least_squares).parameters
+    for name, value in settings.items():
+        if value is not defaults[name].default:
+            raise ValueError(f"`{name}` is for methods that are named: a solver has its own.")
+
+
+def _check_takes_bounds(solver: AbstractLeastSquaresSolver, problem: LeastSquaresProblem) -> None:
+    if solver.TAKES_BOUNDS or not problem.bounded:
+        return
+    if is_concrete((problem.lower, problem.upper)):
         low, high = np.asarray(problem.lower), np.asarray(problem.upper)
         if np.any((np.isfinite(low) | np.isfinite(high)) & (low != high)):
             raise ValueError(
-                "Method 'lm' doesn't support bounds: use method='trf' or 'dogbox'. "
+                f"Method '{_name(solver)}' doesn't support bounds: use method='trf' or 'dogbox'. "
                 "(lb == ub, which fixes a variable, is supported.)"
             )
+
+
+def _name(solver: AbstractLeastSquaresSolver) -> str:
+    names = {kind: name for name, kind in METHODS.items()}
+    return names.get(type(solver), type(solver).__name__)
 
 
 def _check_x_scale(x_scale: Any, problem: LeastSquaresProblem, x: Array) -> Any:

@@ -33,7 +33,6 @@ from ..results.elementwise import (
     ScalarResult,
 )
 from ..solvers.elementwise.base import AbstractElementwiseMachine, has_no_answer
-from ..solvers.elementwise.chandrupatla_root import ChandrupatlaRoot
 from .blocks import Task, work_off
 from .callbacks import Watch
 from .elementwise_derivative import DOUBT, Change, minimum_tangents, root_tangents
@@ -315,6 +314,6 @@ def _tangents(
     """Those of x and of the value there."""
     search, problem, _ = jax.tree.unflatten(treedef, leaves)
     change = Change(lambda leaves: jax.tree.unflatten(treedef, leaves)[1], leaves, dots)
-    if isinstance(search, Search) and isinstance(search.machine, ChandrupatlaRoot):
+    if isinstance(search, Search) and search.machine.FINDS_ROOT:
         return root_tangents(change, problem, *found[:3])
     return minimum_tangents(change, problem, *found)

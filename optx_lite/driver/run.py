@@ -1,4 +1,4 @@
-"""A solver's machine on a problem, from x0 to the result: what every front door ends in."""
+"""A solver on a problem, from x0 to the result: what every front door ends in."""
 
 from __future__ import annotations
 
@@ -7,18 +7,16 @@ from typing import Any
 from jaxtyping import Array
 
 from ..problem.pytrees import ravel
-from ..results import least_squares as codes
 from ..results.base import to_host
 from ..solvers import AbstractSolver
 from .adjoint import AbstractAdjoint, ImplicitAdjoint
 from .callbacks import Listener, watched
 
 IMPLICIT = ImplicitAdjoint()
-NONFINITE = codes.NONFINITE, codes.NONFINITE_JACOBIAN
 
 
 def run(solver: AbstractSolver, problem: Any, x0: Any, adjoint: AbstractAdjoint = IMPLICIT) -> Any:
-    """Run a solver's machine on a problem, from x0 to the result.
+    """Run a solver on a problem, from x0 to the result.
 
     Parameters
     ----------
@@ -66,6 +64,6 @@ def solve(
         inputs = solver, problem, x
         result = watched(lambda watch: adjoint.solve(*inputs, watch), listener, inputs)
     result = to_host(result)
-    if isinstance(result.status, int) and result.status in NONFINITE:
-        raise ValueError(codes.MESSAGES[result.status])
+    if isinstance(result.status, int) and result.status in solver.BAD_STARTS:
+        raise ValueError(result.message)
     return problem.restore(result)

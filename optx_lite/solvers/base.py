@@ -1,9 +1,13 @@
-"""What every solver is: a frozen configuration with `init`, `step` and `finish`."""
+"""The protocol of the solvers: a frozen configuration with `init`, `step` and `finish`.
+
+No caller looks at a solver's class or at its method's name: what differs between solvers is asked
+of the attributes here.
+"""
 
 from __future__ import annotations
 
 import abc
-from typing import Any, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import equinox as eqx
 from jaxtyping import Array
@@ -31,8 +35,20 @@ class AbstractSolver(eqx.Module, Generic[Problem, State]):
 
     Every call of `step` evaluates the user's function once: a rejected trust-region step or a
     line-search trial is a state, never an inner loop over the user's function. The state holds
-    arrays only, so it may be vmapped, scanned, checkpointed and looked at.
+    arrays only, so it may be vmapped, scanned, checkpointed and looked at. ``state.x`` is the best
+    point, (n,).
+
+    Attributes
+    ----------
+    TAKES_BOUNDS : bool
+        Whether variables may be bounded; fixed ones (lower == upper) always may be.
+    BAD_STARTS : tuple of int
+        The codes of a start where the user's functions are not finite: outside of `jax.jit` such a
+        solve raises the code's message instead.
     """
+
+    TAKES_BOUNDS: ClassVar[bool] = True
+    BAD_STARTS: ClassVar[tuple[int, ...]] = ()
 
     @abc.abstractmethod
     def init(self, problem: Problem, x0: Array) -> State:
@@ -44,7 +60,7 @@ class AbstractSolver(eqx.Module, Generic[Problem, State]):
 
     @abc.abstractmethod
     def running(self, problem: Problem, state: State) -> Array:
-        """Whether the machine wants another step."""
+        """Whether there is to be another step, ()."""
 
     @abc.abstractmethod
     def most_steps(self, n: int) -> Any:

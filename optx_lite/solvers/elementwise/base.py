@@ -33,6 +33,7 @@ class AbstractElementwiseMachine(eqx.Module, Generic[State]):
     as it is.
     """
 
+    FINDS_ROOT: ClassVar[bool] = False  # or else a minimum; the derivative rule asks
     EVALUATED: ClassVar[int]  # of the first points, so many are where the function is asked first
     maxiter: eqx.AbstractVar[Any]
 

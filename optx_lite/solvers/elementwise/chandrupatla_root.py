@@ -67,6 +67,7 @@ class RootState(AbstractElementwiseState):
 class ChandrupatlaRoot(AbstractElementwiseMachine[RootState]):
     """The machine of `elementwise.find_root`; its points are the ends of a bracket."""
 
+    FINDS_ROOT = True
     EVALUATED = 2
 
     xatol: Any

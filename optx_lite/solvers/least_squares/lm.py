@@ -37,6 +37,8 @@ from .trust_region import TrustRegionSolver, cauchy_factor, starting_radius
 class LevenbergMarquardt(TrustRegionSolver):
     """``method='lm'``; see the module for the mathematics."""
 
+    TAKES_BOUNDS = False
+    COUNTS_DIFFERENCES = False
     PATIENCE = 40
     JACOBIAN_FIRST = True
 

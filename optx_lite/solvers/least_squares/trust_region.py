@@ -79,7 +79,8 @@ from ...problem.bounds import active_mask, coleman_li, within
 from ...problem.least_squares import LeastSquaresProblem
 from ...results import least_squares as codes
 from ...results.least_squares import Result
-from ..base import AbstractSolver, Report
+from ..base import Report
+from .base import AbstractLeastSquaresSolver
 from .convergence import (
     NOISE,
     Outlook,
@@ -100,8 +101,8 @@ REFUSALS_AT_BOUNDS = 2  # of those that bring a variable to a bound
 NEGLIGIBLE = 1e-3  # an x0 so small beside the Cauchy step says nothing of the size of x
 
 
-class TrustRegionSolver(AbstractSolver[LeastSquaresProblem, State]):
-    """The machine; an algorithm fills in the four methods at the end.
+class TrustRegionSolver(AbstractLeastSquaresSolver[State]):
+    """What trf, dogbox and lm share; an algorithm fills in the methods at the end.
 
     Attributes
     ----------
