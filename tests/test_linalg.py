@@ -11,7 +11,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from scipy.optimize import lsq_linear
 
 from optx_lite.linalg import (
-    Detour,
+    CorrectionStep,
     diagonal,
     equilibrate,
     evaluate_model,
@@ -191,8 +191,10 @@ def test_float32_stays_float32(n):
 # The step in a trust region
 
 
-def detour(qtf, alpha=0.0, longest=np.inf, wanted=True):
-    return Detour(jnp.asarray(wanted), jnp.asarray(qtf), jnp.asarray(alpha), jnp.asarray(longest))
+def correction(qtf, alpha=0.0, longest=np.inf, wanted=True):
+    return CorrectionStep(
+        jnp.asarray(wanted), jnp.asarray(qtf), jnp.asarray(alpha), jnp.asarray(longest)
+    )
 
 
 def region(upper, qtf, diag, radius, guess=0.0, first=None):
@@ -208,7 +210,7 @@ def region(upper, qtf, diag, radius, guess=0.0, first=None):
         singular,
         jnp.asarray(radius),
         jnp.asarray(guess),
-        first or detour(qtf, wanted=False),
+        first or correction(qtf, wanted=False),
     )
 
 
@@ -247,7 +249,7 @@ def test_trust_region_step(n, with_diag):
         for radius in full * np.array([1e-6, 1e-2, 0.5, 0.999, 1.001, 1e3]):
             answer = region(upper, qtf, diag, radius)
             step, alpha, limited = answer.step, answer.alpha, answer.limited
-            assert not answer.detoured
+            assert not answer.corrected
             expected = brute_force(upper, qtf, diag, radius)
             assert bool(limited) == (radius < full)
             assert (float(alpha) > 0) == bool(limited)
@@ -285,7 +287,7 @@ def test_trust_region_step_does_not_depend_on_the_first_guess():
 
 @pytest.mark.parametrize("n", [4, 12])
 @pytest.mark.parametrize("with_diag", [False, True], ids=["plain", "coleman-li"])
-def test_a_detour_is_taken_if_it_is_short(n, with_diag):
+def test_a_correction_is_taken_if_it_is_short(n, with_diag):
     rng = np.random.default_rng(n)
     upper = upper_factor(n)
     qtf, other = rng.standard_normal((2, n))
@@ -295,12 +297,12 @@ def test_a_detour_is_taken_if_it_is_short(n, with_diag):
     expected = -np.linalg.solve(matrix, upper.T @ other)
     length = np.linalg.norm(expected)
     for radius in (1e-2, 1e3):
-        taken = region(upper, qtf, diag, radius, first=detour(other, alpha, 1.01 * length))
-        assert taken.detoured and not taken.limited
+        taken = region(upper, qtf, diag, radius, first=correction(other, alpha, 1.01 * length))
+        assert taken.corrected and not taken.limited
         assert_allclose(taken.step, expected, rtol=1e-10)
-        refused = region(upper, qtf, diag, radius, first=detour(other, alpha, 0.99 * length))
+        refused = region(upper, qtf, diag, radius, first=correction(other, alpha, 0.99 * length))
         plain = region(upper, qtf, diag, radius)
-        assert not refused.detoured and refused.limited == plain.limited
+        assert not refused.corrected and refused.limited == plain.limited
         assert_allclose(refused.step, plain.step, rtol=1e-3, atol=1e-3 * radius)
 
 
@@ -538,7 +540,7 @@ def test_derivative_of_the_trust_region_step(n, fraction):
     def step(r, q, d, radius):
         no, zero = jnp.zeros((), bool), jnp.zeros(())
         return solve_trust_region(
-            jnp.triu(r), q, d, None, no, radius, zero, detour(q, wanted=False)
+            jnp.triu(r), q, d, None, no, radius, zero, correction(q, wanted=False)
         ).step
 
     # alpha is converged to 1e-4 only, and that is the accuracy of the rule too.
@@ -555,13 +557,13 @@ def test_derivative_of_the_trust_region_step(n, fraction):
 
 
 @pytest.mark.parametrize("n", [4, 12])
-def test_derivative_of_a_detour(n):
+def test_derivative_of_a_correction(n):
     upper, rng = upper_factor(n), np.random.default_rng(n)
     no, zero, one = jnp.zeros((), bool), jnp.zeros(()), jnp.ones(())
 
     def step(r, q, d):
         return solve_trust_region(
-            jnp.triu(r), jnp.zeros(n), d, None, no, one, zero, detour(q)
+            jnp.triu(r), jnp.zeros(n), d, None, no, one, zero, correction(q)
         ).step  # fmt: skip
 
     assert_rule(step, upper, rng.standard_normal(n), np.linspace(0.5, 2, n))

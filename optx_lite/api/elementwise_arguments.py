@@ -92,7 +92,7 @@ def _is_list(value: Any) -> bool:
 def minimum_finder(
     problem: ElementwiseProblem, chosen: dict[str, Any], maxiter: Any
 ) -> ChandrupatlaMinimum:
-    """The machine with these tolerances, and SciPy's where none is given."""
+    """The solver with these tolerances, and SciPy's where none is given."""
     tiny, eps = _precision(problem)
     default = {"xatol": tiny, "xrtol": math.sqrt(eps), "fatol": tiny, "frtol": tiny}
     return ChandrupatlaMinimum(**_in_dtype(default | chosen, problem), maxiter=count(maxiter))
@@ -101,7 +101,7 @@ def minimum_finder(
 def root_finder(
     problem: ElementwiseProblem, chosen: dict[str, Any], maxiter: Any
 ) -> ChandrupatlaRoot:
-    """The machine with these tolerances, and SciPy's where none is given."""
+    """The solver with these tolerances, and SciPy's where none is given."""
     tiny, eps = _precision(problem)
     if maxiter is None:
         maxiter = math.ceil(math.log2(float(jnp.finfo(problem.dtype).max)) - math.log2(tiny))

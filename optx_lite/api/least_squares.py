@@ -70,7 +70,7 @@ def least_squares(
         Initial guess. Its floating dtype is the dtype of the solve; integers become the
         default float.
     jac : {'jacfwd', 'jacrev', '2-point', '3-point', 'cs'} or callable
-        How the Jacobian is had. 'jacfwd' (automatic, forward mode) is right for m >= n,
+        How the Jacobian is computed. 'jacfwd' (automatic, forward mode) is right for m >= n,
         'jacrev' for m < n. A callable gives ``jac(x, *args, **kwargs)``, shape (m, n), or for
         pytrees whatever ``jax.jacfwd(fun)`` would give.
     bounds : 2-tuple (lb, ub) or object with ``lb`` and ``ub``

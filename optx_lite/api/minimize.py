@@ -70,7 +70,7 @@ def minimize(
         is run with a projection onto the bounds after each step, and ended by the same tests. A
         solver, like ``ox.LBFGSB(maxcor=5)``, brings its own options.
     jac : None, True, '2-point', '3-point', 'cs' or callable
-        How the gradient is had. None: by automatic differentiation (SciPy: by finite
+        How the gradient is computed. None: by automatic differentiation (SciPy: by finite
         differences). True: ``fun`` returns (value, gradient).
     hess, hessp
         Not used by this method; a warning says so.
@@ -262,7 +262,7 @@ def _check_options(kind: str, options: Any, tol: Any, jac: Any) -> dict[str, Any
     steps = [name for name in ("eps", "finite_diff_rel_step") if chosen.get(name) is not None]
     if steps and not isinstance(jac, str):
         raise ValueError(
-            f"`options` has {steps}, steps of finite differences, but the gradient is had "
+            f"`options` has {steps}, steps of finite differences, but the gradient is computed "
             f"otherwise: `jac` is {jac!r}. Ask for jac='2-point' or '3-point'."
         )
     return chosen

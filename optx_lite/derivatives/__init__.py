@@ -1,4 +1,4 @@
-"""How the Jacobian of a residual function is had, and how to check one."""
+"""How the Jacobian of a residual function is computed, and how to check one."""
 
 from .autodiff import Forward as Forward
 from .autodiff import Gradient as Gradient

@@ -17,7 +17,7 @@ Thunk = Callable[[], Float[Array, "n m"]]
 
 
 class AbstractJacobian(eqx.Module):
-    """How the Jacobian of a residual function is had."""
+    """How the Jacobian of a residual function is computed."""
 
     @abc.abstractmethod
     def linearize(

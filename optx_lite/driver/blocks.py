@@ -1,4 +1,4 @@
-"""Run a machine on many elements: by blocks that fit the cache, the unfinished packed together.
+"""Run a solver on many elements: by blocks that fit the cache, the unfinished packed together.
 
 A while loop turns until its slowest element is done, and every turn touches the state of all. A
 million elements at once are slow twice: each turn goes through main memory, and all wait for the
@@ -31,16 +31,16 @@ from jaxtyping import Array
 
 from ..jax_support.control_flow import fori_loop, while_loop
 from ..results.elementwise import CONVERGED
-from ..solvers.elementwise.base import AbstractElementwiseMachine
+from ..solvers.elementwise.base import AbstractElementwiseSolver
 from .batching import CACHE
 
 LEFT = 8  # a block stops when this part of it is left
 
 
 class Task(eqx.Module):
-    """A machine and all that it works on; every array is (n,), or () if the same for all."""
+    """A solver and all that it works on; every array is (n,), or () if the same for all."""
 
-    machine: AbstractElementwiseMachine
+    solver: AbstractElementwiseSolver
     fun: Any  # Pointwise
     first: Any  # the same for the first points, which may have another dtype
     points: tuple[Any, ...]
@@ -53,13 +53,13 @@ class Task(eqx.Module):
         points = tuple(
             None if point is None else jnp.broadcast_to(point, (size,)) for point in self.points
         )
-        points = self.machine.start(points)
+        points = self.solver.start(points)
         if self.values is None:
-            evaluated = points[: self.machine.EVALUATED]
+            evaluated = points[: self.solver.EVALUATED]
             values = tuple(self._settle(self.first(point)) for point in evaluated)
         else:
             values = tuple(jnp.broadcast_to(self._settle(v), (size,)) for v in self.values)
-        return self.machine.init(tuple(point.astype(self.dtype) for point in points), values)
+        return self.solver.init(tuple(point.astype(self.dtype) for point in points), values)
 
     def run(self, state: Any, left: Any = 0) -> Any:
         """Step until no more than ``left`` elements are unfinished."""
@@ -71,11 +71,11 @@ class Task(eqx.Module):
 
     def step(self, state: Any) -> Any:
         """One evaluation for each element."""
-        return self.machine.step(lambda x: self._settle(self.fun(x)), state)
+        return self.solver.step(lambda x: self._settle(self.fun(x)), state)
 
     def count(self, state: Any) -> Array:
         """How many elements are unfinished."""
-        return jnp.sum(self.machine.running(state), dtype=jnp.int32)
+        return jnp.sum(self.solver.running(state), dtype=jnp.int32)
 
     def _settle(self, values: Array) -> Array:
         """Values of the common dtype, behind the wall if there is one."""
@@ -139,7 +139,7 @@ class _Blocks:
         """All blocks once, then what they left, as often as something is left."""
         state = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
         state = fori_loop(0, -(-self.size // self.block), self._pass, state)
-        running = self.task.machine.running(state)
+        running = self.task.solver.running(state)
         (places,) = jnp.nonzero(running, size=self.room, fill_value=self.size)
         state, _ = while_loop(
             lambda carry: carry[1][0] < self.size,
@@ -178,7 +178,7 @@ class _Blocks:
             )
 
         state = fori_loop(0, -(-count // self.block), run, state)
-        wanted = self.task.machine.running(state).at[places].get(mode="fill", fill_value=False)
+        wanted = self.task.solver.running(state).at[places].get(mode="fill", fill_value=False)
         (chosen,) = jnp.nonzero(wanted, size=self.room, fill_value=self.room)
         return state, places.at[chosen].get(mode="fill", fill_value=self.size)
 

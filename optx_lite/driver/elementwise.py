@@ -32,7 +32,7 @@ from ..results.elementwise import (
     ElementwiseResult,
     ScalarResult,
 )
-from ..solvers.elementwise.base import AbstractElementwiseMachine, has_no_answer
+from ..solvers.elementwise.base import AbstractElementwiseSolver, has_no_answer
 from .blocks import Task, work_off
 from .callbacks import Watch
 from .elementwise_derivative import DOUBT, Change, minimum_tangents, root_tangents
@@ -56,14 +56,14 @@ class Found(NamedTuple):
 
 
 class Search(eqx.Module):
-    """One machine, run to its end."""
+    """One solver, run to its end."""
 
-    machine: AbstractElementwiseMachine
+    solver: AbstractElementwiseSolver
 
     def __call__(self, problem: ElementwiseProblem, watch: Watch | None) -> Found:
-        """The machine's answer."""
-        machine = self.machine
-        task, may_be_parted = _task(machine, problem)
+        """The solver's answer."""
+        solver = self.solver
+        task, may_be_parted = _task(solver, problem)
         size = math.prod(problem.shape)
         status: Any = MAXITER
         if watch is not None:
@@ -72,7 +72,7 @@ class Search(eqx.Module):
             state = work_off(task, size) if may_be_parted else task.run(task.begin(size))
         ended = jnp.where(state.status == RUNNING, status, state.status)
         state = eqx.tree_at(lambda state: state.status, state, ended.astype(state.status.dtype))
-        result: Any = _in_shape(machine.finish(state), problem.shape)
+        result: Any = _in_shape(solver.finish(state), problem.shape)
         return Found(result, result.bracket[-1] - result.bracket[0])
 
 
@@ -169,11 +169,11 @@ class BracketAndSearch(eqx.Module):
 
     def _search_within(self, width: Array) -> Search:
         """The search, its ``xatol`` settled."""
-        machine: Any = self.search.machine
-        if machine.xatol is not None:
+        solver: Any = self.search.solver
+        if solver.xatol is not None:
             return self.search
         xatol = jnp.finfo(width.dtype).eps * width.reshape(-1)
-        return Search(dataclasses.replace(machine, xatol=xatol))
+        return Search(dataclasses.replace(solver, xatol=xatol))
 
 
 def _resting_on(problem: ElementwiseProblem, x: Array) -> Array:
@@ -227,18 +227,18 @@ def _at_limits(
     return status, x, jnp.where(side == 0, f, jnp.where(on_upper, f_limit[1], f_limit[0])), side
 
 
-def _task(machine: AbstractElementwiseMachine, problem: ElementwiseProblem) -> tuple[Task, bool]:
-    """What a machine is to do; and whether its elements may be parted."""
+def _task(solver: AbstractElementwiseSolver, problem: ElementwiseProblem) -> tuple[Task, bool]:
+    """What a solver is to do; and whether its elements may be parted."""
     points = tuple(None if point is None else problem.in_row(point) for point in problem.points)
     given = problem.values and tuple(value.reshape(-1) for value in problem.values)
     fun = problem.parted(problem.fun)
     first = fun if problem.first is problem.fun else problem.parted(problem.first)
     if fun is not None and first is not None:
-        return Task(machine, fun, first, points, given, problem.dtype, problem.wall), True
+        return Task(solver, fun, first, points, given, problem.dtype, problem.wall), True
     fun, first = (
         jax.tree_util.Partial(problem.on_row, fun) for fun in (problem.fun, problem.first)
     )
-    return Task(machine, fun, first, points, given, problem.dtype, problem.wall), False
+    return Task(solver, fun, first, points, given, problem.dtype, problem.wall), False
 
 
 def _in_shape(result: Any, shape: tuple[int, ...]) -> Any:
@@ -249,7 +249,7 @@ def _heard(task: Task, state: Any, watch: Watch, shape: tuple[int, ...]) -> tupl
     """Step with somebody listening, who hears of the bracket first, then of every iteration."""
 
     def tell(state: Any, active: Any) -> Array:
-        report = _in_shape(task.machine.finish(state), shape)
+        report = _in_shape(task.solver.finish(state), shape)
         return watch.asks_for_the_end(report, active, active)
 
     def more(carry: Any) -> Array:
@@ -314,6 +314,6 @@ def _tangents(
     """Those of x and of the value there."""
     search, problem, _ = jax.tree.unflatten(treedef, leaves)
     change = Change(lambda leaves: jax.tree.unflatten(treedef, leaves)[1], leaves, dots)
-    if isinstance(search, Search) and search.machine.FINDS_ROOT:
+    if isinstance(search, Search) and search.solver.FINDS_ROOT:
         return root_tangents(change, problem, *found[:3])
     return minimum_tangents(change, problem, *found)

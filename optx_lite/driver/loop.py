@@ -1,4 +1,4 @@
-"""Run a machine to its end. The kind of loop is handed in, so no solver branches on it.
+"""Run a solver to its end. The kind of loop is handed in, so no solver branches on it.
 
 `lax.while_loop` is one kind; the others are differentiable.
 """

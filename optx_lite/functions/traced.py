@@ -377,7 +377,7 @@ _SIZE_MESSAGES = (
 )
 _NO_DERIVATIVE = (
     "a function in jax.pure_callback was to be differentiated, and JAX cannot look into it. Take "
-    "jac='2-point' (or '3-point'), which needs values only. The derivative of the solution is had "
+    "jac='2-point' (or '3-point'), which needs values only. The derivative of the solution comes "
     "where the callback stands in a jax.custom_jvp."
 )
 _OF_OBJECTS = (

@@ -21,5 +21,5 @@ from .triangular import diagonal as diagonal
 from .triangular import solve_transposed as solve_transposed
 from .triangular import solve_upper as solve_upper
 from .triangular import triangularize as triangularize
-from .trust_region_step import Detour as Detour
+from .trust_region_step import CorrectionStep as CorrectionStep
 from .trust_region_step import solve_trust_region as solve_trust_region

@@ -40,7 +40,7 @@ RTOL = 1e-4
 MAX_ITERATIONS = 12
 
 
-class Detour(eqx.Module):
+class CorrectionStep(eqx.Module):
     """A step asked for first, with its own q and alpha: the answer if it is short enough."""
 
     wanted: Array  # () bool
@@ -55,7 +55,7 @@ class Answer(eqx.Module):
     step: Array  # (n,) p
     alpha: Array  # () its Levenberg-Marquardt parameter
     limited: Array  # () bool: the ball's boundary stopped it
-    detoured: Array  # () bool: it is the step of the detour
+    corrected: Array  # () bool: it is the step of the correction
 
 
 @jax.custom_jvp
@@ -67,9 +67,9 @@ def solve_trust_region(
     singular: Array,
     radius: Array,
     alpha: Array,
-    detour: Detour,
+    correction: CorrectionStep,
 ) -> Answer:
-    """The minimiser in the ball, or the step of the detour.
+    """The minimiser in the ball, or the step of the correction.
 
     Both come out of one loop: the factorisation in it is what takes time to compile.
 
@@ -87,7 +87,7 @@ def solve_trust_region(
         Delta > 0.
     alpha : array, shape ()
         First guess, e.g. from the step before; 0 for none.
-    detour : Detour
+    correction : CorrectionStep
         What is tried first.
     """
     zero = jnp.zeros_like(radius)
@@ -101,13 +101,13 @@ def solve_trust_region(
         begin = jnp.where(singular, floor, guess)
 
     def turn(state: tuple[Array, ...]) -> tuple[Array, ...]:
-        _, alpha, low, high, _, detouring, count = state
+        _, alpha, low, high, _, correcting, count = state
         step, slope = _damped_step_and_slope(
-            upper, jnp.where(detouring, detour.qtf, qtf), diag, alpha
+            upper, jnp.where(correcting, correction.qtf, qtf), diag, alpha
         )
         size = norm(step)
 
-        short = size <= detour.longest
+        short = size <= correction.longest
         back = (jnp.where(short, step, newton), begin, low, high, ~short & ~fits, short)
 
         phi = size - radius
@@ -120,25 +120,25 @@ def solve_trust_region(
         better = jnp.where(more, _between(better, low, high), alpha)
         on = (step, better, low, high, more, jnp.zeros_like(short))
 
-        chosen = (jnp.where(detouring, *pair) for pair in zip(back, on, strict=True))
+        chosen = (jnp.where(correcting, *pair) for pair in zip(back, on, strict=True))
         return *chosen, count + 1
 
     start = (
         newton,
-        jnp.where(detour.wanted, detour.alpha, begin),
+        jnp.where(correction.wanted, correction.alpha, begin),
         zero,
         highest,
-        detour.wanted | ~fits,
-        detour.wanted,
+        correction.wanted | ~fits,
+        correction.wanted,
         jnp.zeros((), jnp.int32),
     )
-    step, alpha, _, _, _, detoured, _ = while_loop(lambda state: state[4], turn, start)
+    step, alpha, _, _, _, corrected, _ = while_loop(lambda state: state[4], turn, start)
     # On the boundary exactly, so that a radius which says "to here" is taken at its word.
     size = norm(step)
-    limited = ~fits & ~detoured & (alpha > floor)
+    limited = ~fits & ~corrected & (alpha > floor)
     fitted = step * (radius / jnp.where(size > 0, size, 1))
     step = jnp.where(limited, fitted, step)
-    return Answer(step, jnp.where(limited | detoured, alpha, 0), limited, detoured)
+    return Answer(step, jnp.where(limited | corrected, alpha, 0), limited, corrected)
 
 
 def _between(alpha: Array, low: Array, high: Array) -> Array:
@@ -150,12 +150,12 @@ def _between(alpha: Array, low: Array, high: Array) -> Array:
 @solve_trust_region.defjvp  # pyright: ignore[reportArgumentType]
 def _solve_trust_region_jvp(primals, tangents):  # type: ignore[no-untyped-def]
     """Implicit function theorem on (1) and, at the boundary, ||p|| = Delta."""
-    upper, qtf, diag, _, singular, radius, _, detour = primals
-    d_upper, d_qtf, d_diag, _, _, d_radius, _, d_detour = tangents
+    upper, qtf, diag, _, singular, radius, _, correction = primals
+    d_upper, d_qtf, d_diag, _, _, d_radius, _, d_correction = tangents
     answer = solve_trust_region(*primals)
     step, limited = answer.step, answer.limited
-    qtf = jnp.where(answer.detoured, detour.qtf, qtf)
-    d_qtf = jnp.where(answer.detoured, d_detour.qtf, d_qtf)
+    qtf = jnp.where(answer.corrected, correction.qtf, qtf)
+    d_qtf = jnp.where(answer.corrected, d_correction.qtf, d_qtf)
     damping = answer.alpha + _floor(upper, singular)
     moved = d_upper.T @ (upper @ step + qtf) + upper.T @ (d_upper @ step + d_qtf)
     if diag is not None:

@@ -56,7 +56,7 @@ class LeastSquaresProblem(AbstractProblem):
     residuals : callable (n,) -> (m,)
         Pure; itself a pytree, so that the arrays it closes over are inputs.
     jacobian : AbstractJacobian
-        How its Jacobian is had.
+        How its Jacobian is computed.
     loss : Loss
         rho and C.
     lower, upper : arrays, shape (n,)

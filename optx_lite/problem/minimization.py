@@ -30,7 +30,7 @@ class MinimizationProblem(AbstractProblem):
     objective : callable (n,) -> ()
         Pure; itself a pytree, so that the arrays it closes over are inputs.
     derivative : AbstractJacobian
-        How its gradient is had.
+        How its gradient is computed.
     lower, upper : arrays, shape (n,)
         The box; infinite where there is no bound.
     bounded : bool, static
@@ -149,7 +149,7 @@ def minimization_problem(
     -------
     problem : MinimizationProblem
     x0 : array, shape (n,)
-        The flat first point; a machine begins by moving it into the box.
+        The flat first point; a solver begins by moving it into the box.
 
     Raises
     ------

@@ -9,7 +9,7 @@ import numpy as np
 from ..jax_support.export import exportable
 from .base import CALLBACK_STOP, PROCEEDING, RUNNING, AbstractResult
 
-# Why a machine ended; `status` tells less.
+# Why a solver ended; `status` tells less.
 GTOL, FTOL, MAXFUN, MAXITER, FAILED, NONFINITE, ALL_FIXED, LOST, BAD_BOUNDS, STUCK = range(1, 11)
 
 MESSAGES = {

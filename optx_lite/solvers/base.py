@@ -31,7 +31,7 @@ State = TypeVar("State")
 
 
 class AbstractSolver(eqx.Module, Generic[Problem, State]):
-    """A state machine. ``state.status`` is 0 while it runs.
+    """A state solver. ``state.status`` is 0 while it runs.
 
     Every call of `step` evaluates the user's function once: a rejected trust-region step or a
     line-search trial is a state, never an inner loop over the user's function. The state holds

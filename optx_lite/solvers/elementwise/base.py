@@ -1,4 +1,4 @@
-"""What the machines of `elementwise` share: all of them work on many elements at once."""
+"""What the solvers of `elementwise` share: all of them work on many elements at once."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class AbstractElementwiseState(eqx.Module):
     nit: eqx.AbstractVar[Array]
 
 
-class AbstractElementwiseMachine(eqx.Module, Generic[State]):
+class AbstractElementwiseSolver(eqx.Module, Generic[State]):
     """A state machine for arrays of scalar problems, none of which waits for another.
 
     Every call of `step` evaluates the function once, on all elements. One that has ended stays

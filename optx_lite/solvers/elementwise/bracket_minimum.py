@@ -24,7 +24,7 @@ from jaxtyping import Array
 
 from ...results.elementwise import BAD_INPUT, CONVERGED, LIMIT, NONFINITE, RUNNING, BracketResult
 from .base import (
-    AbstractElementwiseMachine,
+    AbstractElementwiseSolver,
     AbstractElementwiseState,
     Function,
     alone,
@@ -50,8 +50,8 @@ class DownhillState(AbstractElementwiseState):
     nit: Array
 
 
-class BracketMinimum(AbstractElementwiseMachine[DownhillState]):
-    """The machine of `elementwise.bracket_minimum`.
+class BracketMinimum(AbstractElementwiseSolver[DownhillState]):
+    """The solver of `elementwise.bracket_minimum`.
 
     Its points are xl, xm and xr, the limits xmin and xmax, and the factor.
     """

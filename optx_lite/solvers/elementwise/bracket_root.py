@@ -23,7 +23,7 @@ from jax import lax
 from jaxtyping import Array
 
 from ...results.elementwise import BAD_INPUT, CONVERGED, LIMIT, NONFINITE, RUNNING, BracketResult
-from .base import AbstractElementwiseMachine, AbstractElementwiseState, Function, alone, kept
+from .base import AbstractElementwiseSolver, AbstractElementwiseState, Function, alone, kept
 
 CALLED_OFF = 2  # the other side has found a bracket
 
@@ -43,8 +43,8 @@ class SearchState(AbstractElementwiseState):
     nit: Array
 
 
-class BracketRoot(AbstractElementwiseMachine[SearchState]):
-    """The machine of `elementwise.bracket_root`.
+class BracketRoot(AbstractElementwiseSolver[SearchState]):
+    """The solver of `elementwise.bracket_root`.
 
     Its points are the ends of the interval, the limits xmin and xmax, and the factor.
     """

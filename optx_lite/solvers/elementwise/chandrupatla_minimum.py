@@ -44,7 +44,7 @@ from ...results.elementwise import (
     ElementwiseResult,
 )
 from .base import (
-    AbstractElementwiseMachine,
+    AbstractElementwiseSolver,
     AbstractElementwiseState,
     Function,
     alone,
@@ -71,8 +71,8 @@ class MinimumState(AbstractElementwiseState):
     nit: Array
 
 
-class ChandrupatlaMinimum(AbstractElementwiseMachine[MinimumState]):
-    """The machine of `elementwise.find_minimum`; its points are those of a bracket."""
+class ChandrupatlaMinimum(AbstractElementwiseSolver[MinimumState]):
+    """The solver of `elementwise.find_minimum`; its points are those of a bracket."""
 
     EVALUATED = 3
 

@@ -39,7 +39,7 @@ from ...results.elementwise import (
     ElementwiseResult,
 )
 from .base import (
-    AbstractElementwiseMachine,
+    AbstractElementwiseSolver,
     AbstractElementwiseState,
     Function,
     alone,
@@ -64,8 +64,8 @@ class RootState(AbstractElementwiseState):
     nit: Array
 
 
-class ChandrupatlaRoot(AbstractElementwiseMachine[RootState]):
-    """The machine of `elementwise.find_root`; its points are the ends of a bracket."""
+class ChandrupatlaRoot(AbstractElementwiseSolver[RootState]):
+    """The solver of `elementwise.find_root`; its points are the ends of a bracket."""
 
     FINDS_ROOT = True
     EVALUATED = 2

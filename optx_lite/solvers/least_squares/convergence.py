@@ -1,4 +1,4 @@
-r"""When a trust-region machine has arrived.
+r"""When a trust-region solver has arrived.
 
 R, q are the triangular factor and Q^T f of the weighted Jacobian, with the row w of
 `trust_region` in it, restricted to the free variables, and p = -R^{-1} q is the Gauss-Newton step.
@@ -72,7 +72,7 @@ UNMOVED = 16  # times the rounding of F: reach where nothing is left to gain
 MARGIN = 0.1  # error that may be left in x, relative to the tolerance
 
 
-class Outlook(eqx.Module):
+class Prediction(eqx.Module):
     """What undamped Gauss-Newton promises from the current point, within the bounds."""
 
     step: Array  # (n,) the Gauss-Newton step, to the minimiser of the model in the box
@@ -89,8 +89,8 @@ class Outlook(eqx.Module):
     noise: Array  # () of the cost
 
 
-def look_ahead(problem: LeastSquaresProblem, before: State, state: State) -> Outlook:
-    """The outlook from ``state.x``, where the trial of ``before`` led."""
+def predict(problem: LeastSquaresProblem, before: State, state: State) -> Prediction:
+    """The prediction from ``state.x``, where the trial of ``before`` led."""
     model, x, fnorm = state.model, state.x, state.fnorm
     upper, qtf, columns = model.upper, model.qtf, model.columns
     slope = jnp.where(columns > 0, jnp.abs(model.grad), 0)  # of the parameters with an effect
@@ -133,7 +133,7 @@ def look_ahead(problem: LeastSquaresProblem, before: State, state: State) -> Out
         as_far = jnp.minimum(whole, room * lengths)
         return safe_divide(safe_sqrt(jnp.max((2 * whole - as_far) * as_far)), fnorm)
 
-    return Outlook(
+    return Prediction(
         step=step,
         x=goal,
         factor=factor,
@@ -151,14 +151,14 @@ def look_ahead(problem: LeastSquaresProblem, before: State, state: State) -> Out
 
 
 def possible_reduction(
-    before: State, outlook: Outlook, accepted: Array, reduction: Array, known: Array
+    before: State, prediction: Prediction, accepted: Array, reduction: Array, known: Array
 ) -> Array:
     """(4): the most that failed trials since the last significant step leave to be gained.
 
     Infinite if none of them was near enough to say so. ``known``: whether the trial of
     ``before`` failed in a way that tells, by its ``reduction``, how f curves along it.
     """
-    noise = outlook.noise
+    noise = prediction.noise
     slope = before.model.grad @ (before.trial.x - before.x)
     rise = -reduction
     curvature = 2 * (rise - slope)
@@ -179,7 +179,7 @@ def judge(
     problem: LeastSquaresProblem,
     before: State,
     state: State,
-    outlook: Outlook,
+    prediction: Prediction,
     accepted: Array,
     ratio: Array,
 ) -> tuple[Array, Array, Array]:
@@ -195,12 +195,12 @@ def judge(
     whole = norm(state.x / state.scale)
     # Where w is in R the offset is not that of (1), and a w from a kink would hide the gradient.
     plain = jnp.all(state.model.secant == 0)
-    flat = jnp.minimum(jnp.where(plain, outlook.offset, jnp.inf), outlook.cosine)
+    flat = jnp.minimum(jnp.where(plain, prediction.offset, jnp.inf), prediction.cosine)
 
     # What one variable could still gain is below ftol, and all together not far above.
-    little = (outlook.cosine**2 <= solver.ftol) & (outlook.offset**4 <= solver.ftol)
+    little = (prediction.cosine**2 <= solver.ftol) & (prediction.offset**4 <= solver.ftol)
 
-    gtol = (flat <= jnp.maximum(solver.gtol, eps)) | outlook.nothing  # (1)
+    gtol = (flat <= jnp.maximum(solver.gtol, eps)) | prediction.nothing  # (1)
     ftol = (
         (accepted & ~first & (ratio > 0.25))
         & (~trial.limited | little)
@@ -208,8 +208,8 @@ def judge(
     )  # (2)
     xtol = accepted & ~first & ~trial.limited & (trial.length <= solver.xtol * whole)  # (3)
     # What is left to gain is below the rounding of x, or of the cost.
-    exhausted = (flat**2 <= eps) | (outlook.size <= eps)
-    hidden = 0.5 * (flat * state.fnorm) ** 2 <= outlook.noise
+    exhausted = (flat**2 <= eps) | (prediction.size <= eps)
+    hidden = 0.5 * (flat * state.fnorm) ** 2 <= prediction.noise
     met = jnp.where(ftol, codes.FTOL, codes.RUNNING)
     met = jnp.where(xtol, jnp.where(ftol, codes.FTOL_AND_XTOL, codes.XTOL), met)
     nothing_more = jnp.where(exhausted, codes.XTOL, jnp.where(hidden, HIDDEN, codes.RUNNING))
@@ -220,31 +220,31 @@ def judge(
     loosest = jnp.maximum(jnp.maximum(solver.ftol, solver.xtol), jnp.maximum(solver.gtol, eps))
     longer = jnp.maximum(before.size, before.last_size)
     over = (
-        (outlook.left <= MARGIN * loosest)
-        | (polishing & (~accepted | (outlook.size > SHRINK * longer)))
-        | outlook.nothing
+        (prediction.left <= MARGIN * loosest)
+        | (polishing & (~accepted | (prediction.size > SHRINK * longer)))
+        | prediction.nothing
         | ~solver.running(problem, state)
     )
     # Written so that a step which is not finite counts as stuck, too.
     too_short = ~(trial.length > jnp.maximum(solver.xtol, eps) * whole)
     stuck = too_short & ~(accepted | first | polishing)
     # No descent, and none to be had: f is orthogonal to J, or nearly rounding.
-    smooth = outlook.reach <= SMOOTH * safe_sqrt(outlook.noise * state.cost)
-    nothing_left = (state.hope <= outlook.noise) & smooth
+    smooth = prediction.reach <= SMOOTH * safe_sqrt(prediction.noise * state.cost)
+    nothing_left = (state.hope <= prediction.noise) & smooth
     # Of a start on a plateau that says nothing.
-    unmoved = (outlook.reach <= UNMOVED * outlook.noise) & (state.nit > 0)
-    sure = (outlook.steepest <= eps ** (1 / 3)) | outlook.small | unmoved
+    unmoved = (prediction.reach <= UNMOVED * prediction.noise) & (state.nit > 0)
+    sure = (prediction.steepest <= eps ** (1 / 3)) | prediction.small | unmoved
     done = sure | nothing_left
     stalled = jnp.where(stuck, jnp.where(done, codes.XTOL, codes.STALLED), codes.RUNNING)
     reached = jnp.where(pending == HIDDEN, codes.XTOL, pending)
     # The last phase came too early where f is still far from orthogonal to J: beside a huge
     # variable without influence, or with huge ones whose difference counts, every step is short.
     # On the way to x = 0 none is.
-    far = (outlook.left > NOISE * eps) & (outlook.size < 0.2)
-    far = far & (outlook.steepest > eps ** (1 / 8)) & ~outlook.small
+    far = (prediction.left > NOISE * eps) & (prediction.size < 0.2)
+    far = far & (prediction.steepest > eps ** (1 / 8)) & ~prediction.small
     # Where values do not tell any more, only steps that shrink to nothing are convergence.
-    untold = (pending == HIDDEN) & ~(outlook.nothing | nothing_left)
-    far = far | (untold & (outlook.left > MARGIN * loosest))
+    untold = (pending == HIDDEN) & ~(prediction.nothing | nothing_left)
+    far = far | (untold & (prediction.left > MARGIN * loosest))
     status = jnp.where((pending > 0) & over & ~far, reached, stalled).astype(jnp.int32)
     return status, jnp.where(over & far, codes.RUNNING, pending), stuck & ~sure
 
@@ -253,7 +253,7 @@ def verify(
     problem: LeastSquaresProblem,
     before: State,
     state: State,
-    outlook: Outlook,
+    prediction: Prediction,
     status: Array,
     pending: Array,
     doubtful: Array,
@@ -264,7 +264,7 @@ def verify(
     ``doubtful``: whether a kink may be near; ``passed``: what the last trial found if it was there
     to look for something.
     """
-    dead = jnp.any(_dead(problem, state)) & ~outlook.nothing
+    dead = jnp.any(_dead(problem, state)) & ~prediction.nothing
     wanted = jnp.where(dead, PLATEAU, jnp.where(doubtful, KINK, 0)).astype(jnp.int32)
     looking = before.probing > 0
     probing = jnp.where((status > 0) & ~looking, wanted, 0)

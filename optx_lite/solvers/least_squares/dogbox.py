@@ -30,7 +30,7 @@ from jaxtyping import Array
 from ...linalg import evaluate_model, solve_in_box, solve_transposed, solve_upper, unit_of
 from ...problem.bounds import coleman_li, onto_bounds, step_to_bound, within
 from ...problem.least_squares import LeastSquaresProblem
-from .convergence import Outlook
+from .convergence import Prediction
 from .state import Correction, State, Trial
 from .trust_region import TrustRegionSolver, cauchy_factor, scipy_radius, starting_radius
 
@@ -63,13 +63,13 @@ class Dogbox(TrustRegionSolver):
         self,
         problem: LeastSquaresProblem,
         state: State,
-        outlook: Outlook,
+        prediction: Prediction,
         damping: Array,
         correction: Correction,
     ) -> Trial:
         """To the minimum in both boxes, or along the path if there is but one."""
-        step, inside = _step(problem, state, outlook)
-        model, factor = state.model, outlook.factor
+        step, inside = _step(problem, state, prediction)
+        model, factor = state.model, prediction.factor
         bend = -solve_upper(factor, solve_transposed(factor, correction.grad))
         short = _length(bend, state) <= correction.longest
         corrected = correction.wanted & short
@@ -107,10 +107,12 @@ def _resting(problem: LeastSquaresProblem, state: State) -> Array:
     return (coleman_li(x, state.model.grad, lower, upper)[0] <= 0) | (lower == upper)
 
 
-def _step(problem: LeastSquaresProblem, state: State, outlook: Outlook) -> tuple[Array, Array]:
+def _step(
+    problem: LeastSquaresProblem, state: State, prediction: Prediction
+) -> tuple[Array, Array]:
     """The step within the region, and whether it is the Gauss-Newton step."""
     high = state.radius * state.scale
-    newton = outlook.x - state.x
+    newton = prediction.x - state.x
     if not problem.bounded:
         return _dogleg(state, newton, -high, high), within(newton, -high, high)
     low = jnp.maximum(problem.lower - state.x, -high)

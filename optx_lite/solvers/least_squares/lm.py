@@ -29,7 +29,7 @@ from jaxtyping import Array
 from ...linalg import evaluate_model, norm, solve_trust_region
 from ...problem.least_squares import LeastSquaresProblem
 from ...results import least_squares as codes
-from .convergence import Outlook
+from .convergence import Prediction
 from .state import Correction, State, Trial
 from .trust_region import TrustRegionSolver, cauchy_factor, starting_radius
 
@@ -80,7 +80,7 @@ class LevenbergMarquardt(TrustRegionSolver):
         self,
         problem: LeastSquaresProblem,
         state: State,
-        outlook: Outlook,
+        prediction: Prediction,
         damping: Array,
         correction: Correction,
     ) -> Trial:
@@ -90,19 +90,19 @@ class LevenbergMarquardt(TrustRegionSolver):
             model.upper * scale[None, :],
             model.qtf,
             None,
-            outlook.step / scale,
+            prediction.step / scale,
             model.singular,
             state.radius,
             damping,
-            correction.detour(model.upper),
+            correction.as_step(model.upper),
         )
         step = scale * answer.step
         return Trial(
-            x=jnp.where(answer.detoured, correction.start, state.x) + step,
+            x=jnp.where(answer.corrected, correction.start, state.x) + step,
             length=norm(answer.step),
             predicted=evaluate_model(model.upper, model.qtf, step),
             limited=answer.limited,
             damping=answer.alpha,
             radius=state.radius,
-            corrected=answer.detoured,
+            corrected=answer.corrected,
         )

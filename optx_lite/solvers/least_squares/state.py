@@ -1,4 +1,4 @@
-"""Where a trust-region machine stands: records of arrays, and nothing else."""
+"""Where a trust-region solver stands: records of arrays, and nothing else."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from ...linalg import Detour, diagonal, reciprocal, safe_sqrt, solve_transposed
+from ...linalg import CorrectionStep, diagonal, reciprocal, safe_sqrt, solve_transposed
 
 
 class Model(eqx.Module):
@@ -62,14 +62,14 @@ class Correction(eqx.Module):
     damping: Array  # () alpha of the failed step
     longest: Array  # () c may be, in the metric
 
-    def detour(self, upper: Array) -> Detour:
+    def as_step(self, upper: Array) -> CorrectionStep:
         """c as a step for `solve_trust_region`: J^T r = R^T q."""
         qtf = solve_transposed(upper, self.grad)
-        return Detour(wanted=self.wanted, qtf=qtf, alpha=self.damping, longest=self.longest)
+        return CorrectionStep(wanted=self.wanted, qtf=qtf, alpha=self.damping, longest=self.longest)
 
 
 class State(eqx.Module):
-    """The machine between two evaluations; x and the trial are the user's, the rest in units."""
+    """The solver between two evaluations; x and the trial are the user's, the rest in units."""
 
     x: Array  # (n,) best point
     f: Array  # (m,) its true residuals

@@ -37,7 +37,7 @@ from jaxtyping import Array
 from ...linalg import evaluate_model, norm, safe_divide, safe_sqrt, solve_trust_region
 from ...problem.bounds import coleman_li, onto_bounds, step_to_bound, within
 from ...problem.least_squares import LeastSquaresProblem
-from .convergence import Outlook
+from .convergence import Prediction
 from .state import Correction, State, Trial
 from .trust_region import TrustRegionSolver, cauchy_factor, scipy_radius, starting_radius
 
@@ -62,7 +62,7 @@ class TrustRegionReflective(TrustRegionSolver):
         self,
         problem: LeastSquaresProblem,
         state: State,
-        outlook: Outlook,
+        prediction: Prediction,
         damping: Array,
         correction: Correction,
     ) -> Trial:
@@ -74,17 +74,17 @@ class TrustRegionReflective(TrustRegionSolver):
             upper,
             model.qtf,
             diag,
-            outlook.step / metric if diag is None else None,
+            prediction.step / metric if diag is None else None,
             model.singular,
             state.radius,
             damping,
-            correction.detour(model.upper),
+            correction.as_step(model.upper),
         )
-        start = jnp.where(answer.detoured, correction.start, state.x)
+        start = jnp.where(answer.corrected, correction.start, state.x)
         step = answer.step
         if diag is not None:
-            inside = _into_box(problem, state, outlook, step, metric, diag, upper)
-            step = jnp.where(answer.detoured, step, inside)
+            inside = _into_box(problem, state, prediction, step, metric, diag, upper)
+            step = jnp.where(answer.corrected, step, inside)
         length = norm(step)
         x = start + metric * step
         if problem.bounded:
@@ -96,7 +96,7 @@ class TrustRegionReflective(TrustRegionSolver):
             limited=answer.limited | (length > 0.95 * state.radius),
             damping=answer.alpha,
             radius=state.radius,
-            corrected=answer.detoured,
+            corrected=answer.corrected,
         )
 
     def metric(self, problem: LeastSquaresProblem, state: State) -> tuple[Array, Array | None]:
@@ -118,7 +118,7 @@ def _reduction(upper: Array, qtf: Array, diag: Array | None, step: Array) -> Arr
 def _into_box(
     problem: LeastSquaresProblem,
     state: State,
-    outlook: Outlook,
+    prediction: Prediction,
     step: Array,
     metric: Array,
     diag: Array,
@@ -151,7 +151,7 @@ def _into_box(
     cauchy = _line_minimum(upper, qtf, diag, zero, down, jnp.zeros_like(room), farthest) * down
 
     projected = jnp.clip(x + metric * step, lower_bound, upper_bound) - x
-    newton = safe_divide(outlook.x - x, metric)
+    newton = safe_divide(prediction.x - x, metric)
     newton = jnp.where(norm(newton) <= state.radius, newton, 0)
     projected = safe_divide(projected, metric)
     candidates = jnp.stack([THETA * touching, reflected, cauchy, projected, newton])

@@ -1,6 +1,6 @@
-r"""The trust-region machine which trf, dogbox and lm share.
+r"""The trust-region solver which trf, dogbox and lm share.
 
-One step of the machine is: evaluate f at the trial point; compare the cost with what the
+One step of the solver is: evaluate f at the trial point; compare the cost with what the
 quadratic model promised; accept or reject; where accepted, linearise and factorise anew; set
 the radius; ask whether this is the end; propose the next trial. The algorithm itself (metric,
 shape of the region, radius rule, what a trial is) stands in the file that carries its name.
@@ -19,7 +19,7 @@ before the radius shrinks, one trial goes to x + p + c,
     c = argmin || J c + r ||^2 + alpha || D c ||^2,   taken if ||D c|| <= 3/4 ||D p||  (1)
 
 the step of Transtrum & Sethna ("Improvements to the Levenberg-Marquardt algorithm for
-nonlinear least-squares minimization", 2012), whose second derivative is had here for nothing.
+nonlinear least-squares minimization", 2012), whose second derivative costs nothing here.
 On NIST's 54 problems it halves the evaluations of lm.
 
 The curvature of the residuals. J^T J lacks sum_i f_i f_i'', which is all there is where a column
@@ -36,7 +36,7 @@ too much: far from the minimum f is still to fall, and J^T J the better of the t
 valley takes four times as many evaluations otherwise). ENSO's 55 evaluations become 30.
 
 The fallback. No scaling wins everywhere: the columns of J on badly scaled parameters, 1 on
-functions whose columns change by orders of magnitude. Unless the user chose one, the machine
+functions whose columns change by orders of magnitude. Unless the user chose one, the solver
 goes over to the other after `PATIENCE` evaluations in which the trust region was in the way and
 the cost did not fall by a tenth, with more patience after each second time, and once before it
 gives up.
@@ -83,11 +83,11 @@ from ..base import Report
 from .base import AbstractLeastSquaresSolver
 from .convergence import (
     NOISE,
-    Outlook,
+    Prediction,
     judge,
-    look_ahead,
     passes,
     possible_reduction,
+    predict,
     probe,
     verify,
     without_effect,
@@ -123,7 +123,7 @@ class TrustRegionSolver(AbstractLeastSquaresSolver[State]):
     max_nfev: Any = None
     from_jacobian: bool = eqx.field(static=True, default=False)
 
-    # -- the machine ---------------------------------------------------------------------
+    # -- the solver ---------------------------------------------------------------------
 
     def init(self, problem: LeastSquaresProblem, x0: Array) -> State:
         """Nothing evaluated yet; x0 is the first trial."""
@@ -180,7 +180,7 @@ class TrustRegionSolver(AbstractLeastSquaresSolver[State]):
         return jax.tree.map(jnp.asarray, state)
 
     def running(self, problem: LeastSquaresProblem, state: State) -> Array:
-        """Whether the machine wants another step."""
+        """Whether the solver wants another step."""
         budget = self.most_steps(state.x.shape[0])
         return (state.status == codes.RUNNING) & (state.nfev < budget)
 
@@ -232,18 +232,18 @@ class TrustRegionSolver(AbstractLeastSquaresSolver[State]):
             moved,
             (jnp.where(accepted, in_finer, state.cost), jnp.where(accepted, finer, unit), refused),
         )
-        outlook = look_ahead(problem, state, moved)
+        prediction = predict(problem, state, moved)
         # A trial where f or J is not finite, or on a plateau, tells nothing of the curvature of f;
         # nor does one that a bound cut short.
         cut = state.trial.limited & (state.trial.length < 0.9 * state.radius)
         known = finite & ~better & ~cut
-        hope = possible_reduction(state, outlook, accepted, reduction, known)
+        hope = possible_reduction(state, prediction, accepted, reduction, known)
         moved = eqx.tree_at(lambda s: s.hope, moved, hope)
         radius = self._radius(problem, state, moved, cost, ratio, finite, accepted)
-        moved = eqx.tree_at(lambda s: (s.radius, s.size), moved, (radius, outlook.size))
-        status, pending, doubtful = judge(self, problem, state, moved, outlook, accepted, ratio)
+        moved = eqx.tree_at(lambda s: (s.radius, s.size), moved, (radius, prediction.size))
+        status, pending, doubtful = judge(self, problem, state, moved, prediction, accepted, ratio)
         status, pending, probing = verify(
-            problem, state, moved, outlook, status, pending, doubtful, passed
+            problem, state, moved, prediction, status, pending, doubtful, passed
         )
         bad_start = jnp.where(finite, codes.NONFINITE_JACOBIAN, codes.NONFINITE)
         status = jnp.where(first & ~accepted, bad_start, status).astype(jnp.int32)
@@ -255,9 +255,9 @@ class TrustRegionSolver(AbstractLeastSquaresSolver[State]):
         damping = jnp.where(jnp.isfinite(damping), damping, 0)
         failed = finite & ~better & ~polishing & ~state.trial.corrected
         correction = self._correction(problem, state, f, failed)
-        trial = self.propose(problem, moved, outlook, damping, correction)
+        trial = self.propose(problem, moved, prediction, damping, correction)
         trial = trial.or_corrected(state.trial)
-        x = jnp.where(pending > 0, outlook.x, trial.x)
+        x = jnp.where(pending > 0, prediction.x, trial.x)
         x = jnp.where(probing > 0, probe(problem, state, moved, probing), x)
         trial = eqx.tree_at(lambda t: t.x, trial, x)
         after = eqx.tree_at(
@@ -309,7 +309,7 @@ class TrustRegionSolver(AbstractLeastSquaresSolver[State]):
 
     @property
     def falls_back(self) -> bool:
-        """Whether the scaling is the machine's to choose."""
+        """Whether the scaling is the solver's to choose."""
         return self.x_scale is None and not self.from_jacobian
 
     def _scale(self, switches: Array, model: Model) -> Array:
@@ -464,7 +464,7 @@ class TrustRegionSolver(AbstractLeastSquaresSolver[State]):
         self,
         problem: LeastSquaresProblem,
         state: State,
-        outlook: Outlook,
+        prediction: Prediction,
         damping: Array,
         correction: Correction,
     ) -> Trial:

@@ -108,7 +108,7 @@ State = TypeVar("State", bound=BestSeen)
 
 
 class AbstractMinimizer(AbstractSolver[MinimizationProblem, State]):
-    """A machine that minimises; the algorithm is `init` and `step`.
+    """A solver that minimises; the algorithm is `init` and `step`.
 
     Attributes
     ----------
@@ -138,7 +138,7 @@ class AbstractMinimizer(AbstractSolver[MinimizationProblem, State]):
         return None
 
     def running(self, problem: MinimizationProblem, state: State) -> Array:
-        """Whether the machine wants another step."""
+        """Whether the solver wants another step."""
         return (state.status == RUNNING) & (state.nfev < self.maxfun)
 
     def most_steps(self, n: int) -> Any:

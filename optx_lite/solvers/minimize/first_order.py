@@ -1,4 +1,4 @@
-r"""First-order methods: any ``optax.GradientTransformation`` as a machine.
+r"""First-order methods: any ``optax.GradientTransformation`` as a solver.
 
     x+ = P(x + u),    u, state+ = update(g, state, x)                                  (1)
 
@@ -43,7 +43,7 @@ FADE = 0.9  # of the flattest curvature seen, an iteration
 
 
 class State(BestSeen):
-    """The machine between two evaluations."""
+    """The solver between two evaluations."""
 
     trial: Array  # (n,) to be evaluated
     last: Array  # (n,) evaluated before
@@ -137,9 +137,9 @@ class FirstOrder(AbstractMinimizer[State]):
 
 
 def first_order(transformation: Any, problem: MinimizationProblem, x: Array) -> FirstOrder:
-    """The machine of a transformation, for problems like this one.
+    """The solver of a transformation, for problems like this one.
 
-    What the transformation captured, a learning rate for one, is lifted out of it: a machine
+    What the transformation captured, a learning rate for one, is lifted out of it: a solver
     made anew compiles no second time, and the answer of a few unrolled steps is differentiable
     in it.
     """
