@@ -17,7 +17,7 @@ def _folder(file: str | None) -> str:
 
 
 # What only a new version changes: the functions in it are what their code says.
-_FIXED_FOLDERS = (_folder(jax.__file__), _folder(__file__))
+_FIXED_FOLDERS = (_folder(jax.__file__), _folder(os.path.dirname(__file__)))
 
 
 def _library_folders() -> tuple[str, ...]:

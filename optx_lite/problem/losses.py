@@ -8,8 +8,8 @@ Modern Synthesis", 1999, section 4.3):
     f~_i = f_i * rho' / sqrt(rho' + 2 rho'' f_i^2 / C^2)                (2)
 
 so that J~^T f~ is the true gradient and J~^T J~ the Gauss-Newton Hessian. Where the bracket is
-negative (outliers of cauchy and arctan) it is replaced by eps rho'. (By eps in SciPy, which beside
-a rho' of less makes far outliers infinitely stiff.)
+negative (outliers of cauchy and arctan) it is replaced by eps, as in SciPy, but by rho' where that
+is less: eps would make far outliers infinitely stiff.
 
 Different from SciPy: a loss may also be one JAX function of a scalar z, which we differentiate,
 and f_scale carries a derivative.
@@ -109,7 +109,7 @@ class Loss(eqx.Module):
         z = (f / self.f_scale) ** 2
         _, first, second = self.rho(z)
         eps = jnp.finfo(f.dtype).eps
-        row = safe_sqrt(jnp.maximum(first + 2 * second * z, eps * first))  # (1)
+        row = safe_sqrt(jnp.maximum(first + 2 * second * z, jnp.minimum(eps, first)))  # (1)
         return row, safe_divide(first, row)  # (2)
 
 

@@ -69,6 +69,8 @@ PLATEAU, KINK = 1, 2  # what a probe looks for
 HIDDEN = 5  # pending where all that is left to gain is hidden in the rounding of f
 SMOOTH = 30  # times the geometric mean of F and its rounding: reach at a smooth minimum
 UNMOVED = 16  # times the rounding of F: reach where nothing is left to gain
+SHORT = 0.2  # step relative to x: longer ones are on the way to x = 0
+FAR, ORTHOGONAL = 1 / 8, 1 / 3  # powers of eps: cosines between f and J that are not, and are, 0
 MARGIN = 0.1  # error that may be left in x, relative to the tolerance
 
 
@@ -174,79 +176,130 @@ def possible_reduction(
     return jnp.where(significant, jnp.inf, hope)
 
 
+class Tolerances(eqx.Module):
+    """Those of a solve, all relative."""
+
+    ftol: Any
+    xtol: Any
+    gtol: Any
+    eps: float  # of the coarser of the dtypes of x and f
+
+    @property
+    def loosest(self) -> Array:
+        """The largest of them."""
+        return jnp.maximum(jnp.maximum(self.ftol, self.xtol), jnp.maximum(self.gtol, self.eps))
+
+
 def judge(
-    solver: Any,
-    problem: LeastSquaresProblem,
+    tolerances: Tolerances,
     before: State,
     state: State,
     prediction: Prediction,
     accepted: Array,
     ratio: Array,
+    spent: Array,
 ) -> tuple[Array, Array, Array]:
     """Status, the status that waits for the last phase to end, and whether a kink may be near.
 
-    ``accepted``, ``ratio``: what became of the trial of ``before``; ``solver`` has ftol, xtol
-    and gtol.
+    ``accepted``, ``ratio``: what became of the trial of ``before``; ``spent``: whether the
+    evaluations are.
     """
-    eps, trial = problem.precision, before.trial
-    first = before.nfev == 0
-    polishing = before.pending > 0
-    gained = jnp.maximum(before.cost - state.cost, trial.predicted)
-    whole = norm(state.x / state.scale)
+    met = _test_met(tolerances, before, state, prediction, accepted, ratio)
+    pending = jnp.where(before.pending > 0, before.pending, met).astype(jnp.int32)
+    over = _last_phase_over(tolerances, before, prediction, accepted) | spent
+    early = _too_early(tolerances, state, prediction, pending)
+    stuck = _stuck(tolerances, before, state, accepted)
+    sure = _nothing_to_gain(tolerances, state, prediction)
+    done = sure | _values_promise_nothing(state, prediction)
+    stalled = jnp.where(stuck, jnp.where(done, codes.XTOL, codes.STALLED), codes.RUNNING)
+    reached = jnp.where(pending == HIDDEN, codes.XTOL, pending)
+    status = jnp.where((pending > 0) & over & ~early, reached, stalled).astype(jnp.int32)
+    return status, jnp.where(over & early, codes.RUNNING, pending), stuck & ~sure
+
+
+def _test_met(
+    tolerances: Tolerances,
+    before: State,
+    state: State,
+    prediction: Prediction,
+    accepted: Array,
+    ratio: Array,
+) -> Array:
+    """The status of the test that is met, if any, and that opens the last phase."""
+    eps, trial = tolerances.eps, before.trial
+    stepped = accepted & (before.nfev > 0)
     # Where w is in R the offset is not that of (1), and a w from a kink would hide the gradient.
     plain = jnp.all(state.model.secant == 0)
     flat = jnp.minimum(jnp.where(plain, prediction.offset, jnp.inf), prediction.cosine)
+    gtol = (flat <= jnp.maximum(tolerances.gtol, eps)) | prediction.nothing  # (1)
 
     # What one variable could still gain is below ftol, and all together not far above.
-    little = (prediction.cosine**2 <= solver.ftol) & (prediction.offset**4 <= solver.ftol)
+    little = (prediction.cosine**2 <= tolerances.ftol) & (prediction.offset**4 <= tolerances.ftol)
+    gained = jnp.maximum(before.cost - state.cost, trial.predicted)
+    believed = stepped & (ratio > 0.25) & (~trial.limited | little)
+    ftol = believed & (gained <= tolerances.ftol * before.cost)  # (2)
+    xtol = stepped & ~trial.limited & (trial.length <= tolerances.xtol * _whole(state))  # (3)
 
-    gtol = (flat <= jnp.maximum(solver.gtol, eps)) | prediction.nothing  # (1)
-    ftol = (
-        (accepted & ~first & (ratio > 0.25))
-        & (~trial.limited | little)
-        & (gained <= solver.ftol * before.cost)
-    )  # (2)
-    xtol = accepted & ~first & ~trial.limited & (trial.length <= solver.xtol * whole)  # (3)
     # What is left to gain is below the rounding of x, or of the cost.
     exhausted = (flat**2 <= eps) | (prediction.size <= eps)
     hidden = 0.5 * (flat * state.fnorm) ** 2 <= prediction.noise
-    met = jnp.where(ftol, codes.FTOL, codes.RUNNING)
-    met = jnp.where(xtol, jnp.where(ftol, codes.FTOL_AND_XTOL, codes.XTOL), met)
-    nothing_more = jnp.where(exhausted, codes.XTOL, jnp.where(hidden, HIDDEN, codes.RUNNING))
-    met = jnp.where(met == codes.RUNNING, nothing_more, met)
-    met = jnp.where(gtol, codes.GTOL, met)
-    pending = jnp.where(polishing, before.pending, met).astype(jnp.int32)
+    none = jnp.where(exhausted, codes.XTOL, jnp.where(hidden, HIDDEN, codes.RUNNING))
+    met = jnp.where(ftol, jnp.where(xtol, codes.FTOL_AND_XTOL, codes.FTOL), none)
+    met = jnp.where(xtol & ~ftol, codes.XTOL, met)
+    return jnp.where(gtol, codes.GTOL, met)
 
-    loosest = jnp.maximum(jnp.maximum(solver.ftol, solver.xtol), jnp.maximum(solver.gtol, eps))
+
+def _whole(state: State) -> Array:
+    """||D x||."""
+    return norm(state.x / state.scale)
+
+
+def _last_phase_over(
+    tolerances: Tolerances, before: State, prediction: Prediction, accepted: Array
+) -> Array:
+    """x is right to the tolerance, or the steps shrink no more."""
     longer = jnp.maximum(before.size, before.last_size)
-    over = (
-        (prediction.left <= MARGIN * loosest)
-        | (polishing & (~accepted | (prediction.size > SHRINK * longer)))
-        | prediction.nothing
-        | ~solver.running(problem, state)
-    )
-    # Written so that a step which is not finite counts as stuck, too.
-    too_short = ~(trial.length > jnp.maximum(solver.xtol, eps) * whole)
-    stuck = too_short & ~(accepted | first | polishing)
-    # No descent, and none to be had: f is orthogonal to J, or nearly rounding.
-    smooth = prediction.reach <= SMOOTH * safe_sqrt(prediction.noise * state.cost)
-    nothing_left = (state.hope <= prediction.noise) & smooth
+    shrinks = accepted & (prediction.size <= SHRINK * longer)
+    right = prediction.left <= MARGIN * tolerances.loosest
+    return right | ((before.pending > 0) & ~shrinks) | prediction.nothing
+
+
+def _too_early(
+    tolerances: Tolerances, state: State, prediction: Prediction, pending: Array
+) -> Array:
+    """The last phase is over, but was opened too early.
+
+    f is still far from orthogonal to J: beside a huge variable without influence, or with huge ones
+    whose difference counts, every step is short. On the way to x = 0 none is. Or, where values do
+    not tell any more, steps do not shrink to nothing.
+    """
+    eps = tolerances.eps
+    short = (prediction.left > NOISE * eps) & (prediction.size < SHORT)
+    far = short & (prediction.steepest > eps**FAR) & ~prediction.small
+    known = prediction.nothing | _values_promise_nothing(state, prediction)
+    lasts = prediction.left > MARGIN * tolerances.loosest
+    return far | ((pending == HIDDEN) & ~known & lasts)
+
+
+def _stuck(tolerances: Tolerances, before: State, state: State, accepted: Array) -> Array:
+    """A trial failed whose step cannot be much shorter; also one that is not finite."""
+    least = jnp.maximum(tolerances.xtol, tolerances.eps) * _whole(state)
+    too_short = ~(before.trial.length > least)
+    return too_short & ~(accepted | (before.nfev == 0) | (before.pending > 0))
+
+
+def _nothing_to_gain(tolerances: Tolerances, state: State, prediction: Prediction) -> Array:
+    """f is orthogonal to J, or nearly rounding; or no variable matters any more."""
+    orthogonal = prediction.steepest <= tolerances.eps**ORTHOGONAL
     # Of a start on a plateau that says nothing.
     unmoved = (prediction.reach <= UNMOVED * prediction.noise) & (state.nit > 0)
-    sure = (prediction.steepest <= eps ** (1 / 3)) | prediction.small | unmoved
-    done = sure | nothing_left
-    stalled = jnp.where(stuck, jnp.where(done, codes.XTOL, codes.STALLED), codes.RUNNING)
-    reached = jnp.where(pending == HIDDEN, codes.XTOL, pending)
-    # The last phase came too early where f is still far from orthogonal to J: beside a huge
-    # variable without influence, or with huge ones whose difference counts, every step is short.
-    # On the way to x = 0 none is.
-    far = (prediction.left > NOISE * eps) & (prediction.size < 0.2)
-    far = far & (prediction.steepest > eps ** (1 / 8)) & ~prediction.small
-    # Where values do not tell any more, only steps that shrink to nothing are convergence.
-    untold = (pending == HIDDEN) & ~(prediction.nothing | nothing_left)
-    far = far | (untold & (prediction.left > MARGIN * loosest))
-    status = jnp.where((pending > 0) & over & ~far, reached, stalled).astype(jnp.int32)
-    return status, jnp.where(over & far, codes.RUNNING, pending), stuck & ~sure
+    return orthogonal | prediction.small | unmoved
+
+
+def _values_promise_nothing(state: State, prediction: Prediction) -> Array:
+    """By the parabolas (4), at what may be a smooth minimum."""
+    smooth = prediction.reach <= SMOOTH * safe_sqrt(prediction.noise * state.cost)
+    return (state.hope <= prediction.noise) & smooth
 
 
 def verify(

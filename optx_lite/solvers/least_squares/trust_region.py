@@ -84,6 +84,7 @@ from .base import AbstractLeastSquaresSolver
 from .convergence import (
     NOISE,
     Prediction,
+    Tolerances,
     judge,
     passes,
     possible_reduction,
@@ -241,7 +242,11 @@ class TrustRegionSolver(AbstractLeastSquaresSolver[State]):
         moved = eqx.tree_at(lambda s: s.hope, moved, hope)
         radius = self._radius(problem, state, moved, cost, ratio, finite, accepted)
         moved = eqx.tree_at(lambda s: (s.radius, s.size), moved, (radius, prediction.size))
-        status, pending, doubtful = judge(self, problem, state, moved, prediction, accepted, ratio)
+        tolerances = Tolerances(self.ftol, self.xtol, self.gtol, problem.precision)
+        spent = ~self.running(problem, moved)
+        status, pending, doubtful = judge(
+            tolerances, state, moved, prediction, accepted, ratio, spent
+        )
         status, pending, probing = verify(
             problem, state, moved, prediction, status, pending, doubtful, passed
         )
