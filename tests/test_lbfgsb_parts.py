@@ -330,3 +330,13 @@ def test_a_memory_in_any_unit():
         memory = memory_of(steps * of_s, changes * of_y)
         assert_allclose(memory.solve(changes[0]) * (of_y / of_s), expected, rtol=1e-12)
         assert_allclose(memory.in_order()[0], steps[-SLOTS:] * of_s)
+
+
+@pytest.mark.parametrize("factor", [np.ones(2), 1j])
+def test_an_operator_is_scaled_by_a_real_number(factor):
+    inverse = ox.LbfgsInvHessProduct(np.eye(2)[:1], np.eye(2)[:1])
+    with pytest.raises(ValueError, match="scaled by a real number"):
+        inverse / factor
+    if np.ndim(factor) == 0:
+        with pytest.raises(ValueError, match="scaled by a real number"):
+            inverse * factor

@@ -83,8 +83,8 @@ def minimize(
         Sets ``ftol`` and ``gtol``.
     callback : callable, optional
         ``callback(x)`` or ``callback(intermediate_result)``, after every iteration. Raise
-        StopIteration to end the solve, with status 99. Other exceptions pass, as in
-        `least_squares`.
+        StopIteration, or return True, to end the solve, with status 99. Other exceptions pass,
+        as in `least_squares`.
     options : dict, optional
         maxcor : int, 10
             Pairs in the limited memory; for L-BFGS-B only.

@@ -90,7 +90,7 @@ class AbstractOperator(eqx.Module):
         if isinstance(x, AbstractOperator):
             return Product(self, x)
         if jnp.ndim(x) == 0:
-            return Multiple(self, jnp.asarray(x, self.dtype))
+            return Multiple(self, self._factor(x))
         return self.matvec(x) if jnp.ndim(x) == 1 else self.matmat(x)
 
     def todense(self) -> Array:
@@ -116,7 +116,12 @@ class AbstractOperator(eqx.Module):
         return self.adjoint().dot(jnp.asarray(x).T).T
 
     def __truediv__(self, x: Any) -> AbstractOperator:
-        return Multiple(self, 1 / jnp.asarray(x, self.dtype))
+        return Multiple(self, 1 / self._factor(x))
+
+    def _factor(self, x: Any) -> Array:
+        if jnp.ndim(x) > 0 or jnp.iscomplexobj(x):
+            raise ValueError(f"An operator is scaled by a real number, got {x!r}.")
+        return jnp.asarray(x, self.dtype)
 
     def __neg__(self) -> AbstractOperator:
         return Multiple(self, -jnp.ones((), self.dtype))

@@ -69,8 +69,8 @@ class Result(AbstractResult):
     active_mask : pytree like ``x0`` of int
         -1 at a lower bound, 1 at an upper bound, 0 elsewhere.
     nfev, njev, nit : int
-        Residual evaluations, Jacobian evaluations, accepted steps. ``njev`` is None for
-        ``method='lm'`` with a finite-difference Jacobian, as in SciPy.
+        Residual evaluations, Jacobians at points that were taken, accepted steps. ``njev`` is
+        None for ``method='lm'`` with a finite-difference Jacobian, as in SciPy.
     status : int
         Why it ended: 1 gtol, 2 ftol, 3 xtol, 4 both, 0 out of evaluations, -1 bad input,
         -2 callback, -3 non-finite start, -4 stalled away from a stationary point, -5 plateau,
