@@ -310,7 +310,7 @@ class _Dense:
         """Of the gradient, for that of x; both divided by their units."""
         return x @ self.columns
 
-    def fixed(self, times: Callable[[Array], Array]) -> Fixed:
+    def fixed(self, times: Callable[[Array], Array]) -> _Fixed:
         """Without derivatives."""
         matrix = lax.stop_gradient(self.matrix)
         eye = jnp.eye(matrix.shape[0], dtype=matrix.dtype)
@@ -319,7 +319,7 @@ class _Dense:
             among_free = jnp.where(free[:, None] & free[None, :], matrix, eye)
             return solve_definite(among_free, rhs)[0]
 
-        return Fixed(self, lambda y: matrix @ y, solve)
+        return _Fixed(self, lambda y: matrix @ y, solve)
 
     def solve(self, rhs: Array, free: Array, probe: Callable[[], Array]) -> Array:
         """y with S H S y = ``rhs`` among the ``free`` variables, 0 for the others."""
@@ -338,14 +338,14 @@ class _ByProducts:
 
     def __init__(self, hessian_times: Callable[[Array], Array], size: Array):
         self.unit = equilibrate(hessian_times, size)
-        self.curvature = size / self.unit / self.unit  # not less than H_jj size_j
+        self.curvature = size / self.unit / self.unit  # about H_jj size_j, or more
         self.times = lambda y: self.unit * hessian_times(self.unit * y)
 
     def rounding(self, x: Array) -> Array:
         """See `_Dense`."""
         return x * self.curvature
 
-    def fixed(self, times: Callable[[Array], Array]) -> Fixed:
+    def fixed(self, times: Callable[[Array], Array]) -> _Fixed:
         """See `_Dense`; ``times`` is H p at what does not move."""
         unit = lax.stop_gradient(self.unit)
 
@@ -356,7 +356,7 @@ class _ByProducts:
             y = solve_by_products(lambda y: jnp.where(free, scaled(jnp.where(free, y, 0)), y), rhs)
             return jnp.where(jnp.isfinite(jnp.sum(y)), y, 0)
 
-        return Fixed(self, scaled, solve)
+        return _Fixed(self, scaled, solve)
 
     def solve(self, rhs: Array, free: Array, probe: Callable[[], Array]) -> Array:
         """See `_Dense`."""
@@ -368,7 +368,7 @@ class _ByProducts:
         )
 
 
-class Fixed:
+class _Fixed:
     """A Hessian at fixed values, for a loop; all in its units."""
 
     def __init__(self, hessian: _Dense | _ByProducts, times: Callable, solve: Callable):
@@ -404,7 +404,7 @@ def _sides(problem: Any) -> tuple[Array, Array]:
 
 
 def _held(
-    sides: tuple[Array, Array], x: Array, grad: Array, size: Array, hessian: Fixed
+    sides: tuple[Array, Array], x: Array, grad: Array, size: Array, hessian: _Fixed
 ) -> tuple[Array, Array]:
     """The sides, -1 and 1, to which variables are held in (2), 0 for free ones; and if found."""
     lower, upper = sides

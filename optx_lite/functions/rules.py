@@ -28,7 +28,7 @@ import numpy as np
 from jax.extend import core
 from jax.interpreters import ad
 
-from .library import is_fixed_file
+from .source_files import is_fixed_file
 
 # JAX's own wrappers of a rule, and which of their variables lead on to it.
 _PLUMBING = {

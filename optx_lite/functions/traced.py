@@ -35,8 +35,8 @@ from jax.extend.core.primitives import convert_element_type_p
 
 from ..jax_support.control_flow import explicit_mesh, in_explicit_mode, vary_with
 from .constants import LiftedJaxpr, Number, lift_constants
-from .library import is_library_file
 from .mesh import without_mesh
+from .source_files import is_library_file
 from .structure import structure_key
 
 
