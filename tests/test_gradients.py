@@ -870,3 +870,38 @@ def test_a_failed_lane_does_not_touch_what_it_shares_with_others(solver):
     assert np.isnan(jax.hessian(failing)(1.5))
     # Linear in a: the right-hand side of the second derivative does not move at all.
     assert_allclose(jax.hessian(lambda a: solution(a, 2.0)[0])(1.5), 0, atol=1e-12)
+
+
+FAR_APART = {np.float32: (25, 2e-2), np.float64: (225, 1e-5)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", FAR_APART)
+def test_units_that_are_far_apart(dtype):
+    """Each parameter has its own, and the residuals too: the derivative is right, or NaN."""
+    decades, atol = FAR_APART[dtype]
+    rng = np.random.default_rng(0)
+    of_x = (10.0 ** rng.uniform(-decades, decades, (60, 3))).astype(dtype)
+    of_f = (10.0 ** rng.uniform(-8, 8, 60)).astype(dtype)
+    t, y = T.astype(dtype), jnp.asarray(Y, dtype)
+
+    def solve(y, of_x, of_f):
+        def fun(x):
+            p = x / of_x
+            return of_f * (p[0] * jnp.exp(-p[1] * t) + p[2] - y)
+
+        return ox.least_squares(fun, jnp.array([1, 1, 0.1], dtype) * of_x, method="lm")
+
+    def derivatives(of_x, of_f):
+        unit = lambda y: solve(y, of_x, of_f).x / of_x
+        return solve(y, of_x, of_f).success, jax.jacfwd(unit)(y), jax.jacrev(unit)(y)
+
+    success, *jacobians = jax.jit(jax.vmap(derivatives))(of_x, of_f)
+    assert success.all()
+    expected = differences(solution, Y)
+    known = [np.isfinite(np.asarray(each)).all(axis=(1, 2)) for each in jacobians]
+    assert_array_equal(*known)
+    assert 10 <= np.sum(known[0]) < 60
+    for each in jacobians:
+        found = np.asarray(each, float)[known[0]]
+        assert_allclose(found, np.broadcast_to(expected, found.shape), atol=atol)

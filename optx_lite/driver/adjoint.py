@@ -28,7 +28,8 @@ on which the variable leaves the bound, linear as all derivatives, so that both 
 
 Units. The cost is taken in a unit of the problem's (`units`), and H is formed with steps of the
 variables' own sizes, then equilibrated by powers of two: nothing under- or overflows unless the
-derivative itself does, and what counts as zero does not depend on units.
+derivative itself does, and what counts as zero does not depend on units. Where the units of the
+variables are so far apart that products of two leave the range (`_balance`), it is NaN.
 
 Singular H. The solution of minimum norm, if there is one for all the inputs that are
 differentiated; else NaN, in both modes (`linalg.symmetric`).
@@ -260,8 +261,9 @@ def _tangents(
 
     dense = problem.dense or x.shape[0] <= DENSE
     hessian = (_Dense if dense else _ByProducts)(hessian_times, size)
-    balance, balanced = _balance(unit, hessian.unit)
+    balance, balanced, in_range = _balance(unit, hessian.unit)
     scale = hessian.unit * balance
+    known = known & in_range
     grad, d_grad = d_gradient(d_values)
     grad = grad * balance * balance
     free, d_bound = jnp.ones(x.shape, bool), jnp.zeros_like(x)
@@ -377,16 +379,21 @@ class _Fixed:
         self.times, self.solve = times, solve
 
 
-def _balance(unit: Array | float, scale: Array) -> tuple[Array, Array]:
-    """b, and ``unit`` b^2: with the cost in this unit S becomes S b, about the root of S.
+def _balance(unit: Array | float, scale: Array) -> tuple[Array, Array, Array]:
+    """b, ``unit`` b^2, and whether all products of two entries of S b are in range.
 
-    A derivative goes through S twice, in reverse mode before the rest of it.
+    With the cost in the unit b^2 times as large S becomes S b, about the root of S. A derivative
+    goes through it twice, in reverse mode before the rest: where the units of the variables are so
+    far apart that this leaves the range of the dtype, what came out would be finite and wrong.
     """
     unit = jnp.asarray(unit, scale.dtype)
     most = jnp.finfo(scale.dtype).maxexp - 4
-    b = -exponent(jnp.max(scale)) // 2
+    largest, smallest = exponent(jnp.max(scale)), exponent(jnp.min(scale))
+    b = -(largest + smallest) // 4
     b = (jnp.clip(exponent(unit) + 2 * b, -most, most) - exponent(unit)) // 2
-    return power_of_two(b, scale.dtype), power_of_two(exponent(unit) + 2 * b, scale.dtype)
+    in_range = (2 * (largest + b) < most) & (2 * (smallest + b) > -most)
+    balanced = power_of_two(exponent(unit) + 2 * b, scale.dtype)
+    return power_of_two(b, scale.dtype), balanced, in_range
 
 
 def _unit_diagonal(curvature: Array, size: Array) -> Array:
