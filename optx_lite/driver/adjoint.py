@@ -211,13 +211,6 @@ def _with_derivative_jvp(static: Any, primals: Any, tangents: Any) -> Any:
 _with_derivative.defjvp(_with_derivative_jvp, symbolic_zeros=True)
 
 
-def no_tangent(value: Array) -> Any:
-    """The tangent of what does not move."""
-    if jnp.issubdtype(value.dtype, jnp.inexact):
-        return jnp.zeros_like(value)
-    return np.zeros(value.shape, jax.dtypes.float0)
-
-
 @ft.partial(jax.jit, static_argnums=0)
 def _tangents(
     static: Any, result: Any, success: Array, leaves: list[Array], d_values: list[Array]

@@ -87,13 +87,13 @@ def _solve(
         inside = ~jnp.any(leaves)
 
         onto_box = jnp.clip(p + step, low, high)
-        lower = evaluate_model(upper, residual, onto_box - p) > 0
+        descends = evaluate_model(upper, residual, onto_box - p) > 0
         ahead = jnp.where(step < 0, low, high)
         parts = jnp.where(leaves, safe_divide(ahead - p, step), jnp.inf)
         part = jnp.min(parts)
         first = leaves & (parts == part)
         shorter = jnp.where(first, ahead, p + part * step)
-        whole = inside | lower
+        whole = inside | descends
         moved_to = jnp.where(whole, onto_box, jnp.clip(shorter, low, high))
         held = jnp.where(whole, leaves, first)
 
