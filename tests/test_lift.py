@@ -26,8 +26,8 @@ import numpy as np
 import pytest
 
 import optx_lite as ox
-from optx_lite.functions import traced as _lift
-from optx_lite.functions.traced import Lifted, lift
+from optx_lite.functions import Lifted, lift
+from optx_lite.functions.constants import lift_constants
 
 X = jnp.array([0.5, 1.0, 2.0])
 
@@ -1083,7 +1083,7 @@ def test_a_jitted_function_is_traced_by_jax_alone():
     assert calls == [1]
     assert again.structure is first.structure
     assert again.structure.jaxpr.eqns[0].params["jaxpr"] is jaxpr
-    assert _lift.lift_constants(jax.make_jaxpr(fun)(X, 2.0)).jaxpr.eqns[0].params["jaxpr"] is jaxpr
+    assert lift_constants(jax.make_jaxpr(fun)(X, 2.0)).jaxpr.eqns[0].params["jaxpr"] is jaxpr
     np.testing.assert_allclose(again(X, 3.0), fun(X, 3.0))
 
 

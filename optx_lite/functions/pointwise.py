@@ -20,34 +20,21 @@ from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax.numpy as jnp
-from jax.extend import core
 from jaxtyping import Array
 
 from ..jax_support.control_flow import vary_with
-from .traced import Lifted
-
-# Operations whose result has the operands' shape, element by element.
-_NAMES = """
-    abs acos acosh add add_jaxvals and asin asinh atan atan2 atanh bessel_i0e bessel_i1e
-    cbrt ceil clamp convert_element_type copy copy_p cos cosh digamma div eq
-    erf erf_inv erfc exp exp2 expm1 floor ge gt igamma igamma_grad_a igammac integer_pow is_finite
-    le lgamma log log1p log2 logistic lt max min mul ne neg nextafter not or polygamma pow
-    population_count reduce_precision regularized_incomplete_beta rem round rsqrt
-    select_n shift_left shift_right_arithmetic shift_right_logical sign sin sinh sqrt square
-    stop_gradient sub tan tanh xor zeta
-"""
-_ELEMENTWISE = frozenset(_NAMES.split())
-_CALLS = {
-    "jit": "jaxpr",
-    "pjit": "jaxpr",
-    "closed_call": "call_jaxpr",
-    "core_call": "call_jaxpr",
-    "remat": "jaxpr",
-    "remat2": "jaxpr",
-    "checkpoint": "jaxpr",
-    "custom_jvp_call": "call_jaxpr",
-    "custom_vjp_call": "call_jaxpr",
-}
+from .jax_internals import (
+    Jaxpr,
+    JaxprEqn,
+    Literal,
+    called_jaxpr,
+    evaluate,
+    is_elementwise,
+    is_spread,
+    keeps_elements,
+    shape_of,
+)
+from .lifted import Lifted
 
 
 class _NotElementwise(Exception):
@@ -55,7 +42,7 @@ class _NotElementwise(Exception):
 
 
 class _Operation(NamedTuple):
-    eqn: Any
+    eqn: JaxprEqn
     operands: tuple[int, ...]  # numbers of values
     results: tuple[int, ...]
 
@@ -92,7 +79,7 @@ class Pointwise(eqx.Module):
         values.update(zip(self.code.inputs, self.inputs, strict=True))
         for eqn, operands, results in self.code.operations:
             spread = [jnp.broadcast_to(values[k], x.shape) for k in operands]
-            out = _compute(eqn, vary_with(spread, spread))
+            out = evaluate(eqn, vary_with(spread, spread))
             values.update(zip(results, out, strict=True))
         return jnp.broadcast_to(values[self.code.result], x.shape)
 
@@ -149,7 +136,7 @@ class _Outer:
 
 
 def _look_up(atom: Any, env: dict[Any, Any]) -> Any:
-    if isinstance(atom, core.Literal):
+    if isinstance(atom, Literal):
         aval: Any = atom.aval
         return _Outer(jnp.asarray(atom.val, aval.dtype))
     return env[atom]
@@ -163,12 +150,17 @@ class _Reader:
         self.code = _Code()
         self.inputs: list[Array] = []
 
-    def read(self, jaxpr: Any, env: dict[Any, Any]) -> list[Any]:
+    def read(self, jaxpr: Jaxpr, env: dict[Any, Any]) -> list[Any]:
         """Read all equations; ``env`` says what the variables are. Gives the results."""
         for eqn in jaxpr.eqns:
             operands = [_look_up(atom, env) for atom in eqn.invars]
-            if eqn.primitive.name in _CALLS:
-                results = self._open(eqn.params[_CALLS[eqn.primitive.name]], operands)
+            body = called_jaxpr(eqn)
+            if body is not None:  # as if it stood in the place of the call
+                consts = list(map(_Outer, body.consts))
+                variables = [*body.jaxpr.constvars, *body.jaxpr.invars]
+                results = self.read(
+                    body.jaxpr, dict(zip(variables, [*consts, *operands], strict=True))
+                )
             elif not any(isinstance(operand, _Inner) for operand in operands):
                 results = self._evaluate(eqn, operands)
             else:
@@ -189,19 +181,12 @@ class _Reader:
             self.inputs.append(whole if jnp.ndim(whole) == 0 else jnp.reshape(whole, (-1,)))
         return value.number
 
-    def _open(self, body: Any, operands: list[Any]) -> list[Any]:
-        """Read a call as if its body stood in its place."""
-        jaxpr, consts = (body.jaxpr, body.consts) if hasattr(body, "jaxpr") else (body, [])
-        env: dict[Any, Any] = dict(zip(jaxpr.constvars, map(_Outer, consts), strict=True))
-        env.update(zip(jaxpr.invars, operands, strict=True))
-        return self.read(jaxpr, env)
-
-    def _write_down(self, eqn: Any, operands: list[Any]) -> list[Any]:
-        if any(var.aval.shape != self.shape for var in eqn.outvars):
+    def _write_down(self, eqn: JaxprEqn, operands: list[Any]) -> list[Any]:
+        if any(shape_of(var) != self.shape for var in eqn.outvars):
             raise _NotElementwise
-        if _keeps_elements(eqn):
+        if keeps_elements(eqn):
             return operands[:1]
-        if eqn.primitive.name not in _ELEMENTWISE or eqn.params.get("sharding") is not None:
+        if not is_elementwise(eqn):
             raise _NotElementwise
         numbers = tuple(map(self.number_of, operands))
         results = [_Inner(self.code.new_value()) for _ in eqn.outvars]
@@ -209,27 +194,12 @@ class _Reader:
         self.code.operations.append(_Operation(eqn, numbers, written))
         return results
 
-    def _evaluate(self, eqn: Any, operands: list[Any]) -> list[Any]:
+    def _evaluate(self, eqn: JaxprEqn, operands: list[Any]) -> list[Any]:
         """On whole arrays; on one number, too, where all entries are the same."""
-        whole = _compute(eqn, [operand.whole for operand in operands])
+        whole = evaluate(eqn, [operand.whole for operand in operands])
         same: list[Any] = [None] * len(whole)
-        if eqn.primitive.name == "broadcast_in_dim" and jnp.ndim(operands[0].whole) == 0:
+        if is_spread(eqn) and jnp.ndim(operands[0].whole) == 0:
             same = [operands[0].whole]
-        elif eqn.primitive.name in _ELEMENTWISE and all(o.same is not None for o in operands):
-            same = _compute(eqn, [operand.same for operand in operands])
+        elif is_elementwise(eqn) and all(o.same is not None for o in operands):
+            same = evaluate(eqn, [operand.same for operand in operands])
         return list(map(_Outer, whole, same))
-
-
-def _keeps_elements(eqn: Any) -> bool:
-    """Whether it is a broadcast or a reshape which does nothing."""
-    shape = eqn.invars[0].aval.shape
-    if eqn.outvars[0].aval.shape != shape:
-        return False
-    if eqn.primitive.name == "broadcast_in_dim":
-        return eqn.params["broadcast_dimensions"] == tuple(range(len(shape)))
-    return eqn.primitive.name == "reshape" and eqn.params["dimensions"] is None
-
-
-def _compute(eqn: Any, operands: list[Any]) -> list[Any]:
-    out = eqn.primitive.bind(*operands, **eqn.params)
-    return list(out) if eqn.primitive.multiple_results else [out]

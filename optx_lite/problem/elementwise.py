@@ -13,8 +13,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array
 
-from ..functions.pointwise import Pointwise, pointwise
-from ..functions.traced import Lifted, lift
+from ..functions import Lifted, Pointwise, lift, pointwise
 
 SHAPE_MESSAGE = (
     "The shape of the array returned by `func` must be the same as the broadcasted shape of `x` "

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Array
 
 from ..derivatives import AbstractJacobian, ComplexStep, resolve
-from ..functions.traced import Lifted, inputs, lift
+from ..functions import Lifted, inputs, lift
 from ..jax_support.control_flow import vary_with
 from ..linalg import exponent, next_power_of_two, power_of_two
 from ..results.least_squares import Result

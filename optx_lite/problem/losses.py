@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from ..functions.traced import Lifted, lift
+from ..functions import Lifted, lift
 from ..jax_support.control_flow import vary_with
 from ..linalg import safe_divide, safe_sqrt
 from .arguments import shape_of

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array
 
 from ..derivatives import AbstractJacobian, FiniteDifference, Gradient, named
-from ..functions.traced import Lifted, inputs, lift
+from ..functions import Lifted, inputs, lift
 from ..jax_support.control_flow import vary_with
 from ..results.minimize import MinimizeResult
 from .arguments import as_complex, as_tuple, check_bounds, check_x0, with_kwargs
