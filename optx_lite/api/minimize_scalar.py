@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..driver.elementwise import BracketAndSearch, Search, solve
-from ..problem.arguments import as_tuple
+from ..problem.arguments import LOWER, UPPER, as_pair, as_tuple, check_order, real_array
 from ..problem.elementwise import elementwise_problem
 from ..problem.pytrees import is_concrete
 from ..results.elementwise import ScalarResult
@@ -181,14 +181,10 @@ def _points_within(bounds: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
     With a single finite one, a unit from it, or its own size if that is more.
     """
-    if len(bounds) != 2:
-        raise ValueError(f"`bounds` must have two elements, got {len(bounds)}.")
-    lower, upper = (
-        jnp.asarray(infinite if bound is None else bound)
-        for bound, infinite in zip(bounds, (-np.inf, np.inf), strict=True)
-    )
-    if is_concrete((lower, upper)) and not np.all(lower <= upper):
-        raise ValueError(f"The lower bound exceeds the upper bound: `bounds` is {bounds}.")
+    low, high = as_pair(bounds)
+    lower = jnp.asarray(real_array(low, -np.inf, LOWER))
+    upper = jnp.asarray(real_array(high, np.inf, UPPER))
+    check_order(lower, upper)
     open_below, open_above = jnp.isinf(lower), jnp.isinf(upper)
     middle = lower / 2 + upper / 2
     middle = jnp.where(open_above, lower + jnp.maximum(jnp.abs(lower), 1), middle)

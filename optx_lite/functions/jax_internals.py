@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.core
+import numpy as np
 from jax.extend import core, linear_util
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
 from jax.extend.core.primitives import convert_element_type_p
@@ -61,6 +62,11 @@ def shape_of(atom: Any) -> tuple[int, ...]:
     return atom.aval.shape
 
 
+def dtype_of(atom: Any) -> np.dtype:
+    """The dtype of what an atom of a jaxpr stands for."""
+    return atom.aval.dtype
+
+
 def is_elementwise(eqn: JaxprEqn) -> bool:
     """Whether element i of the results depends on the elements i of the operands alone."""
     return eqn.primitive.name in ELEMENTWISE and eqn.params.get("sharding") is None
@@ -73,12 +79,14 @@ def is_spread(eqn: JaxprEqn) -> bool:
 
 def keeps_elements(eqn: JaxprEqn) -> bool:
     """Whether it is a broadcast or a reshape which does nothing."""
+    if not is_spread(eqn) and eqn.primitive.name != "reshape":
+        return False
     shape = shape_of(eqn.invars[0])
     if shape_of(eqn.outvars[0]) != shape:
         return False
     if is_spread(eqn):
         return eqn.params["broadcast_dimensions"] == tuple(range(len(shape)))
-    return eqn.primitive.name == "reshape" and eqn.params["dimensions"] is None
+    return eqn.params["dimensions"] is None
 
 
 def called_jaxpr(eqn: JaxprEqn) -> ClosedJaxpr | None:

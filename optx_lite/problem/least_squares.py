@@ -24,6 +24,8 @@ from .arguments import (
     as_complex,
     as_tuple,
     check_bounds,
+    check_callable,
+    check_finite,
     check_inside,
     check_x0,
     shape_of,
@@ -221,6 +223,7 @@ def least_squares_problem(
     restore = Unravel.like(tree)
     x = ravel(tree, dtype)
     lower, upper, bounded = check_bounds(bounds, tree, x)
+    check_finite(x)
     check_inside(x, lower, upper)
     args = as_tuple(args)
     scheme = resolve(jac, diff_step)
@@ -251,8 +254,7 @@ def least_squares_problem(
 def _lift_residuals(
     fun: Callable, x: Any, args: tuple, kwargs: Any, scheme: AbstractJacobian, restore: Unravel
 ) -> _Residuals:
-    if not callable(fun):
-        raise TypeError(f"`fun` must be callable, got {fun!r}.")
+    check_callable(fun)
     bound = with_kwargs(fun, kwargs)
     on_complex = None
     if isinstance(scheme, ComplexStep):

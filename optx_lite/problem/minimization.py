@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, ClassVar
 
 import equinox as eqx
@@ -15,7 +15,17 @@ from ..derivatives import AbstractJacobian, FiniteDifference, Gradient, named
 from ..functions import Lifted, inputs, lift
 from ..jax_support.control_flow import vary_with
 from ..results.minimize import MinimizeResult
-from .arguments import as_complex, as_tuple, check_bounds, check_x0, with_kwargs
+from .arguments import (
+    LOWER,
+    UPPER,
+    as_complex,
+    as_tuple,
+    check_bounds,
+    check_callable,
+    check_x0,
+    real_array,
+    with_kwargs,
+)
 from .base import AbstractProblem, pulled_back, sizes
 from .pytrees import Unravel, ravel, widest
 
@@ -174,8 +184,7 @@ def minimization_problem(
     x = ravel(tree, dtype)
     lower, upper, bounded = check_bounds(_as_two(bounds, restore, x), tree, x)
     args = as_tuple(args)
-    if not callable(fun):
-        raise TypeError(f"`fun` must be callable, got {fun!r}.")
+    check_callable(fun)
     examples = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
     objective = _lift_objective(with_kwargs(fun, kwargs), examples, args, jac, restore)
     x = vary_with(x, (objective.fun.out_shape, lower, upper))
@@ -263,15 +272,17 @@ def _as_two(bounds: Any, restore: Unravel, x: Array) -> Any:
         for side in (bounds.lb, bounds.ub):
             if np.size(side) not in (1, n):
                 raise _wrong_number(n, np.size(side))
-        return tuple(s[0] if np.shape(s) == (1,) else s for s in (bounds.lb, bounds.ub))
+        return bounds
+    if not isinstance(bounds, Iterable) or isinstance(bounds, (dict, str)):
+        raise ValueError(f"`bounds` must be pairs (min, max), got {bounds!r}.")
     pairs = bounds if isinstance(bounds, (jax.Array, np.ndarray)) else list(bounds)
     if len(pairs) != n:
         raise _wrong_number(n, len(pairs))
     if not all(_is_pair(pair) for pair in pairs):
         raise ValueError(f"`bounds` must be pairs (min, max), got {bounds!r}.")
     return tuple(
-        _stack([missing if pair[k] is None else pair[k] for pair in pairs], x.dtype)
-        for k, missing in ((0, -np.inf), (1, np.inf))
+        _stack([real_array(pair[k], missing, name) for pair in pairs], x.dtype)
+        for k, missing, name in ((0, -np.inf, LOWER), (1, np.inf, UPPER))
     )
 
 
