@@ -27,7 +27,7 @@ class Checkpointed(eqx.Module):
     """A while loop with a reverse-mode derivative, by recursive checkpointing (equinox).
 
     Memory grows with the number of checkpoints (None: about the root of ``max_steps``), not
-    with the number of steps. Forward mode is not to be had.
+    with the number of steps. There is no forward mode.
     """
 
     max_steps: int = eqx.field(static=True)
@@ -68,7 +68,7 @@ def drive(
 ) -> Any:
     """From a flat x0 to the `Result` on flat vectors.
 
-    With a ``watch`` the host hears of every step (callbacks, progress) and may end it.
+    With a ``watch`` the callback and the log get every step, and may end the solve.
     """
 
     def body(state: Any) -> Any:
@@ -94,7 +94,7 @@ def drive(
 
 
 def _step_as_one(solver: AbstractSolver, problem: Any, state: Any) -> Any:
-    """A step in a loop of its own, which XLA rounds as in a loop that nobody listens to.
+    """A step in a loop of its own, which XLA rounds as in a loop without a callback.
 
     That it turns once is written so that XLA does not see it, and keeps the loop.
     """

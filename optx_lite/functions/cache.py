@@ -32,7 +32,7 @@ class Structure:
     numbers : tuple of (Number, int)
         The last constants are vectors with so many numbers each.
     mesh : AbstractMesh or None
-        Under which it was traced, if the types tell.
+        Under which it was traced, if the types say.
 
     """
 

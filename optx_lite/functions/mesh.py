@@ -19,7 +19,7 @@ from .jax_internals import (
 
 
 def without_mesh(jaxpr: Jaxpr) -> Jaxpr:
-    """The same jaxpr as if it had been traced outside of any mesh.
+    """The same jaxpr as one that was traced outside of any mesh.
 
     What was traced under a mesh of explicit axes has shardings in its types, and cannot be used
     where the axes of that mesh are automatic.

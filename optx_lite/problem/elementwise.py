@@ -1,4 +1,4 @@
-"""A user's elementwise function with all that it is given: shapes and dtypes settled, traced."""
+"""A user's elementwise function with all that it is given: of known shapes and dtypes, traced."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ class AbstractElementwiseSolver(eqx.Module, Generic[State]):
         return points
 
     def running(self, state: State) -> Array:
-        """Which elements want another step."""
+        """Which elements need another step."""
         return self.active(state)
 
     def active(self, state: State) -> Array:
@@ -83,7 +83,7 @@ def swapped(condition: Array, a: Array, b: Array) -> tuple[Array, Array]:
 
 
 def not_valid(*tolerances: Any) -> Array:
-    """Whether one is negative or NaN: told by the status where it cannot be raised."""
+    """Whether one is negative or NaN: the status says so where nothing can be raised."""
     return ~ft.reduce(operator.and_, [jnp.asarray(tol) >= 0 for tol in tolerances])
 
 

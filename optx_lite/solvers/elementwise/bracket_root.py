@@ -80,7 +80,7 @@ class BracketRoot(AbstractElementwiseSolver[SearchState]):
         )  # fmt: skip
 
     def running(self, state: SearchState) -> Array:
-        """Which elements have a search that wants another step."""
+        """Which elements have a search that needs another step."""
         return jnp.any(self.active(state), axis=0)
 
     def step(self, fun: Function, state: SearchState) -> SearchState:

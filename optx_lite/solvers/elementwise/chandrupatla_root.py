@@ -81,7 +81,8 @@ class ChandrupatlaRoot(AbstractElementwiseSolver[RootState]):
         (x1, x2), (f1, f2) = points, values
         usual = jnp.isfinite(x1)
         ftol = self.fatol + alone(self.frtol * jnp.fmin(jnp.abs(f1), jnp.abs(f2)), usual)
-        status = self._judge((x1, x2), (f1, f2), ftol, usual)
+        invalid = jnp.sign(f1) == jnp.sign(f2)
+        status = self._judge((x1, x2), (f1, f2), ftol, usual, invalid)
         bad = not_valid(self.xatol, self.xrtol, self.fatol, self.frtol)
         status = jnp.where(bad, BAD_INPUT, status).astype(jnp.int32)
         # With x3 = x2 there is no quadratic, and the first step a bisection.
@@ -110,7 +111,9 @@ class ChandrupatlaRoot(AbstractElementwiseSolver[RootState]):
             (state.f1, state.f2, state.f3),
         )
         x1, f1, x2, f2, x3, f3 = lax.optimization_barrier((x1, f1, x2, f2, x3, f3))
-        status = self._judge((x1, x2), (f1, f2), state.ftol, active)
+        # The ends have opposite signs by construction. Looked at once more they may not, where f
+        # is its rounding: XLA may compute f anew for that, and round it otherwise.
+        status = self._judge((x1, x2), (f1, f2), state.ftol, active, invalid=False)
         return RootState(
             x1=x1, f1=f1, x2=x2, f2=f2, x3=x3, f3=f3,
             ftol=state.ftol,
@@ -149,7 +152,12 @@ class ChandrupatlaRoot(AbstractElementwiseSolver[RootState]):
         return alone(jnp.abs(xmin) * self.xrtol, active) + self.xatol  # (4)
 
     def _judge(
-        self, points: tuple[Array, ...], values: tuple[Array, ...], ftol: Array, active: Array
+        self,
+        points: tuple[Array, ...],
+        values: tuple[Array, ...],
+        ftol: Array,
+        active: Array,
+        invalid: Array | bool,
     ) -> Array:
         (x1, x2), (f1, f2) = points, values
         xmin, fmin = _smaller_of(x1, f1, x2, f2)
@@ -158,7 +166,7 @@ class ChandrupatlaRoot(AbstractElementwiseSolver[RootState]):
         # Infinite values have signs, so that a search may begin with them; it may not end there.
         status = jnp.where(narrow, jnp.where(jnp.isinf(fmin), NONFINITE, CONVERGED), RUNNING)
         status = jnp.where(finite, status, NONFINITE)
-        status = jnp.where(jnp.sign(f1) == jnp.sign(f2), INVALID, status)
+        status = jnp.where(invalid, INVALID, status)
         return jnp.where(jnp.abs(fmin) <= ftol, CONVERGED, status).astype(jnp.int32)  # (3)
 
 
