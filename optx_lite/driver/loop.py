@@ -16,6 +16,7 @@ from jax import lax
 from jaxtyping import Array
 
 from ..jax_support import control_flow as control_flow
+from ..jax_support.xla import in_one_loop
 from ..results.base import UNSOLVED
 from ..solvers import AbstractSolver
 from .callbacks import Watch
@@ -94,11 +95,8 @@ def drive(
 
 
 def _step_as_one(solver: AbstractSolver, problem: Any, state: Any) -> Any:
-    """A step in a loop of its own, which XLA rounds as in a loop without a callback.
-
-    That it turns once is written so that XLA does not see it, and keeps the loop.
-    """
-    return control_flow.while_loop(
+    """A step which XLA rounds as in a loop without a callback."""
+    return in_one_loop(
         lambda now: now.nfev == state.nfev, lambda now: solver.step(problem, now), state
     )
 
@@ -107,18 +105,13 @@ _traced_once = jax.jit(drive, inline=True)
 
 
 def drive_as_one(solver: AbstractSolver, problem: Any, x0: Array, watch: Watch | None) -> Any:
-    """`drive` inside a loop which turns once, so that XLA makes one function of all of it.
-
-    On a CPU XLA compiles a loop over small arrays to one function, but what stands before the
-    loop it runs operation by operation, handed to threads: a small solve would spend more time
-    on its first values than on its steps. Nothing is to be differentiated through this loop.
-    """
+    """`drive` inside a loop which turns once, so that XLA makes one function of all of it."""
     shapes = jax.eval_shape(_traced_once, solver, problem, x0, watch)
     blank = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
     status = jnp.full_like(blank.status, UNSOLVED)
     blank = eqx.tree_at(lambda result: (result.x, result.status), blank, (x0, status))
-    # x0 and the test go through the record, or XLA would see that the loop may be dissolved.
-    return control_flow.while_loop(
+    # x0 and the test go through the record, so that XLA does not dissolve the loop.
+    return in_one_loop(
         lambda result: result.status == UNSOLVED,
         lambda result: _traced_once(solver, problem, result.x, watch),
         blank,
