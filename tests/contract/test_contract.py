@@ -5,9 +5,7 @@ differences of the answer say; a program's text says how often it evaluates the 
 Few programs are compiled, and each serves many instances: c and the wall are data.
 """
 
-import collections
 import functools
-import re
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +13,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
+from tests.contract.program_text import operations
 from tests.contract.solvers import SOLVERS
 
 INF = np.inf
@@ -73,37 +72,6 @@ def succeeded(result):
 # The program
 
 
-def sines(text):
-    """How often a sine runs, by the number of loops around it.
-
-    The text is StableHLO. Functions are followed from their calls, so that one which is called
-    twice counts twice.
-    """
-    lines, seen = collections.defaultdict(list), set()
-    name, braces, loops = "", 0, []
-    for line in text.splitlines():
-        if found := re.search(r"func\.func .*?@([\w.]+)\(", line):
-            name, braces, loops = found[1], 0, []
-        seen.add(name)
-        if "stablehlo.while" in line:
-            loops.append(braces)
-        braces += line.count("{") - line.count("}")
-        lines[name].append((line, len(loops)))
-        if loops and line.strip() == "}" and braces == loops[-1]:
-            loops.pop()
-
-    found = collections.Counter()
-
-    def walk(function, depth):
-        for line, inside in lines[function]:
-            found[depth + inside] += len(re.findall(r"stablehlo\.sine", line))
-            for callee in re.findall(r"call @([\w.]+)\(", line):
-                walk(callee, depth + inside)
-
-    walk("main", 0)
-    return {depth: count for depth, count in found.items() if count}
-
-
 def test_the_counting_itself():
     def loop(x):
         def body(_, x):
@@ -112,7 +80,7 @@ def test_the_counting_itself():
 
         return jnp.sin(jax.lax.fori_loop(0, x.size, body, x))
 
-    assert sines(jax.jit(loop).lower(np.ones(3)).as_text()) == {0: 1, 1: 1, 2: 1}
+    assert operations(jax.jit(loop), np.ones(3)) == {0: 1, 1: 1, 2: 1}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -120,12 +88,10 @@ def test_the_function_stands_once_in_the_loop(name):
     row = SOLVERS[name]
     one = lambda c, wall: row.answer(row.solve(jnp.asarray(row.start), c, wall))
     wall = np.array(INF)
-    for text in (
-        jax.jit(one).lower(CS[0], wall).as_text(),
-        jax.jit(jax.vmap(one, (0, None))).lower(CS, wall).as_text(),
-    ):
-        inside = {depth: count for depth, count in sines(text).items() if depth > 0}
-        assert inside == row.evaluations
+    for program, c in ((jax.jit(one), CS[0]), (jax.jit(jax.vmap(one, (0, None))), CS)):
+        found = operations(program, c, wall)
+        found.pop(0, None)  # before the loop
+        assert found == row.evaluations
 
 
 @pytest.mark.parametrize("name", WITH_STATE)

@@ -185,8 +185,8 @@ def _in_order(a: tuple[Array, Array], b: tuple[Array, Array]) -> Any:
 
 def _pack(*bits: Array) -> Array:
     """Several decisions in one array, which is read for each of the six that are updated."""
-    packed = sum(bit.astype(jnp.int8) << k for k, bit in enumerate(bits))
-    return computed_once(packed)
+    packed = [bit.astype(jnp.int8) << k for k, bit in enumerate(bits)]
+    return computed_once(ft.reduce(operator.or_, packed))
 
 
 def _choose(choice: Array, new: Array, x1: Array, x2: Array, x3: Array) -> tuple[Array, ...]:
