@@ -15,22 +15,9 @@ from typing import Any
 import jax
 import jax.core
 
+from . import jax_internals as internals
 from .hoisting import Atom, Hoister, Input, Scope, with_operands
-from .jax_internals import (
-    AbstractValue,
-    ClosedJaxpr,
-    JaxprEqn,
-    TracedRules,
-    Var,
-    beside_rules,
-    is_left_over,
-    other_rules,
-    rules_of,
-    tangent_type,
-    trace_rules,
-    with_inputs,
-    zero_cotangent,
-)
+from .jax_internals import AbstractValue, ClosedJaxpr, JaxprEqn, TracedRules, Var
 from .rules import FrozenCall, UnknownRule, fixed_token, identity
 
 # Rules that make new functions with rules of their own are followed so deep.
@@ -63,12 +50,12 @@ class FrozenRules:
     def params(self, eqn: JaxprEqn) -> dict[str, Any]:
         """The parameters which stand for the rules in an equation."""
         if self.residuals is None:
-            return other_rules(eqn, [FrozenCall(self, self._jvp)], ())
+            return internals.other_rules(eqn, [FrozenCall(self, self._jvp)], ())
         # The backward pass gets the arrays as residuals that are arguments.
         more = len(self.group.avals)
         residuals = [*range(more), *(i if i is None else i + more for i in self.residuals)]
         passes = [FrozenCall(self, self._forward), FrozenCall(self, self._backward)]
-        return other_rules(eqn, passes, residuals)
+        return internals.other_rules(eqn, passes, residuals)
 
     def _jvp(self, *_: bool) -> tuple:
         return self.jaxprs[0].jaxpr, [], self.zeros
@@ -78,7 +65,7 @@ class FrozenRules:
 
     def _backward(self, *values: Any) -> list:
         computed = iter(jax.core.eval_jaxpr(self.jaxprs[1].jaxpr, [], *values))
-        zeros = map(zero_cotangent, self.group.avals)
+        zeros = map(internals.zero_cotangent, self.group.avals)
         return [*zeros, *(next(computed) if z is None else z for z in self.zeros)]
 
 
@@ -111,7 +98,7 @@ class Freezer:
         """The equation with its rules frozen; as it is, if JAX's own or if they are unknown."""
         if is_fixed(eqn):
             return with_operands(eqn, invars)
-        key, _ = identity(*rules_of(eqn))
+        key, _ = identity(*internals.rules_of(eqn))
         try:
             freezing = self._groups.get(key)
             if freezing is None or not freezing.covers(eqn):
@@ -124,7 +111,7 @@ class Freezer:
 def is_fixed(eqn: JaxprEqn) -> bool:
     """Whether its rules are what their code says, or frozen already."""
     try:
-        fixed_token(rules_of(eqn), inner=id)
+        fixed_token(internals.rules_of(eqn), inner=id)
     except UnknownRule:
         return False
     return True
@@ -148,7 +135,7 @@ class _Freezing:
     def covers(self, eqn: JaxprEqn) -> bool:
         """Whether all arrays that the function itself captured are there."""
         scope = Scope(self.arrays)
-        _hoister(lambda _: None).body(beside_rules(eqn)["call_jaxpr"], scope)
+        _hoister(lambda _: None).body(internals.beside_rules(eqn)["call_jaxpr"], scope)
         return len(scope.inputs) == len(self.arrays)
 
     def _find(self, eqn: JaxprEqn, depth: int) -> None:
@@ -157,8 +144,8 @@ class _Freezing:
                 self._find(eqn, depth + 1)
 
         hoister = _hoister(further)
-        hoister.body(beside_rules(eqn)["call_jaxpr"], self.scope)
-        key, objects = identity(*rules_of(eqn))
+        hoister.body(internals.beside_rules(eqn)["call_jaxpr"], self.scope)
+        key, objects = identity(*internals.rules_of(eqn))
         if key in self.numbers:
             return
         if depth == _DEEPEST_RULE:
@@ -176,16 +163,16 @@ class _Freezing:
         if traced.residuals is None:  # tangents of the arrays, after the arguments
             (jaxpr,) = jaxprs
             arguments = len(arrays) + len(traced.jaxprs[0].in_avals) // 2
-            unused = [Var(tangent_type(item.aval)) for item in arrays]
-            jaxprs = [with_inputs(jaxpr.jaxpr, arguments, unused)]
+            unused = [Var(internals.tangent_type(item.aval)) for item in arrays]
+            jaxprs = [internals.with_inputs(jaxpr.jaxpr, arguments, unused)]
         return jaxprs
 
     def equation(self, _: Hoister, eqn: JaxprEqn, invars: list[Atom], scope: Scope) -> JaxprEqn:
         """The call with frozen rules."""
         if is_fixed(eqn):
             return with_operands(eqn, invars)
-        rules = self.group.rules[self.numbers[identity(*rules_of(eqn))[0]]]
-        beside = beside_rules(eqn)
+        rules = self.group.rules[self.numbers[identity(*internals.rules_of(eqn))[0]]]
+        beside = internals.beside_rules(eqn)
         at = beside["num_consts"]
         body = self.hoister.closed(beside["call_jaxpr"], self.arrays, at)[0]
         invars[at:at] = map(scope.variable, self.arrays)
@@ -212,11 +199,11 @@ def _trace(eqn: JaxprEqn) -> TracedRules:
     UnknownRule
         If they are free to differ from call to call, or cannot be traced.
     """
-    if beside_rules(eqn)["symbolic_zeros"]:
+    if internals.beside_rules(eqn)["symbolic_zeros"]:
         raise UnknownRule
     try:
-        traced = trace_rules(eqn)
-        left_over = any(is_left_over(c) for jaxpr in traced.jaxprs for c in jaxpr.consts)
+        traced = internals.trace_rules(eqn)
+        left_over = any(internals.is_left_over(c) for jaxpr in traced.jaxprs for c in jaxpr.consts)
     except Exception as err:  # a rule of the user's may raise anything; it may never be needed
         raise UnknownRule from err
     if left_over:  # it captured a value of the function itself, whose trace is over

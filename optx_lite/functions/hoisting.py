@@ -15,19 +15,8 @@ import jax
 import jax.core
 import numpy as np
 
-from .jax_internals import (
-    AbstractValue,
-    Atom,
-    ClosedJaxpr,
-    Jaxpr,
-    JaxprEqn,
-    Literal,
-    Var,
-    bodies_of,
-    is_custom,
-    is_exponent,
-    with_inputs,
-)
+from . import jax_internals as internals
+from .jax_internals import AbstractValue, Atom, ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
 
 # x**k is compiled to a product or a root for these k, more exact and ten times as fast.
 _EXPONENTS_KNOWN_TO_XLA = (-1.0, 0.5, 1.0, 2.0, 3.0)
@@ -104,7 +93,7 @@ class Hoister:
         items = [item for _, item in scope.inputs]
         if not items and jaxpr.eqns == closed.jaxpr.eqns and not closed.consts:
             return closed, []  # as it was; other things are remembered of it
-        return with_inputs(jaxpr, at, [var for var, _ in scope.inputs]), items
+        return internals.with_inputs(jaxpr, at, [var for var, _ in scope.inputs]), items
 
     def _cached(self, closed: ClosedJaxpr) -> tuple[ClosedJaxpr, list[Input]]:
         """The same, remembered as long as the jaxpr lives: JAX keeps those of `jax.jit`."""
@@ -127,9 +116,9 @@ class Hoister:
                 else atom
                 for i, atom in enumerate(invars)
             ]
-        if is_custom(eqn):
+        if internals.is_custom(eqn):
             return self.custom(self, eqn, invars, scope)
-        found = bodies_of(eqn)
+        found = internals.bodies_of(eqn)
         if found is None:
             return with_operands(eqn, invars)
         hoisted = [self._cached(jaxpr) for jaxpr in found.jaxprs]
@@ -162,4 +151,4 @@ def _may_be_input(eqn: JaxprEqn, place: int, literal: Literal) -> bool:
     value = complex(literal.val)
     if value == 0 or not np.isfinite(value):
         return False
-    return not (is_exponent(eqn, place) and value in _EXPONENTS_KNOWN_TO_XLA)
+    return not (internals.is_exponent(eqn, place) and value in _EXPONENTS_KNOWN_TO_XLA)

@@ -7,15 +7,8 @@ from typing import Any
 import jax
 import jax.core
 
-from .jax_internals import (
-    AbstractValue,
-    ClosedJaxpr,
-    Jaxpr,
-    Literal,
-    is_reshard,
-    new_context,
-    without_any_mesh,
-)
+from . import jax_internals as internals
+from .jax_internals import AbstractValue, ClosedJaxpr, Jaxpr, Literal
 
 
 def without_mesh(jaxpr: Jaxpr) -> Jaxpr:
@@ -24,8 +17,8 @@ def without_mesh(jaxpr: Jaxpr) -> Jaxpr:
     What was traced under a mesh of explicit axes has shardings in its types, and cannot be used
     where the axes of that mesh are automatic.
     """
-    with without_any_mesh():
-        return _MeshRemover(new_context()).jaxpr(jaxpr)
+    with internals.without_any_mesh():
+        return _MeshRemover(internals.new_context()).jaxpr(jaxpr)
 
 
 class _MeshRemover:
@@ -45,7 +38,7 @@ class _MeshRemover:
         invars, constvars = ([atom(v) for v in vs] for vs in (jaxpr.invars, jaxpr.constvars))
         eqns = []
         for eqn in jaxpr.eqns:
-            if is_reshard(eqn):
+            if internals.is_reshard(eqn):
                 names[eqn.outvars[0]] = atom(eqn.invars[0])
                 continue
             eqns.append(
@@ -90,5 +83,5 @@ class _RuleWithoutMesh:
 
     def call_wrapped(self, *zeros: Any) -> Any:
         jaxpr, consts, out_zeros = self.rule.call_wrapped(*zeros)
-        with without_any_mesh():
+        with internals.without_any_mesh():
             return self.remover.jaxpr(jaxpr), consts, out_zeros

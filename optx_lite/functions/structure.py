@@ -15,19 +15,9 @@ import jax
 import jax.core
 import numpy as np
 
+from . import jax_internals as internals
 from .frozen_rules import FrozenRules, RuleGroup
-from .jax_internals import (
-    ClosedJaxpr,
-    Jaxpr,
-    JaxprEqn,
-    Literal,
-    Var,
-    beside_rules,
-    context_of,
-    is_callback,
-    is_custom,
-    rules_of,
-)
+from .jax_internals import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
 from .rules import UnknownRule, fixed_token
 
 # JAX arrays up to this size are compared by value, larger ones by identity, which is free.
@@ -122,7 +112,7 @@ class _KeyWriter:
         return tuple(tokens)
 
     def _context(self, eqn: JaxprEqn) -> str:
-        context = context_of(eqn)
+        context = internals.context_of(eqn)
         if id(context) not in self._contexts:
             self._contexts[id(context)] = context, repr(context)
         return self._contexts[id(context)][1]
@@ -143,15 +133,15 @@ class _KeyWriter:
 
     def _params(self, eqn: JaxprEqn) -> tuple:
         params = eqn.params
-        if is_custom(eqn):
-            return self._rules(eqn), *map(self.value, beside_rules(eqn).values())
-        if is_callback(eqn):
+        if internals.is_custom(eqn):
+            return self._rules(eqn), *map(self.value, internals.beside_rules(eqn).values())
+        if internals.is_callback(eqn):
             return tuple((name, _hashable(params[name])) for name in sorted(params))
         return tuple((name, self.value(params[name])) for name in sorted(params))
 
     def _rules(self, eqn: JaxprEqn) -> Any:
         try:
-            return fixed_token(rules_of(eqn), inner=self._inner)
+            return fixed_token(internals.rules_of(eqn), inner=self._inner)
         except UnknownRule:
             return object()
 

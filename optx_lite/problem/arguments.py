@@ -243,8 +243,3 @@ def shape_of(out: Any) -> tuple[int, ...]:
     if isinstance(out, (list, tuple)) and out:
         return (len(out), *shape_of(out[0]))
     return tuple(getattr(out, "shape", ()))
-
-
-def as_complex(dtype: Any) -> Any:
-    """The complex dtype of the same precision."""
-    return np.result_type(dtype, np.complex64)
