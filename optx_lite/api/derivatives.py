@@ -21,7 +21,7 @@ def approx_derivative(
     rel_step: ArrayLike | None = None,
     abs_step: ArrayLike | None = None,
     f0: ArrayLike | None = None,
-    bounds: tuple = (-jnp.inf, jnp.inf),
+    bounds: Any = (-jnp.inf, jnp.inf),
     args: tuple = (),
     kwargs: dict | None = None,
 ) -> Float[Array, "m n"] | Float[Array, " n"]:
@@ -51,7 +51,7 @@ def approx_derivative(
         The step itself. If it is given `rel_step` is not looked at.
     f0 : array_like, shape (m,) or scalar, optional
         ``fun(x0)``, if it is known: saves the differences an evaluation.
-    bounds : 2-tuple of array_like
+    bounds : 2-tuple of array_like, object with ``lb`` and ``ub``, or None
         Lower and upper bounds, each a scalar, of shape ``(n,)``, or None for no bound. `fun` is
         not called outside of them. By differences, a variable whose bounds coincide has a zero
         column.
@@ -66,9 +66,10 @@ def approx_derivative(
     Raises
     ------
     ValueError
-        For an unknown `method`; for `x0` complex, of more than one dimension, or outside of
-        `bounds` (where their values are known, that is not inside a transformation); for `bounds`,
-        steps or `f0` of wrong shape; for a complex value of `fun`.
+        For an unknown `method`; for `x0` complex, of half precision, of more than one dimension,
+        or outside of `bounds`, and for these NaN or reversed (where values are known, that is not
+        inside a transformation); for `bounds`, steps or `f0` of wrong shape; for a complex value
+        of `fun`.
     RuntimeError
         If `fun` returns more than one dimension.
     TypeError
@@ -121,7 +122,7 @@ def check_derivative(
     fun: Callable,
     jac: str | Callable | AbstractJacobian,
     x0: ArrayLike,
-    bounds: tuple = (-jnp.inf, jnp.inf),
+    bounds: Any = (-jnp.inf, jnp.inf),
     args: tuple = (),
     kwargs: dict | None = None,
 ) -> DerivativeCheck:
@@ -140,7 +141,7 @@ def check_derivative(
         ``(n,)`` for m = 1), or the name of a way to have it from `fun`.
     x0 : array_like, shape (n,) or scalar
         Where to compare. Choose a point without special values: at 0 or 1 many wrong terms vanish.
-    bounds : 2-tuple of array_like
+    bounds : 2-tuple of array_like, object with ``lb`` and ``ub``, or None
         Lower and upper bounds, each a scalar, of shape ``(n,)``, or None for no bound. `fun` is
         not called outside of them.
     args, kwargs : tuple and dict, optional

@@ -132,7 +132,7 @@ def least_squares(
 
     References
     ----------
-    See `optx_lite.solvers` for the methods and `optx_lite._implicit` for the derivative.
+    See `optx_lite.solvers` for the methods and `optx_lite.driver.adjoint` for the derivative.
 
     Examples
     --------

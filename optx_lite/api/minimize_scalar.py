@@ -49,7 +49,7 @@ def minimize_scalar(
     bracket : (xa, xb) or (xa, xb, xc) of arrays, optional
         Two points, where the search downhill begins; or three, f no larger at the middle one.
         Default: (0, 1).
-    bounds : (lower, upper) of arrays, optional
+    bounds : (lower, upper) of arrays, or object with ``lb`` and ``ub``, optional
         The minimum is sought between them, and may lie on one; infinite ones are none. In the
         place of a bracket.
     args : tuple of arrays, or one array
