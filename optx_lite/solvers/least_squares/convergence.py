@@ -82,6 +82,7 @@ class Prediction(eqx.Module):
     factor: Array  # (n, n) R of the columns that are free there
     size: Array  # () largest |dx_j| / |x_j|
     left: Array  # () the same for all the steps that are still to come, by their rate so far
+    gain: Array  # () by what F falls with it; inf if it is not known
     offset: Array  # () the relative offset (1), bounds included
     cosine: Array  # () largest between f and a free column of J
     steepest: Array  # () the same with the curvature of f in the length of the column
@@ -122,6 +123,11 @@ def predict(problem: LeastSquaresProblem, before: State, state: State) -> Predic
     # for one, does not speak for the other residuals.
     eps, f = problem.precision, jnp.abs(state.f) / state.unit
     scatter = jnp.abs(x) @ jnp.abs(model.rows)
+    pull = fnorm  # norm of the derivative of F by f
+    if not problem.loss.is_linear:
+        weight, f_weight = problem.loss.weights(state.f)
+        scatter = safe_divide(scatter, weight)
+        pull = norm(f * weight * f_weight)
 
     def rounding(level: float) -> Array:
         return norm(jnp.minimum(level * scatter, f))
@@ -141,6 +147,7 @@ def predict(problem: LeastSquaresProblem, before: State, state: State) -> Predic
         factor=factor,
         size=size,
         left=jnp.where(rate < 1, size / (1 - jnp.minimum(rate, 0.99)), jnp.inf),
+        gain=jnp.asarray(gain),
         offset=safe_divide(safe_sqrt(2 * gain), fnorm),
         cosine=steepest(model.lengths),
         steepest=steepest(safe_sqrt(columns)),
@@ -148,7 +155,7 @@ def predict(problem: LeastSquaresProblem, before: State, state: State) -> Predic
         reach=jnp.where(jnp.any((x == 0) & (slope > 0)), jnp.inf, slope @ jnp.abs(x)),
         nothing=is_rounding(eps),
         small=is_rounding(eps ** (2 / 3)),
-        noise=NOISE * fnorm * (eps * fnorm + rounding(eps)),
+        noise=NOISE * (eps * fnorm * fnorm + pull * rounding(eps)),
     )
 
 
@@ -207,7 +214,13 @@ def judge(
     met = _test_met(tolerances, before, state, prediction, accepted, ratio)
     pending = jnp.where(before.pending > 0, before.pending, met).astype(jnp.int32)
     over = _last_phase_over(tolerances, before, prediction, accepted) | spent
-    early = _too_early(tolerances, state, prediction, pending)
+    early = _too_early(tolerances, state, prediction, pending) | (
+        (pending == codes.GTOL)
+        & (prediction.gain > tolerances.ftol * state.cost)
+        & accepted
+        & (before.cost - state.cost > tolerances.ftol * before.cost)
+        & (before.nfev > 0)
+    )
     stuck = _stuck(tolerances, before, state, accepted)
     sure = _nothing_to_gain(tolerances, state, prediction)
     done = sure | _values_promise_nothing(state, prediction)
@@ -234,11 +247,15 @@ def _test_met(
     gtol = (flat <= jnp.maximum(tolerances.gtol, eps)) | prediction.nothing  # (1)
 
     # What one variable could still gain is below ftol, and all together not far above.
-    little = (prediction.cosine**2 <= tolerances.ftol) & (prediction.offset**4 <= tolerances.ftol)
+    little = (prediction.cosine**2 <= tolerances.ftol) & (
+        prediction.offset**2 <= 100 * tolerances.ftol
+    )
+    little_of_cost = jnp.maximum(tolerances.ftol * before.cost, prediction.noise)
     gained = jnp.maximum(before.cost - state.cost, trial.predicted)
-    believed = stepped & (ratio > 0.25) & (~trial.limited | little)
+    whole = ~trial.limited & (prediction.gain <= jnp.maximum(gained, little_of_cost))
+    believed = stepped & (ratio > 0.25) & (whole | little)
     ftol = believed & (gained <= tolerances.ftol * before.cost)  # (2)
-    xtol = stepped & ~trial.limited & (trial.length <= tolerances.xtol * _whole(state))  # (3)
+    xtol = stepped & whole & (trial.length <= tolerances.xtol * _whole(state))  # (3)
 
     # What is left to gain is below the rounding of x, or of the cost.
     exhausted = (flat**2 <= eps) | (prediction.size <= eps)

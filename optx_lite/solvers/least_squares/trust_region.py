@@ -194,7 +194,7 @@ class TrustRegionSolver(AbstractLeastSquaresSolver[State]):
         f, jacobian = problem.linearize(state.trial.x)
         outside, (problem, state) = problem, in_units(problem, state, state.model.units)
         first, polishing = state.nfev == 0, state.pending > 0
-        unit = jnp.where(first, unit_of(f), state.unit)
+        unit = jnp.where(first, problem.loss.unit(f), state.unit)
         cost = problem.loss.cost(f, unit)
         finite = jnp.isfinite(cost)
         if not problem.loss.is_linear:
@@ -210,7 +210,7 @@ class TrustRegionSolver(AbstractLeastSquaresSolver[State]):
         good = self.acceptable(reduction, ratio) | landed
         better = jnp.where(polishing, reduction >= -noise, good)
         better = finite & (first | better) & (state.probing == 0)
-        finer = _finer_unit(f, cost, unit)
+        finer = _finer_unit(problem, f, cost, unit)
         in_finer = problem.loss.cost(f, finer)
         optimistic = reduction + rounding < OPTIMISTIC * state.trial.predicted
         curved = optimistic | jnp.any(state.model.secant != 0)
@@ -582,11 +582,11 @@ def _secant(change: Array, f: Array, step: Array, rounding: Array) -> Array:
     return jnp.where(wanted, curved / jnp.sqrt(jnp.where(wanted, along, 1)), 0)
 
 
-def _finer_unit(f: Array, cost: Array, unit: Array) -> Array:
+def _finer_unit(problem: LeastSquaresProblem, f: Array, cost: Array, unit: Array) -> Array:
     """The unit, a new one where f has fallen so far that its squares in the old one vanish."""
     info = jnp.finfo(cost.dtype)
     vanishes = (cost < info.tiny / info.eps) & jnp.any(f != 0)
-    return jnp.where(vanishes, unit_of(f), unit)
+    return jnp.where(vanishes, problem.loss.unit(f), unit)
 
 
 def scipy_radius(before: State, ratio: Array, finite: Array) -> Array:
