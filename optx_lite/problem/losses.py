@@ -187,7 +187,7 @@ class Loss(eqx.Module):
             bend = 1 + 2 * safe_divide(second, first) * z
         least = jnp.minimum(safe_divide(jnp.finfo(f.dtype).eps, root) / root, 1)
 
-        least = jnp.where(root > 0, jnp.maximum(least,0.1), 1)
+        least = jnp.where(root > 0, jnp.maximum(least, 0.1), 1)
         by_curvature = safe_sqrt(jnp.maximum(bend, least))
         return root * by_curvature, root / by_curvature  # (1), (2)
 
