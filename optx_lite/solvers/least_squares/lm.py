@@ -29,8 +29,9 @@ from jaxtyping import Array
 from ...linalg import norm
 from ...problem.least_squares import LeastSquaresProblem
 from ...results import least_squares as codes
+from .radius import starting_radius
 from .state import State, Trial
-from .trust_region import StepInputs, TrustRegionSolver, starting_radius
+from .trust_region import StepInputs, TrustRegionSolver
 
 
 class LevenbergMarquardt(TrustRegionSolver):

@@ -2,7 +2,7 @@
 
 The Gauss-Newton step p leads to the minimiser of the model within the bounds. By how much F falls
 with it, relative to F, is the square of the relative offset of Bates & Watts; how long it is
-relative to x, and by what rate it shrinks from step to step, tells the error in x.
+relative to x, and by what rate it shrinks from step to step, gives the error in x.
 
 Rounding. f_i is known to eps sum_j |J_ij x_j|, or to its own size where that is less, and so F is
 to the product of that and its derivative by f, at the worst; and to eps F.

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
 from ...linalg import safe_sqrt
-from .model import LinearModel, gradient_in
+from .model import DenseModel, LinearModel, gradient_in
 
 
 class Trial(eqx.Module):
@@ -61,3 +64,45 @@ class State(eqx.Module):
     def gradient(self) -> Array:
         """Of the cost, (n,), in the user's units."""
         return gradient_in(self.model, self.unit)
+
+
+def initial_state(x0: Array, m: int) -> State:
+    """Nothing evaluated yet; x0 is the first trial, m the number of residuals."""
+    n, dtype = x0.shape[0], x0.dtype
+
+    def constant(value: Any, shape: tuple[int, ...] = (), dtype: Any = dtype) -> Any:
+        return np.full(shape, value, dtype)  # NumPy's: nothing to do at run time
+
+    zero, zeros, infinite = constant(0), constant(0, (n,)), constant(np.inf)
+    no, none = constant(False, dtype=bool), constant(0, dtype=np.int32)
+    state = State(
+        x=x0,
+        f=constant(0, (m,)),
+        cost=infinite,
+        unit=constant(1),
+        model=DenseModel.empty(n, m, dtype),
+        longest=zeros,
+        scale=zeros + 1,
+        radius=infinite,
+        trial=Trial(
+            x=x0,
+            length=zero,
+            predicted=zero,
+            limited=no,
+            damping=zero,
+            radius=infinite,
+            corrected=no,
+        ),
+        size=infinite,
+        last_size=infinite,
+        pending=none,
+        probing=none,
+        possible=infinite,
+        refused=none,
+        slow=none,
+        switches=none,
+        nfev=none,
+        nit=none,
+        status=none,
+    )
+    return jax.tree.map(jnp.asarray, state)

@@ -40,8 +40,9 @@ from ...problem.bounds import coleman_li, onto_bounds, step_to_bound, within
 from ...problem.least_squares import LeastSquaresProblem
 from .model import LinearModel
 from .prediction import Prediction
+from .radius import scipy_radius, starting_radius
 from .state import State, Trial
-from .trust_region import StepInputs, TrustRegionSolver, scipy_radius, starting_radius
+from .trust_region import StepInputs, TrustRegionSolver
 
 THETA = 0.995
 

@@ -7,15 +7,8 @@ shape of the region, radius rule, what a trial is) stands in the file that carri
 
 What it is made of stands in files of their own: the linear model (`model`), units (`units`), the
 correction of a step that failed (`correction`), the sizes of the variables and the change of them
-(`scaling`), parameters that lose their effect (`plateau`), and when it has arrived (`prediction`,
-`convergence`).
-
-The secant row w of the model takes part if the cost fell by no more than `SMALL_DECREASE` in a
-step, and if J^T J alone promised too much: far from the minimum f is still to fall, and J^T J the
-better of the two (Rosenbrock's valley takes four times as many evaluations otherwise). ENSO's 55
-evaluations become 30.
-
-The first radius is the size of x0, or the Cauchy step where x0 is nothing beside that.
+(`scaling`), what becomes of a trial (`acceptance`), trust radii (`radius`), parameters that lose
+their effect (`plateau`), and when it has arrived (`prediction`, `convergence`).
 """
 
 from __future__ import annotations
@@ -27,7 +20,6 @@ from typing import Any, ClassVar, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array
 
 from ...jax_support.control_flow import cond
@@ -37,28 +29,17 @@ from ...problem.least_squares import LeastSquaresProblem
 from ...results import least_squares as codes
 from ...results.least_squares import Result
 from ..base import Report
+from .acceptance import Outcome, cut_by_bound, linearized, rounding
 from .base import AbstractLeastSquaresSolver
 from .convergence import Tolerances, judge, possible_reduction
 from .correction import correction_of, radius_after
-from .model import Correction, DenseModel, LinearModel
-from .plateau import (
-    REFUSALS,
-    SMALL_DECREASE,
-    is_refused,
-    lands,
-    passes,
-    probe,
-    verify,
-    without_effect,
-)
-from .prediction import NOISE, Prediction, predict
+from .model import Correction, LinearModel
+from .plateau import REFUSALS, SMALL_DECREASE, lands, probe, verify
+from .prediction import Prediction, predict
 from .scaling import FALL, Scaling
-from .state import State, Trial
-from .units import finer_unit, in_units, out_of_units, units_of_variables
+from .state import State, Trial, initial_state
+from .units import finer_unit, in_units, out_of_units
 
-OPTIMISTIC = 0.75  # ratio of a step of which J^T J promised too much
-NEGLIGIBLE = 1e-3  # an x0 so small beside the Cauchy step says nothing of the size of x
-CUT = 0.9  # of the radius: a step that is limited and shorter was cut short by a bound
 POLISH_NOISE = 2 / 3  # power of eps: by what part of F the cost may rise in the last phase
 
 
@@ -70,17 +51,6 @@ class StepInputs(NamedTuple):
     prediction: Prediction
     damping: Array  # () a first guess of the Levenberg-Marquardt parameter
     correction: Correction
-
-
-class Outcome(NamedTuple):
-    """What became of a trial."""
-
-    f: Array  # (m,)
-    cost: Array  # () in the state's unit
-    reduction: Array  # () of the cost
-    ratio: Array  # () of that to what was predicted; -1 for a trial that is not finite
-    finite: Array  # () bool
-    better: Array  # () bool: by its cost it is to be taken
 
 
 class TrustRegionSolver(AbstractLeastSquaresSolver[State]):
@@ -109,52 +79,16 @@ class TrustRegionSolver(AbstractLeastSquaresSolver[State]):
 
     def init(self, problem: LeastSquaresProblem, x0: Array) -> State:
         """Nothing evaluated yet; x0 is the first trial."""
-        n, dtype = x0.shape[0], x0.dtype
         m = jax.eval_shape(problem.residuals, x0).shape[0]
-
-        def constant(value: Any, shape: tuple[int, ...] = (), dtype: Any = dtype) -> Any:
-            return np.full(shape, value, dtype)  # NumPy's: nothing to do at run time
-
-        zero, zeros, infinite = constant(0), constant(0, (n,)), constant(np.inf)
-        no, none = constant(False, dtype=bool), constant(0, dtype=np.int32)
-        status = none
-        if problem.bounded:
-            bad = jnp.any(problem.lower > problem.upper) | ~within(x0, problem.lower, problem.upper)
-            status = jnp.where(bad, codes.BAD_INPUT, codes.RUNNING).astype(jnp.int32)
-        state = State(
-            x=x0,
-            f=constant(0, (m,)),
-            cost=infinite,
-            unit=constant(1),
-            model=DenseModel.empty(n, m, dtype),
-            longest=zeros,
-            scale=zeros + 1,
-            radius=infinite,
-            trial=Trial(
-                x=x0,
-                length=zero,
-                predicted=zero,
-                limited=no,
-                damping=zero,
-                radius=infinite,
-                corrected=no,
-            ),
-            size=infinite,
-            last_size=infinite,
-            pending=none,
-            probing=none,
-            possible=infinite,
-            refused=none,
-            slow=none,
-            switches=none,
-            nfev=none,
-            nit=none,
-            status=status,
-        )
-        return jax.tree.map(jnp.asarray, state)
+        state = initial_state(x0, m)
+        if not problem.bounded:
+            return state
+        bad = jnp.any(problem.lower > problem.upper) | ~within(x0, problem.lower, problem.upper)
+        status = jnp.where(bad, codes.BAD_INPUT, codes.RUNNING).astype(jnp.int32)
+        return replace(state, status=status)
 
     def running(self, problem: LeastSquaresProblem, state: State) -> Array:
-        """Whether the solver wants another step."""
+        """Whether there is to be another step."""
         budget = self.most_steps(state.x.shape[0])
         return (state.status == codes.RUNNING) & (state.nfev < budget)
 
@@ -173,7 +107,7 @@ class TrustRegionSolver(AbstractLeastSquaresSolver[State]):
         in_finer = problem.loss.cost(f, finer)
         model, accepted, passed = cond(
             outcome.better | (state.probing > 0),
-            lambda: _linearized(problem, state, outcome, in_finer, finer, jacobian()),
+            lambda: linearized(problem, state, outcome, in_finer, finer, jacobian()),
             lambda: (state.model, jnp.array(False), jnp.array(False)),
         )
         problem, state = in_units(problem, state, model.units * reciprocal(state.model.units))
@@ -183,7 +117,7 @@ class TrustRegionSolver(AbstractLeastSquaresSolver[State]):
         moved = self._moved(state, outcome, in_finer, finer, unit, model, accepted)
 
         prediction = predict(problem, state, moved)
-        usable = outcome.finite & ~outcome.better & ~_cut_by_bound(state)
+        usable = outcome.finite & ~outcome.better & ~cut_by_bound(state)
         reduction, noise = outcome.reduction, prediction.noise
         possible = possible_reduction(state, noise, accepted, reduction, usable)
         moved = replace(moved, possible=possible, size=prediction.size)
@@ -216,7 +150,7 @@ class TrustRegionSolver(AbstractLeastSquaresSolver[State]):
         ratio = jnp.where(first, 1, safe_divide(reduction, state.trial.predicted))
         ratio = jnp.where(finite, ratio, -1)
         # A variable that is all but on its bound may as well be there.
-        landed = lands(problem, state) & (jnp.abs(reduction) <= _rounding(problem, state))
+        landed = lands(problem, state) & (jnp.abs(reduction) <= rounding(problem, state))
         good = self.acceptable(reduction, ratio) | landed
         # In the last phase the steps decide; the cost, which is rounded, only warns.
         noise = problem.precision**POLISH_NOISE * state.cost
@@ -442,69 +376,3 @@ def _cost_and_residuals(problem: LeastSquaresProblem, state: State) -> tuple[Arr
     none = jnp.isinf(state.cost)
     cost = jnp.where(none, jnp.inf, problem.loss.cost(state.f))
     return cost, jnp.where(none, jnp.nan, state.f)
-
-
-def _rounding(problem: LeastSquaresProblem, state: State) -> Array:
-    """By how much the cost may be wrong."""
-    return NOISE * problem.precision * state.cost
-
-
-def _cut_by_bound(state: State) -> Array:
-    """Whether a bound cut the trial short, which then says little of how f curves."""
-    return state.trial.limited & (state.trial.length < CUT * state.radius)
-
-
-def _linearized(
-    problem: LeastSquaresProblem,
-    state: State,
-    outcome: Outcome,
-    cost: Array,
-    unit: Array,
-    jacobian: Array,
-) -> tuple[LinearModel, Array, Array]:
-    """The model at the trial and True; the old one and False if the new one is not taken.
-
-    It is not where the Jacobian is not finite, nor on a plateau. And whether a probe confirms a
-    success.
-    """
-    first, old = state.nfev == 0, state.model
-    missed = outcome.reduction + _rounding(problem, state) < OPTIMISTIC * state.trial.predicted
-    curved = missed | jnp.any(old.secant != 0)
-    slow = ~first & outcome.better & (outcome.reduction <= SMALL_DECREASE * outcome.cost)
-
-    def rests(norms: Array, secant: Array) -> Array:
-        longest = jnp.maximum(norms, state.longest)
-        return slow & without_effect(problem, norms, secant, longest, cost)
-
-    f, jacobian = problem.weighted(outcome.f, jacobian)
-    largest = jnp.max(jnp.abs(jacobian), axis=1)
-    units = units_of_variables(problem, state.trial.x, largest, unit)
-    units = jnp.where(first, units, old.units)
-    model = old.relinearized(
-        (jacobian * units[:, None]) / unit,
-        f / unit,
-        units,
-        rescale=state.unit / unit,
-        step=state.trial.x - state.x,
-        rounding=jnp.asarray(NOISE * problem.precision, cost.dtype),
-        with_secant=slow & curved,
-        rests=rests,
-    )
-    refused = is_refused(problem, state, model.column_norms, cost)
-    taken = model.is_finite() & ~refused & (state.probing == 0)
-    passed = model.is_finite() & passes(problem, state, model.column_norms, model.gradient)
-    return jax.tree.map(lambda new, old: jnp.where(taken, new, old), model, old), taken, passed
-
-
-def scipy_radius(before: State, ratio: Array, finite: Array) -> Array:
-    """SciPy's rule: a quarter of a bad step, twice the radius after a good one at its edge."""
-    at_edge = before.trial.length > 0.95 * before.radius
-    shrunk = 0.25 * before.trial.length
-    grown = jnp.where((ratio > 0.75) & at_edge, 2 * before.radius, before.radius)
-    return jnp.where(finite & (ratio >= 0.25), grown, shrunk)
-
-
-def starting_radius(size: Array, cauchy: Array) -> Array:
-    """The size of x0, unless that is nothing beside the Cauchy step: then the length of this."""
-    by_model = jnp.where((cauchy > 0) & jnp.isfinite(cauchy), cauchy, 1)
-    return jnp.where(size > NEGLIGIBLE * cauchy, size, by_model)
