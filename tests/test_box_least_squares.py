@@ -71,6 +71,7 @@ def test_in_a_box_lanes_go_together_and_float32_stays():
     assert_allclose(p, together[0], rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("n", [4, 12])
 def test_derivative_of_the_step_in_a_box(n):
     a, b, low, high = boxed_problem(n, 3, 10.0)
     low, high = np.maximum(low, -9), np.minimum(high, 9)  # finite, to be moved

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.linalg as sl
+from matrices import problem
 from numpy.testing import assert_allclose, assert_array_equal
 
 from optx_lite.linalg import (
@@ -52,6 +53,15 @@ def test_solve_symmetric_is_the_pseudo_inverse(n, kind):
     assert_allclose(jit_symmetric(matrix, b), expected, rtol=1e-3, atol=1e-5 * size)
     if kind != "stiff":
         assert_allclose(jit_symmetric(matrix, b), expected, atol=1e-12 * size)
+
+
+@pytest.mark.parametrize("n", [4, 12])
+def test_symmetric_in_float32(n):
+    a, f = problem(n, 20)
+    matrix = a.T @ a + np.eye(n)
+    x = jit_symmetric(matrix.astype(np.float32), f[:n].astype(np.float32))
+    assert x.dtype == np.float32
+    assert_allclose(x, np.linalg.solve(matrix, f[:n]), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("n", [4, 12])
