@@ -66,11 +66,11 @@ def test_in_range_wherever_the_cost_is(name, dtype, widest):
     # In units of the loss the cost is near 1; z = (f / C)^2 itself overflows or vanishes.
     info = np.finfo(dtype)
     for power in (-0.95 * widest, -0.6 * widest, 0.6 * widest, 0.95 * widest):
-        f = np.array([1.0, -2.0, 0.5], dtype)
+        f = jnp.array([1.0, -2.0, 0.5], dtype)
         margin = dtype(10.0**-power)
         loss = loss_of(name, margin, f)
-        unit = loss.unit(jnp.asarray(f))
-        f_long, c_long, u_long = map(np.longdouble, (f, margin, unit))
+        unit = loss.unit(f)
+        f_long, c_long, u_long = map(np.longdouble, (np.asarray(f), margin, np.asarray(unit)))
         rho = FORMULAS[name]((f_long / c_long) ** 2)[0]
         expected = np.sum(0.5 * (c_long * np.sqrt(rho) / u_long) ** 2)
         assert 0.01 < expected < 100

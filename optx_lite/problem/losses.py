@@ -9,10 +9,14 @@ Modern Synthesis", 1999, section 4.3):
 
 so that J~^T f~ is the true gradient and J~^T J~ the Gauss-Newton Hessian. Where the bracket is
 negative (outliers of cauchy and arctan) it is replaced by eps, as in SciPy, but by rho' where that
-is less: eps would make far outliers infinitely stiff.
+is less: eps would make far outliers infinitely stiff. The solvers' steps take a tenth of rho' at
+least. rho' itself is the curvature of the parabola that touches the loss and lies above it
+(iteratively reweighted least squares), with which a step never fails; with SciPy's eps the model
+of many outliers is a plane.
 
-Different from SciPy: a loss may also be one JAX function of a scalar z, which we differentiate,
-and f_scale carries a derivative.
+Different from SciPy: the curvature for steps; no square of f / C is formed of a named loss, so that
+the cost is right wherever it is in range; a loss may also be one JAX function of a scalar z, which
+we differentiate; and f_scale carries a derivative.
 """
 
 from __future__ import annotations
@@ -35,6 +39,10 @@ from .arguments import shape_of
 from .pytrees import is_concrete
 
 Rho = tuple[Array, Array, Array]
+
+# Measured on fits of exponentials with 15 % outliers and on sums of absolute values: more slows the
+# former, less the latter.
+LEAST_BEND = 0.1
 
 
 class NamedLoss(NamedTuple):
@@ -176,8 +184,11 @@ class Loss(eqx.Module):
             return _named_slope(self.named, f, self.f_scale)
         return f * self.rho((f / self.f_scale) ** 2)[1]
 
-    def weights(self, f: Array) -> tuple[Array, Array]:
-        """Factors of the rows of J and of f, equations (1) and (2); shapes (m,)."""
+    def weights(self, f: Array, least_bend: float = 0.0) -> tuple[Array, Array]:
+        """Factors of the rows of J and of f, equations (1) and (2); shapes (m,).
+
+        ``least_bend``: of the bracket, relative to rho'; eps in any case, or rho' if that is less.
+        """
         if self.named is not None:
             root, bend = self.named.root_weight(f / self.f_scale), self.named.bend(f / self.f_scale)
         else:
@@ -185,10 +196,11 @@ class Loss(eqx.Module):
             _, first, second = self.rho(z)
             root = safe_sqrt(jnp.maximum(first, 0))
             bend = 1 + 2 * safe_divide(second, first) * z
-        least = jnp.minimum(safe_divide(jnp.finfo(f.dtype).eps, root) / root, 1)
-
-        least = jnp.where(root > 0, jnp.maximum(least, 0.1), 1)
-        by_curvature = safe_sqrt(jnp.maximum(bend, least))
+        least = jnp.minimum(
+            safe_divide(jnp.finfo(f.dtype).eps, root) / jnp.where(root > 0, root, 1), 1
+        )
+        least = jnp.where(root > 0, jnp.maximum(least, least_bend), 1)
+        by_curvature = jnp.sqrt(jnp.maximum(bend, least))
         return root * by_curvature, root / by_curvature  # (1), (2)
 
     def unit(self, f: Array) -> Array:

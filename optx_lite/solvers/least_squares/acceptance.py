@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from ...problem.least_squares import LeastSquaresProblem
+from ...problem.losses import LEAST_BEND
 from .model import LinearModel
 from .plateau import SMALL_DECREASE, is_refused, passes, without_effect
 from .prediction import NOISE
@@ -72,7 +73,7 @@ def linearized(
         longest = jnp.maximum(norms, state.longest)
         return slow & without_effect(problem, norms, secant, longest, cost)
 
-    f, jacobian = problem.weighted(outcome.f, jacobian)
+    f, jacobian = problem.weighted(outcome.f, jacobian, LEAST_BEND)
     largest = jnp.max(jnp.abs(jacobian), axis=1)
     units = units_of_variables(problem, state.trial.x, largest, unit)
     units = jnp.where(first, units, old.units)

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from ...problem.least_squares import LeastSquaresProblem
+from ...problem.losses import LEAST_BEND
 from .model import Correction
 from .state import State
 
@@ -29,7 +30,7 @@ def correction_of(
     model, trial = state.model, state.trial
     missed = (f - state.f) / state.unit
     if not problem.loss.is_linear:
-        missed = missed * problem.loss.weights(state.f)[0]
+        missed = missed * problem.loss.weights(state.f, LEAST_BEND)[0]
     change = model.transposed_product(jnp.where(failed, missed, 0))
     return Correction(
         wanted=failed,

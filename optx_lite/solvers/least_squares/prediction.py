@@ -17,6 +17,7 @@ from jaxtyping import Array
 from ...linalg import norm, safe_divide, safe_sqrt
 from ...problem.bounds import coleman_li
 from ...problem.least_squares import LeastSquaresProblem
+from ...problem.losses import LEAST_BEND
 from .model import GaussNewtonStep
 from .state import State
 
@@ -116,5 +117,5 @@ def _scatter(problem: LeastSquaresProblem, state: State) -> tuple[Array, Array]:
     scatter = state.model.absolute_product(state.x)
     if problem.loss.is_linear:
         return scatter, state.fnorm
-    weight, f_weight = problem.loss.weights(state.f)
+    weight, f_weight = problem.loss.weights(state.f, LEAST_BEND)
     return safe_divide(scatter, weight), norm((state.f / state.unit) * weight * f_weight)

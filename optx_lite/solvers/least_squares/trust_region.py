@@ -26,6 +26,7 @@ from ...jax_support.control_flow import cond
 from ...linalg import norm, reciprocal, safe_divide
 from ...problem.bounds import active_mask, coleman_li, within
 from ...problem.least_squares import LeastSquaresProblem
+from ...problem.losses import LEAST_BEND
 from ...results import least_squares as codes
 from ...results.least_squares import Result
 from ..base import Report
@@ -320,8 +321,7 @@ class TrustRegionSolver(AbstractLeastSquaresSolver[State]):
             x=state.x,
             cost=cost,
             fun=fun,
-            jac=(state.model.dense_jacobian() * (known * state.unit))
-            * reciprocal(state.model.units)[None, :],
+            jac=_jacobian(problem, state) * known,
             grad=state.gradient * known,
             optimality=self.optimality(problem, state) * known,
             active_mask=mask,
@@ -376,3 +376,13 @@ def _cost_and_residuals(problem: LeastSquaresProblem, state: State) -> tuple[Arr
     none = jnp.isinf(state.cost)
     cost = jnp.where(none, jnp.inf, problem.loss.cost(state.f))
     return cost, jnp.where(none, jnp.nan, state.f)
+
+
+def _jacobian(problem: LeastSquaresProblem, state: State) -> Array:
+    """J in the user's units, (m, n), with the loss in it as in SciPy."""
+    model = state.model
+    jacobian = (model.dense_jacobian() * state.unit) * reciprocal(model.units)[None, :]
+    if problem.loss.is_linear:
+        return jacobian
+    own, scipys = (problem.loss.weights(state.f, least)[0] for least in (LEAST_BEND, 0.0))
+    return jacobian * safe_divide(scipys, own)[:, None]
