@@ -196,9 +196,8 @@ class Loss(eqx.Module):
             _, first, second = self.rho(z)
             root = safe_sqrt(jnp.maximum(first, 0))
             bend = 1 + 2 * safe_divide(second, first) * z
-        least = jnp.minimum(
-            safe_divide(jnp.finfo(f.dtype).eps, root) / jnp.where(root > 0, root, 1), 1
-        )
+        eps, safe_root = jnp.finfo(f.dtype).eps, jnp.where(root > 0, root, 1)
+        least = jnp.minimum(eps / safe_root / safe_root, 1)
         least = jnp.where(root > 0, jnp.maximum(least, least_bend), 1)
         by_curvature = jnp.sqrt(jnp.maximum(bend, least))
         return root * by_curvature, root / by_curvature  # (1), (2)
