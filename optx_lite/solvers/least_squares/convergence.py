@@ -67,6 +67,7 @@ SMOOTH = 30  # times the geometric mean of F and its rounding: reach at a smooth
 UNMOVED = 16  # times the rounding of F: reach where nothing is left to gain
 SHORT = 0.2  # step relative to x: longer ones are on the way to x = 0
 FAR, ORTHOGONAL = 1 / 8, 1 / 3  # powers of eps: cosines between f and J that are not, and are, 0
+VANISHES = 0.5  # part of F: a model that promises more says that f goes to 0
 MARGIN = 0.1  # error that may be left in x, relative to the tolerance
 
 
@@ -194,7 +195,9 @@ def _is_far(prediction: Prediction, eps: float) -> Array:
 
 def _descends(prediction: Prediction, ftol: Any, cost: Array, falls: Array) -> Array:
     """Whether the cost falls by more than ftol F in a step, and will by the model."""
-    return falls & (prediction.newton.gain > ftol * cost)
+    gain = prediction.newton.gain
+    # On the way to f = 0, where the model promises all of it, F falls by a part for ever.
+    return falls & (gain > ftol * cost) & (gain < VANISHES * cost)
 
 
 def _collapsed(length: Array, tolerances: Tolerances, whole: Array) -> Array:
