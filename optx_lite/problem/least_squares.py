@@ -89,13 +89,13 @@ class LeastSquaresProblem(AbstractProblem):
         f, jacobian = self.jacobian.linearize(self.residuals, x, self.lower, self.upper)
         return f.astype(x.dtype), lambda: jacobian().astype(x.dtype)
 
-    def weighted(self, f: Array, rows: Array) -> tuple[Array, Array]:
+    def weighted(self, f: Array, rows: Array, least_bend: float = 0.0) -> tuple[Array, Array]:
         """f and the transposed Jacobian with the loss in them; fixed variables have no column."""
         if self.bounded:
             rows = jnp.where((self.lower == self.upper)[:, None], 0, rows)
         if self.loss.is_linear:
             return f, rows
-        row_weight, f_weight = self.loss.weights(f)
+        row_weight, f_weight = self.loss.weights(f, least_bend)
         return f * f_weight, rows * row_weight[None, :]
 
     def cost(self, x: Array) -> Array:
