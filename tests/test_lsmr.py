@@ -148,5 +148,5 @@ def test_errors():
         lambda: ox.lsmr(A, b, scale=np.zeros((10, 1))),
         lambda: ox.lsmr(1j * A, b),
     ):
-        with pytest.raises(ValueError, match="`(A|b|damp|x0|scale)`"):
+        with pytest.raises(ValueError, match=r"`(A|b|damp|x0|scale)`"):
             wrong()

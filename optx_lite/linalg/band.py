@@ -110,7 +110,7 @@ def _solve_blocks(
     padding = chunks * (inner + 1) - count
     eye = jnp.eye(p, dtype=b.dtype)[:, :, None]
     diag = jnp.concatenate([diag, jnp.broadcast_to(eye, (p, p, padding))], axis=2)
-    upper = jnp.where(jnp.arange(count) < count - 1, upper, 0)
+    upper = jnp.where((jnp.arange(count) < count - 1)[None, None], upper, 0)
     diag, upper, b = (
         jnp.swapaxes(_pad_last(a, chunks * (inner + 1)).reshape(*a.shape[:-1], chunks, -1), -1, -2)
         for a in (diag, upper, b)
@@ -176,10 +176,9 @@ def _solve_small(matrix: Float[Array, "p p c"], rhs: Float[Array, "p r c"]) -> A
     p = matrix.shape[0]
     table = jnp.concatenate([matrix, rhs], axis=1)
     for k in range(p):
-        row = table[k] / table[k, k]
-        others = jnp.asarray(np.arange(p) != k, table.dtype)[:, None, None]
-        table = table - others * table[:, k, None] * row[None]
-        table = jnp.where(others == 0, row[None], table)
+        row = table[k] / table[k, k][None]
+        others = (np.arange(p) != k)[:, None, None]
+        table = jnp.where(others, table - table[:, k, None] * row[None], row[None])
     return table[:, p:]
 
 

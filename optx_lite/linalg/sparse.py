@@ -34,25 +34,27 @@ class Grouped(eqx.Module):
     others: Int[Array, "..."]
     segments: Int[Array, " nnz"] | None
     size: int = eqx.field(static=True)
+    nnz: int = eqx.field(static=True)
 
     @classmethod
     def by(cls, rows: np.ndarray, cols: np.ndarray, size: int) -> Grouped:
         """The entries (rows, cols) of a matrix of ``size`` rows."""
         order = np.argsort(rows, kind="stable").astype(np.int32)
-        count = np.bincount(rows, minlength=size)
+        count, nnz = np.bincount(rows, minlength=size), rows.size
         width = int(count.max(initial=0))
-        if size * width > MOST_PADDING * max(rows.size, 1):
-            return cls(order, cols[order].astype(np.int32), rows[order].astype(np.int32), size)
+        if size * width > MOST_PADDING * max(nnz, 1):
+            own = rows[order].astype(np.int32)
+            return cls(order, cols[order].astype(np.int32), own, size, nnz)
         begins = np.concatenate([[0], np.cumsum(count)[:-1]])
         table = begins[:, None] + np.arange(width)[None, :]
         proper = np.arange(width)[None, :] < count[:, None]
-        order, cols = np.append(order, rows.size), np.append(cols, 0)
-        entries = order[np.where(proper, table, rows.size)].astype(np.int32)
-        return cls(entries, cols[entries].astype(np.int32), None, size)
+        order, cols = np.append(order, nnz), np.append(cols, 0)
+        entries = order[np.where(proper, table, nnz)].astype(np.int32)
+        return cls(entries, cols[entries].astype(np.int32), None, size, nnz)
 
     def gather(self, values: Float[Array, " nnz"]) -> Array:
         """Values in the shape of ``entries``; 0 where there is none."""
-        return values.at[self.entries].get(mode="fill", fill_value=0)
+        return values.at[self.entries].get(mode="fill", fill_value=0.0)
 
     def sum(self, values: Array) -> Float[Array, " rows"]:
         """Over each row."""
@@ -114,9 +116,10 @@ class SparseMatrix(AbstractOperator):
         """As JAX's sparse array; the entries in the order of the rows."""
         group = self.rows
         if group.segments is None:
-            own = jnp.broadcast_to(jnp.arange(group.size)[:, None], group.others.shape)
-            # What only pads a row lies outside of the matrix.
-            own = jnp.where(group.entries < jnp.max(group.entries) + 1, own, group.size)
+            own = jnp.broadcast_to(
+                jnp.arange(group.size, dtype=jnp.int32)[:, None], group.others.shape
+            )
+            own = jnp.where(group.entries < group.nnz, own, group.size)  # outside: no entry
             indices = jnp.stack([own.ravel(), group.others.ravel()], axis=1)
             return BCOO((self.by_row.ravel(), indices), shape=self.shape)
         indices = jnp.stack([group.segments, group.others], axis=1)
