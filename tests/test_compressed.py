@@ -34,6 +34,22 @@ FUNCTIONS = {
     "plane": (plane, 30),
     "wide": (wide, 10),
 }
+
+
+CAMERAS, POINTS = 3, 8
+SEEN = [(c, p) for p in range(POINTS) for c in range(CAMERAS) if (c + p) % 4]
+
+
+def adjustment(x):
+    """Residuals of two rows: each of one camera, of two variables, and of one point, of three."""
+    a, b = x[: 2 * CAMERAS].reshape(CAMERAS, 2), x[2 * CAMERAS :].reshape(POINTS, 3)
+    c, p = np.transpose(SEEN)
+    a, b = a[c], b[p]
+    first = jnp.sin(a[:, 0]) * b[:, 0] + a[:, 1] * b[:, 1] ** 2 + b[:, 2]
+    return jnp.stack([first, a[:, 0] * b[:, 2] + a[:, 1] ** 2 * b[:, 1] + b[:, 0]], 1).ravel()
+
+
+FUNCTIONS["two groups"] = adjustment, 2 * CAMERAS + 3 * POINTS
 FUNCTIONS["diagonal"] = lambda x: x**2, 5
 
 

@@ -7,10 +7,12 @@ import pytest
 import scipy.sparse
 from jax.experimental.sparse import BCOO
 
+from optx_lite.derivatives.blocks import two_groups
 from optx_lite.derivatives.coloring import color, color_columns
 from optx_lite.derivatives.sparsity import sparsity
 from optx_lite.linalg.band import BandMatrix, solve_band
 from optx_lite.linalg.sparse import Grouped, SparseMatrix
+from optx_lite.linalg.two_groups import Pairs, TwoGroupMatrix
 
 
 def random_pattern(seed, m, n, density=0.2, dense_rows=0, dense_cols=0):
@@ -163,3 +165,46 @@ def test_solve_band_in_float32():
     x = solve_band(A.gram(), A.rmatvec(v))
     assert x.dtype == jnp.float32
     np.testing.assert_allclose(x, np.linalg.solve(dense, v), rtol=1e-3, atol=1e-4)
+
+
+def adjustment_matrix(seed, cameras=5, points=40, twice=False):
+    """J of observations of two rows, cameras of four variables, points of three; shuffled."""
+    rng = np.random.default_rng(seed)
+    seen = [(c, p) for p in range(points) for c in range(cameras) if rng.random() < 0.7]
+    columns = rng.permutation(4 * cameras + 3 * points)
+    dense = np.zeros((2 * len(seen), columns.size))
+    for o, (c, p) in enumerate(seen):
+        rows = slice(2 * o, 2 * o + 2)
+        dense[rows, columns[4 * c : 4 * c + 4]] = rng.normal(size=(2, 4))
+        begin = 4 * cameras + 3 * p
+        dense[rows, columns[begin : begin + 3]] = rng.normal(size=(2, 3))
+    return dense[rng.permutation(len(dense))]
+
+
+def test_two_groups():
+    rng = np.random.default_rng(1)
+    dense = adjustment_matrix(0)
+    m, n = dense.shape
+    groups = two_groups(sparsity(dense, dense.shape))
+    assert (groups.few.shape, groups.many.shape) == ((5, 4), (40, 3))
+
+    def part(columns):
+        return jnp.asarray(dense[groups.rows[:, :, None], columns[:, None, :]])
+
+    A = TwoGroupMatrix(
+        part(groups.few[groups.of_few]), part(groups.many[groups.of_many]), Pairs.of(*groups)
+    )
+    v, u, diag = rng.normal(size=n), rng.normal(size=m), rng.uniform(0, 1, n)
+    np.testing.assert_allclose(A.matvec(v), dense @ v, atol=1e-12)
+    np.testing.assert_allclose(A.rmatvec(u), dense.T @ u, atol=1e-12)
+    np.testing.assert_allclose(A.T.T.matvec(v), dense @ v, atol=1e-12)
+    np.testing.assert_allclose(A.squared_columns(), np.sum(dense**2, 0), atol=1e-12)
+    scaled = A.scaled(jnp.asarray(u), jnp.asarray(v))
+    np.testing.assert_allclose(scaled.matvec(v), u * (dense @ (v * v)), atol=1e-12)
+    exact = np.linalg.solve(dense.T @ dense + np.diag(diag), v)
+    np.testing.assert_allclose(A.solve_normal(jnp.asarray(diag), jnp.asarray(v)), exact, rtol=1e-9)
+
+
+@pytest.mark.parametrize("pattern", PATTERNS.values(), ids=PATTERNS)
+def test_no_two_groups(pattern):
+    assert two_groups(sparsity(pattern, pattern.shape)) is None

@@ -33,7 +33,7 @@ class TwoGroups(NamedTuple):
 
 def two_groups(entries: Sparsity) -> TwoGroups | None:
     """The two groups of a pattern; None if it has no such shape, or blocks of several sizes."""
-    m, n = entries.shape
+    m = entries.shape[0]
     block_of = _blocks(entries)
     if block_of is None:
         return None

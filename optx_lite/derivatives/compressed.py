@@ -18,8 +18,10 @@ from jaxtyping import Array, Bool, Float, Int
 from ..linalg.band import BandMatrix
 from ..linalg.operators import AbstractOperator
 from ..linalg.sparse import Grouped, SparseMatrix
+from ..linalg.two_groups import Pairs, TwoGroupMatrix
 from .autodiff import Forward, Reverse
 from .base import AbstractJacobian, AbstractSampled, FlatFunction, higher_precision
+from .blocks import two_groups
 from .coloring import Coloring, color
 from .sparsity import Sparsity
 
@@ -36,7 +38,7 @@ class Compressed(eqx.Module):
     base: AbstractJacobian
     forward: Int[Array, " n"]  # colours, -1 for none
     reverse: Int[Array, " m"]
-    layout: Any  # _Band or _Entries
+    layout: _Band | _TwoGroups | _Entries
     forward_colors: int = eqx.field(static=True)
     reverse_colors: int = eqx.field(static=True)
 
@@ -44,7 +46,7 @@ class Compressed(eqx.Module):
     def of(cls, base: AbstractJacobian, entries: Sparsity) -> Compressed:
         """For the scheme `base` and the pattern `entries`."""
         colors = _colors(base, entries)
-        layout = _Band.of(entries) if _is_band(entries) else _Entries.of(entries)
+        layout = _layout(entries)
         return cls(
             base,
             colors.forward,
@@ -158,6 +160,31 @@ class _Band(eqx.Module):
         j = jnp.clip(j, 0, self.columns - 1)
         diagonals = jnp.where(self.inside, products.entries(i, j, dtype), 0)
         return BandMatrix(diagonals, self.lower, self.columns)
+
+
+class _TwoGroups(eqx.Module):
+    """Of two groups of blocks."""
+
+    pairs: Pairs
+
+    def gather(self, products: _Products, dtype: Any) -> TwoGroupMatrix:
+        pairs = self.pairs
+        i = pairs.rows[:, :, None]
+
+        def part(columns: Int[Array, "O d"]) -> Float[Array, "O dr d"]:
+            shape = (*pairs.rows.shape, columns.shape[1])
+            j = jnp.broadcast_to(columns[:, None, :], shape)
+            return products.entries(jnp.broadcast_to(i, shape), j, dtype)
+
+        of_few, of_many = pairs.few[pairs.of_few], pairs.many[pairs.of_many]
+        return TwoGroupMatrix(part(of_few), part(of_many), pairs)
+
+
+def _layout(entries: Sparsity) -> _Band | _TwoGroups | _Entries:
+    if _is_band(entries):
+        return _Band.of(entries)
+    groups = two_groups(entries)
+    return _Entries.of(entries) if groups is None else _TwoGroups(Pairs.of(*groups))
 
 
 def _is_band(entries: Sparsity) -> bool:
