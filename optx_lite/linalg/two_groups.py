@@ -24,7 +24,10 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from ..jax_support.control_flow import scan
 from .operators import AbstractOperator
+
+CHUNK = 1024  # pairs whose products stay in the cache
 
 
 class Pairs(eqx.Module):
@@ -37,6 +40,7 @@ class Pairs(eqx.Module):
     rows: Int[Array, "O dr"]
     first: Int[Array, " Q"]  # pairs of observations of one point, the cameras in order
     second: Int[Array, " Q"]
+    twice: bool = eqx.field(static=True)  # whether a camera has two observations of one point
 
     @classmethod
     def of(cls, few: Any, many: Any, of_few: Any, of_many: Any, rows: Any) -> Pairs:
@@ -54,7 +58,8 @@ class Pairs(eqx.Module):
         one, two = np.where(flip, two, one), np.where(flip, one, two)
         order = np.lexsort((of_few[two], of_few[one]))
         arrays = few, many, of_few, of_many, rows, one[order], two[order]
-        return cls(*(np.asarray(array, np.int32) for array in arrays))
+        twice = bool(np.any((of_few[one] == of_few[two]) & (one != two)))
+        return cls(*(np.asarray(array, np.int32) for array in arrays), twice)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -113,32 +118,42 @@ class TwoGroupMatrix(AbstractOperator):
     def solve_normal(self, diag: Float[Array, " n"], b: Float[Array, " n"]) -> Float[Array, " n"]:
         """x with (J^T J + diag(diag)) x = b, by (2)."""
         pairs = self.pairs
-        chunk, (count, dc) = jnp.einsum, pairs.few.shape
-        u = self._over_few(chunk("ori,orj->oij", self.of_few, self.of_few))
-        v = self._over_many(chunk("ori,orj->oij", self.of_many, self.of_many))
-        w = chunk("ori,orj->oij", self.of_few, self.of_many)
-        v = v + _diagonals(diag[pairs.many])
-        u = u + _diagonals(diag[pairs.few])
+        count, dc = pairs.few.shape
+        u = self._over_few(_transposed_times(self.of_few, self.of_few))
+        v = self._over_many(_transposed_times(self.of_many, self.of_many))
+        u, v = u + _diagonals(diag[pairs.few]), v + _diagonals(diag[pairs.many])
         root = _inverse_root(v)  # L^-1 with L L^T = V
-        wl = chunk("oij,okj->oik", w, root[pairs.of_many])  # W L^-T
-        gb = chunk("pij,pj->pi", root, b[pairs.many])  # L^-1 g_b
-        ga = b[pairs.few] - self._over_few(chunk("oij,oj->oi", wl, gb[pairs.of_many]))
-        schur = self._schur(u, wl)
+        of_many = _times_transposed(self.of_many, root[pairs.of_many])  # B L^-T
+        w = _transposed_times(self.of_few, of_many)  # W L^-T
+        gb = jnp.sum(root * b[pairs.many][:, None], axis=2)  # L^-1 g_b
+        ga = b[pairs.few] - self._over_few(jnp.sum(w * gb[pairs.of_many][:, None], axis=2))
+        schur = self._schur(u, w)
         a = _solve_equilibrated(schur, ga.reshape(-1)).reshape(count, dc)
-        change = self._over_many(chunk("oij,oi->oj", wl, a[pairs.of_few]))
-        return self._joined(a, chunk("pij,pi->pj", root, gb - change))
+        change = self._over_many(jnp.sum(w * a[pairs.of_few][:, :, None], axis=1))
+        return self._joined(a, jnp.sum(root * (gb - change)[:, :, None], axis=1))
 
-    def _schur(self, u: Float[Array, "C dc dc"], wl: Float[Array, "O dc dp"]) -> Array:
+    def _schur(self, u: Float[Array, "C dc dc"], w: Float[Array, "O dc dp"]) -> Array:
         """U - W V^-1 W^T, dense: its upper triangle of blocks is summed, then mirrored."""
         pairs = self.pairs
         count, dc = pairs.few.shape
-        one, two = pairs.of_few[pairs.first], pairs.of_few[pairs.second]
-        products = jnp.einsum("qik,qjk->qij", wl[pairs.first], wl[pairs.second])
-        # A camera may see one point twice: such a pair stands for both of its orders.
-        twice = ((one == two) & (pairs.first != pairs.second))[:, None, None]
-        products = jnp.where(twice, products + jnp.swapaxes(products, 1, 2), products)
-        places = one * count + two
-        blocks = jax.ops.segment_sum(products, places, count * count, indices_are_sorted=True)
+        padding = -pairs.first.size % CHUNK
+        # Past the end: added to a block beyond the last.
+        first, second = (jnp.pad(of, (0, padding)) for of in (pairs.first, pairs.second))
+        places = pairs.of_few[first] * count + pairs.of_few[second]
+        places = jnp.where(jnp.arange(first.size) < pairs.first.size, places, count * count)
+
+        def add(blocks: Array, part: tuple[Array, Array, Array]) -> tuple[Array, None]:
+            one, two, place = part
+            product = _times_transposed(w[one], w[two])
+            if pairs.twice:
+                again = (pairs.of_few[one] == pairs.of_few[two]) & (one != two)
+                product = jnp.where(
+                    again[:, None, None], product + jnp.swapaxes(product, 1, 2), product
+                )
+            return blocks.at[place].add(product, indices_are_sorted=True), None
+
+        parts = tuple(array.reshape(-1, CHUNK) for array in (first, second, places))
+        blocks = scan(add, jnp.zeros((count * count + 1, dc, dc), w.dtype), parts)[0][:-1]
         blocks = -blocks.reshape(count, count, dc, dc)
         mirrored = blocks + jnp.transpose(blocks, (1, 0, 3, 2))
         same = jnp.eye(count, dtype=bool)[:, :, None, None]
@@ -173,6 +188,19 @@ class _Adjoint(AbstractOperator):
 
     def adjoint(self) -> AbstractOperator:
         return self.of
+
+
+def _times_transposed(a: Float[Array, "k i r"], b: Float[Array, "k j r"]) -> Array:
+    """A B^T of many small matrices, written out: XLA's own product takes them one by one."""
+    return sum(
+        (a[:, :, None, r] * b[:, None, :, r] for r in range(1, a.shape[2])),
+        a[:, :, None, 0] * b[:, None, :, 0],
+    )
+
+
+def _transposed_times(a: Float[Array, "k r i"], b: Float[Array, "k r j"]) -> Array:
+    """A^T B, likewise."""
+    return _times_transposed(jnp.swapaxes(a, 1, 2), jnp.swapaxes(b, 1, 2))
 
 
 def _diagonals(rows: Float[Array, "k d"]) -> Float[Array, "k d d"]:
