@@ -31,15 +31,15 @@ from .triangular import solve_transposed, solve_upper, triangularize
 NOISE = 8  # times epsilon: by so much a multiplier, or a bound, may be missed
 
 
-def evaluate_model(upper: Array, qtf: Array, step: Array) -> Array:
+def evaluate_model(r_factor: Array, qtf: Array, step: Array) -> Array:
     """Reduction that the linear model predicts: -(g p + 0.5 |R p|^2) = -(q + R p / 2) . R p."""
-    moved = upper @ step
+    moved = r_factor @ step
     return -jnp.sum((qtf + 0.5 * moved) * moved)
 
 
 @jax.custom_jvp
 def solve_in_box(
-    upper: Array, qtf: Array, low: Array, high: Array, start: Array
+    r_factor: Array, qtf: Array, low: Array, high: Array, start: Array
 ) -> tuple[Array, Array, Array]:
     """The minimiser p of (1), (n,), the factor of the free columns, and whether p was found.
 
@@ -47,47 +47,47 @@ def solve_in_box(
     low and high are equal the variable is never free. Variables on which f does not depend, or
     which depend on others, stay. The factor, (n, n), has zeros in the columns that are not free.
     """
-    p, factor, _, found = _solve(upper, qtf, low, high, start)
+    p, factor, _, found = _solve(r_factor, qtf, low, high, start)
     return p, factor, found
 
 
 @solve_in_box.defjvp
 def _solve_in_box_jvp(primals, tangents):  # type: ignore[no-untyped-def]
     """From R_F^T (R p + q) = 0 of the free variables F, while none changes sides."""
-    (upper, qtf, _, high, _), (d_upper, d_qtf, d_low, d_high, _) = primals, tangents
+    (r_factor, qtf, _, high, _), (d_r_factor, d_qtf, d_low, d_high, _) = primals, tangents
     p, _, free, found = _solve(*primals)
     onto = jnp.where(free, 0, jnp.where(p == high, d_high, d_low))
-    d_residual = d_upper @ p + upper @ onto + d_qtf
-    slope = d_upper.T @ (upper @ p + qtf) + upper.T @ d_residual
+    d_residual = d_r_factor @ p + r_factor @ onto + d_qtf
+    slope = d_r_factor.T @ (r_factor @ p + qtf) + r_factor.T @ d_residual
 
-    def factorize(upper: Array) -> Array:
-        return triangularize(jnp.where(free, upper, 0).T, qtf)[0]
+    def factorize(r_factor: Array) -> Array:
+        return triangularize(jnp.where(free, r_factor, 0).T, qtf)[0]
 
-    factor, d_factor = jax.jvp(factorize, (upper,), (d_upper,))
+    factor, d_factor = jax.jvp(factorize, (r_factor,), (d_r_factor,))
     moved = -solve_upper(factor, solve_transposed(factor, jnp.where(free, slope, 0)))
     no_tangent = jax.custom_derivatives.zero_from_primal(found)
     return (p, factor, found), (jnp.where(free, moved, onto), d_factor, no_tangent)
 
 
 def _solve(
-    upper: Array, qtf: Array, low: Array, high: Array, start: Array
+    r_factor: Array, qtf: Array, low: Array, high: Array, start: Array
 ) -> tuple[Array, Array, Array, Array]:
     """As `solve_in_box`, and which variables are free."""
     n = qtf.shape[0]
     eps = jnp.finfo(qtf.dtype).eps
-    size = jnp.sqrt(jnp.sum(upper * upper, axis=0))
+    size = jnp.sqrt(jnp.sum(r_factor * r_factor, axis=0))
 
     def turn(state: Any) -> Any:
         p, _, free, turns, _ = state
-        residual = upper @ p + qtf
-        factor, rest = triangularize(jnp.where(free, upper, 0).T, residual)
+        residual = r_factor @ p + qtf
+        factor, rest = triangularize(jnp.where(free, r_factor, 0).T, residual)
         step = jnp.where(free, -solve_upper(factor, rest), 0)
         beyond = NOISE * eps * jnp.maximum(jnp.abs(p), jnp.abs(step))
         leaves = (p + step < low - beyond) | (p + step > high + beyond)
         inside = ~jnp.any(leaves)
 
         onto_box = jnp.clip(p + step, low, high)
-        descends = evaluate_model(upper, residual, onto_box - p) > 0
+        descends = evaluate_model(r_factor, residual, onto_box - p) > 0
         ahead = jnp.where(step < 0, low, high)
         parts = jnp.where(leaves, safe_divide(ahead - p, step), jnp.inf)
         part = jnp.min(parts)
@@ -97,7 +97,7 @@ def _solve(
         moved_to = jnp.where(whole, onto_box, jnp.clip(shorter, low, high))
         held = jnp.where(whole, leaves, first)
 
-        slope = upper.T @ (upper @ moved_to + qtf)
+        slope = r_factor.T @ (r_factor @ moved_to + qtf)
         rounding = NOISE * eps * size * (norm(qtf) + size @ jnp.abs(moved_to))
         inward = jnp.where(moved_to <= low, slope < -rounding, slope > rounding)
         freed = inside & ~free & inward & (low < high)
@@ -112,6 +112,6 @@ def _solve(
     start = jnp.clip(start, low, high)
     free = (start > low) & (start < high)
     none = jnp.zeros((), jnp.int32)
-    init = (start, jnp.zeros_like(upper), free, none, none > 0)
+    init = (start, jnp.zeros_like(r_factor), free, none, none > 0)
     p, factor, free, _, found = while_loop(unsolved, turn, init)
     return p, factor, free, found

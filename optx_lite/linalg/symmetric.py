@@ -17,7 +17,7 @@ reverse, b is any cotangent. Hence the `probe`, a right-hand side made of every 
 which decides for both: if N can be seen in it, the answer is NaN.
 
 The second way runs only when some lane of a batch needs it: it stands in a `while_loop` of at
-most one turn, because `vmap` turns a `cond` into "both" but keeps a loop's "until no lane wants
+most one turn, because `vmap` turns a `cond` into "both" but keeps a loop's "until no lane needs
 more".
 """
 

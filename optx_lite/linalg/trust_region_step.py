@@ -60,7 +60,7 @@ class Answer(eqx.Module):
 
 @jax.custom_jvp
 def solve_trust_region(
-    upper: Array,
+    r_factor: Array,
     qtf: Array,
     diag: Array | None,
     newton: Array | None,
@@ -75,7 +75,7 @@ def solve_trust_region(
 
     Parameters
     ----------
-    upper, qtf : arrays, shapes (n, n), (n,)
+    r_factor, qtf : arrays, shapes (n, n), (n,)
         R and q.
     diag : array, shape (n,), or None
         The diagonal of C; None for none.
@@ -91,8 +91,8 @@ def solve_trust_region(
         What is tried first.
     """
     zero = jnp.zeros_like(radius)
-    floor = _floor(upper, singular)
-    highest = jnp.maximum(norm(qtf @ upper) / radius, floor)  # (4)
+    floor = _floor(r_factor, singular)
+    highest = jnp.maximum(norm(qtf @ r_factor) / radius, floor)  # (4)
     guess = _between(alpha, zero, highest)
     if newton is None:
         newton, fits, begin = jnp.zeros_like(qtf), jnp.zeros((), bool), floor
@@ -103,7 +103,7 @@ def solve_trust_region(
     def turn(state: tuple[Array, ...]) -> tuple[Array, ...]:
         _, alpha, low, high, _, correcting, count = state
         step, slope = _damped_step_and_slope(
-            upper, jnp.where(correcting, correction.qtf, qtf), diag, alpha
+            r_factor, jnp.where(correcting, correction.qtf, qtf), diag, alpha
         )
         size = norm(step)
 
@@ -150,18 +150,18 @@ def _between(alpha: Array, low: Array, high: Array) -> Array:
 @solve_trust_region.defjvp  # pyright: ignore[reportArgumentType]
 def _solve_trust_region_jvp(primals, tangents):  # type: ignore[no-untyped-def]
     """Implicit function theorem on (1) and, at the boundary, ||p|| = Delta."""
-    upper, qtf, diag, _, singular, radius, _, correction = primals
-    d_upper, d_qtf, d_diag, _, _, d_radius, _, d_correction = tangents
+    r_factor, qtf, diag, _, singular, radius, _, correction = primals
+    d_r_factor, d_qtf, d_diag, _, _, d_radius, _, d_correction = tangents
     answer = solve_trust_region(*primals)
     step, limited = answer.step, answer.limited
     qtf = jnp.where(answer.corrected, correction.qtf, qtf)
     d_qtf = jnp.where(answer.corrected, d_correction.qtf, d_qtf)
-    damping = answer.alpha + _floor(upper, singular)
-    moved = d_upper.T @ (upper @ step + qtf) + upper.T @ (d_upper @ step + d_qtf)
+    damping = answer.alpha + _floor(r_factor, singular)
+    moved = d_r_factor.T @ (r_factor @ step + qtf) + r_factor.T @ (d_r_factor @ step + d_qtf)
     if diag is not None:
         damping = damping + diag
         moved = moved + d_diag * step
-    matrix = upper.T @ upper + jnp.diag(jnp.broadcast_to(damping, step.shape))
+    matrix = r_factor.T @ r_factor + jnp.diag(jnp.broadcast_to(damping, step.shape))
     along = -jnp.linalg.solve(matrix, step)  # d p / d alpha
     free = -jnp.linalg.solve(matrix, moved)
     grip = step @ along
@@ -172,26 +172,26 @@ def _solve_trust_region_jvp(primals, tangents):  # type: ignore[no-untyped-def]
 
 
 def _damped_step_and_slope(
-    upper: Array, qtf: Array, diag: Array | None, alpha: Array
+    r_factor: Array, qtf: Array, diag: Array | None, alpha: Array
 ) -> tuple[Array, Array]:
     """p(alpha) of (1) and -phi'(alpha) of (3)."""
     damping = jnp.zeros_like(qtf) + alpha if diag is None else diag + alpha
-    root, right = _damped_root(upper, qtf, damping)
+    root, right = _damped_root(r_factor, qtf, damping)
     step = -solve_upper(root, right)
     half = solve_transposed(root, step)
     size = norm(step)
     return step, (half @ half) / jnp.where(size > 0, size, 1)
 
 
-def _damped_root(upper: Array, qtf: Array, damping: Array) -> tuple[Array, Array]:
+def _damped_root(r_factor: Array, qtf: Array, damping: Array) -> tuple[Array, Array]:
     """S and S^-T R^T q of (3), by QR of [R; damping^1/2]: R is not squared."""
     eye = jnp.eye(qtf.shape[0], dtype=qtf.dtype)
-    rows = jnp.concatenate([upper.T, jnp.sqrt(damping)[None, :] * eye], axis=1)
+    rows = jnp.concatenate([r_factor.T, jnp.sqrt(damping)[None, :] * eye], axis=1)
     return triangularize(rows, jnp.concatenate([qtf, jnp.zeros_like(qtf)]))
 
 
-def _floor(upper: Array, singular: Array) -> Array:
+def _floor(r_factor: Array, singular: Array) -> Array:
     """Zero for a full-rank system, else the damping that rounding in R asks for."""
     # Above what `triangularize` takes for the rounding of a dependent column.
-    rounding = 16 * upper.shape[0] * jnp.finfo(upper.dtype).eps
-    return jnp.where(singular, rounding**2 * jnp.sum(upper * upper), 0)
+    rounding = 16 * r_factor.shape[0] * jnp.finfo(r_factor.dtype).eps
+    return jnp.where(singular, rounding**2 * jnp.sum(r_factor * r_factor), 0)

@@ -17,100 +17,186 @@ and f_scale carries a derivative.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jaxtyping import Array
 
 from ..functions.traced import Lifted, lift
 from ..jax_support.control_flow import vary_with
-from ..linalg import safe_divide, safe_sqrt
+from ..linalg import safe_divide, safe_sqrt, unit_of
 from .arguments import shape_of
 from .pytrees import is_concrete
 
 Rho = tuple[Array, Array, Array]
 
 
-def soft_l1(z: Array) -> Rho:
-    """2 ((1 + z)^1/2 - 1): a smooth absolute value."""
-    root = jnp.sqrt(1 + z)
-    # z / (root + 1) is root - 1 without the cancellation at small z.
-    return 2 * z / (root + 1), 1 / root, -0.5 / (root * (1 + z))
+class NamedLoss(NamedTuple):
+    """A loss as functions of r = f / C, whose square may be out of range; (m,) to (m,)."""
+
+    near: Callable[[Array], Array]  # (rho / z)^1/2, for |r| <= 1
+    far: Callable[[Array], Array]  # rho^1/2, for |r| >= 1
+    root_weight: Callable[[Array], Array]  # rho'^1/2
+    bend: Callable[[Array], Array]  # (rho' + 2 rho'' z) / rho'
 
 
-def huber(z: Array) -> Rho:
-    """The square inside, the absolute value outside."""
-    inside = z <= 1
-    safe = jnp.where(inside, 1, z)  # keeps the derivative of the unused branch finite
-    root = jnp.sqrt(safe)
-    return (
-        jnp.where(inside, z, 2 * root - 1),
-        jnp.where(inside, 1, 1 / root),
-        jnp.where(inside, 0, -0.5 / (root * safe)),
-    )
+def _hypotenuse(r: Array) -> Array:
+    return jnp.hypot(jnp.ones_like(r), r)
 
 
-def cauchy(z: Array) -> Rho:
-    """log(1 + z): severely weakens outliers."""
-    return jnp.log1p(z), 1 / (1 + z), -1 / (1 + z) ** 2
+def _at_least_1(r: Array) -> Array:
+    return jnp.maximum(jnp.abs(r), 1)
 
 
-def arctan(z: Array) -> Rho:
-    """arctan(z): limits the loss of a single residual."""
-    t = 1 + z**2
-    return jnp.arctan(z), 1 / t, -2 * z / t**2
+def _root_of_quotient(function: Callable[[Array], Array], r: Array) -> Array:
+    """(function(z) / z)^1/2 of a function that is z to first order."""
+    z = r * r
+    tiny = z < jnp.finfo(r.dtype).tiny
+    return jnp.where(tiny, 1, jnp.sqrt(function(z) / jnp.where(tiny, 1, z)))
 
 
-LOSSES: dict[str, Callable[[Array], Rho] | None] = {
+LOSSES = {
     "linear": None,
-    "huber": huber,
-    "soft_l1": soft_l1,
-    "cauchy": cauchy,
-    "arctan": arctan,
+    # rho = z inside, 2 z^1/2 - 1 outside: the absolute value there.
+    "huber": NamedLoss(
+        near=jnp.ones_like,
+        far=lambda r: jnp.sqrt(2 * _at_least_1(r) - 1),
+        root_weight=lambda r: 1 / jnp.sqrt(_at_least_1(r)),
+        bend=lambda r: (jnp.abs(r) <= 1).astype(r.dtype),
+    ),
+    # rho = 2 ((1 + z)^1/2 - 1): a smooth absolute value.
+    "soft_l1": NamedLoss(
+        near=lambda r: jnp.sqrt(2 / (_hypotenuse(r) + 1)),
+        far=lambda r: jnp.sqrt(2 * (_hypotenuse(r) - 1)),
+        root_weight=lambda r: 1 / jnp.sqrt(_hypotenuse(r)),
+        bend=lambda r: 1 / _hypotenuse(r) / _hypotenuse(r),
+    ),
+    # rho = log(1 + z): severely weakens outliers.
+    "cauchy": NamedLoss(
+        near=lambda r: _root_of_quotient(jnp.log1p, r),
+        far=lambda r: jnp.sqrt(2 * jnp.log(_hypotenuse(r))),
+        root_weight=lambda r: 1 / _hypotenuse(r),
+        bend=lambda r: 2 / _hypotenuse(r) / _hypotenuse(r) - 1,
+    ),
+    # rho = arctan(z): limits the loss of a single residual.
+    "arctan": NamedLoss(
+        near=lambda r: _root_of_quotient(jnp.arctan, r),
+        far=lambda r: jnp.sqrt(jnp.arctan(r * r)),
+        root_weight=lambda r: 1 / _hypotenuse(r * r),
+        bend=lambda r: 4 / _hypotenuse(r * r) / _hypotenuse(r * r) - 3,
+    ),
 }
+
+
+def _effective(named: NamedLoss, f: Array, f_scale: Array, unit: Array) -> Array:
+    """C rho^1/2 / unit, (m,): the residuals whose plain sum of squares is the sum of the losses."""
+    r = f / f_scale
+    near = (jnp.abs(f) / unit) * named.near(jnp.clip(r, -1, 1))
+    return jnp.where(jnp.abs(r) <= 1, near, (f_scale / unit) * named.far(r))
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _named_cost(named: NamedLoss, f: Array, f_scale: Array, unit: Array) -> Array:
+    """0.5 C^2 sum rho / unit^2."""
+    effective = _effective(named, f, f_scale, unit)
+    return 0.5 * jnp.sum(effective * effective)
+
+
+@_named_cost.defjvp
+def _named_cost_jvp(named, primals, tangents):  # type: ignore[no-untyped-def]
+    """By f: f rho'; by C: C sum (rho - z rho')."""
+    (f, f_scale, unit), (d_f, d_scale, _) = primals, tangents
+    cost = _named_cost(named, f, f_scale, unit)
+    slope = _named_slope(named, f, f_scale) / unit
+    by_scale = 2 * cost - jnp.sum(slope * (f / unit))
+    return cost, jnp.sum(slope * (d_f / unit)) + by_scale * (d_scale / f_scale)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _named_slope(named: NamedLoss, f: Array, f_scale: Array) -> Array:
+    """f rho', (m,)."""
+    root = named.root_weight(f / f_scale)
+    return (f * root) * root
+
+
+@_named_slope.defjvp
+def _named_slope_jvp(named, primals, tangents):  # type: ignore[no-untyped-def]
+    """By f: rho' + 2 rho'' z; by C, of which f rho' / C is no function but by f / C: the rest."""
+    (f, f_scale), (d_f, d_scale) = primals, tangents
+    r = f / f_scale
+    root, bend = named.root_weight(r), named.bend(r)
+    by_scale = (r * root) * (1 - bend) * root
+    return _named_slope(named, f, f_scale), root * bend * (root * d_f) + by_scale * d_scale
 
 
 class Loss(eqx.Module):
     """A loss and its margin C.
 
-    ``rho`` takes z, shape (m,), and returns rho, rho', rho'', each (m,). None is the linear
-    loss, for which nothing is computed at all.
+    Attributes
+    ----------
+    named : NamedLoss or None, static
+        One of SciPy's.
+    rho : callable or None
+        A user's: of z, shape (m,), it returns rho, rho', rho'', each (m,). If both are None the
+        loss is linear, for which nothing is computed at all.
+    f_scale : array, shape ()
+        C.
     """
 
+    named: NamedLoss | None = eqx.field(static=True)
     rho: Any
     f_scale: Array
 
     @property
     def is_linear(self) -> bool:
         """Whether the cost is the plain sum of squares."""
-        return self.rho is None
+        return self.rho is None and self.named is None
 
     def cost(self, f: Array, unit: Array | float = 1.0) -> Array:
-        """0.5 sum rho, in units of ``unit**2`` (which keeps the squares in range)."""
+        """0.5 C^2 sum rho, in units of ``unit**2`` (which keeps the squares in range)."""
         if self.is_linear:
             f = f / unit
             return 0.5 * jnp.sum(f * f)
+        if self.named is not None:
+            return _named_cost(self.named, f, self.f_scale, jnp.asarray(unit, f.dtype))
         margin = self.f_scale / unit
-        rho, _, _ = self.rho((f / self.f_scale) ** 2)
-        return 0.5 * margin**2 * jnp.sum(rho)
+        return 0.5 * margin**2 * jnp.sum(self.rho((f / self.f_scale) ** 2)[0])
 
     def slope(self, f: Array) -> Array:
         """d cost / d f, shape (m,): f itself when linear, f rho' otherwise."""
         if self.is_linear:
             return f
+        if self.named is not None:
+            return _named_slope(self.named, f, self.f_scale)
         return f * self.rho((f / self.f_scale) ** 2)[1]
 
     def weights(self, f: Array) -> tuple[Array, Array]:
         """Factors of the rows of J and of f, equations (1) and (2); shapes (m,)."""
-        z = (f / self.f_scale) ** 2
-        _, first, second = self.rho(z)
-        eps = jnp.finfo(f.dtype).eps
-        row = safe_sqrt(jnp.maximum(first + 2 * second * z, jnp.minimum(eps, first)))  # (1)
-        return row, safe_divide(first, row)  # (2)
+        if self.named is not None:
+            root, bend = self.named.root_weight(f / self.f_scale), self.named.bend(f / self.f_scale)
+        else:
+            z = (f / self.f_scale) ** 2
+            _, first, second = self.rho(z)
+            root = safe_sqrt(jnp.maximum(first, 0))
+            bend = 1 + 2 * safe_divide(second, first) * z
+        least = jnp.minimum(safe_divide(jnp.finfo(f.dtype).eps, root) / root, 1)
+
+        least = jnp.where(root > 0, jnp.maximum(least, 0.1), 1)
+        by_curvature = safe_sqrt(jnp.maximum(bend, least))
+        return root * by_curvature, root / by_curvature  # (1), (2)
+
+    def unit(self, f: Array) -> Array:
+        """A unit, (), in which the cost is neither far above nor far below 1."""
+        if self.named is None:
+            return unit_of(f)
+        f, f_scale = lax.stop_gradient((f, self.f_scale))
+        return unit_of(_effective(self.named, f, f_scale, jnp.ones_like(f_scale)))
 
 
 class ScipyLoss(eqx.Module):
@@ -157,8 +243,7 @@ def check_loss(loss: Any, f_scale: Any, z: Any) -> Loss:
     (m,), dtype = z.shape, z.dtype
     f_scale = _check_f_scale(f_scale, dtype)
     if isinstance(loss, str) and loss in LOSSES:
-        rho = LOSSES[loss]
-        return Loss(None if rho is None else jax.tree_util.Partial(rho), f_scale)
+        return Loss(LOSSES[loss], None, f_scale)
     if not callable(loss):
         raise ValueError(f"`loss` must be one of {list(LOSSES)} or a callable, got {loss!r}.")
     single = _try_scalar_loss(loss, vary_with(jax.ShapeDtypeStruct((), dtype), z))
@@ -167,12 +252,12 @@ def check_loss(loss: Any, f_scale: Any, z: Any) -> Loss:
     except Exception:
         if single is None:
             raise
-        return Loss(ScalarLoss(single), f_scale)
+        return Loss(None, ScalarLoss(single), f_scale)
     shape = shape_of(whole.out_shape)
     if shape == (3, m):
-        return Loss(ScipyLoss(whole), f_scale)
+        return Loss(None, ScipyLoss(whole), f_scale)
     if shape == (m,) and single is not None:
-        return Loss(ScalarLoss(single), f_scale)
+        return Loss(None, ScalarLoss(single), f_scale)
     raise ValueError(
         "The return value of `loss` callable has wrong shape: expected (3, m) = "
         f"{(3, m)}, or a scalar for a scalar, got {shape}."

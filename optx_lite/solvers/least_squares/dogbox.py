@@ -27,12 +27,13 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from ...linalg import evaluate_model, solve_in_box, solve_transposed, solve_upper, unit_of
+from ...linalg import unit_of
 from ...problem.bounds import coleman_li, onto_bounds, step_to_bound, within
 from ...problem.least_squares import LeastSquaresProblem
-from .convergence import Prediction
-from .state import Correction, State, Trial
-from .trust_region import TrustRegionSolver, cauchy_factor, scipy_radius, starting_radius
+from .prediction import Prediction
+from .radius import scipy_radius, starting_radius
+from .state import State, Trial
+from .trust_region import StepInputs, TrustRegionSolver
 
 
 class Dogbox(TrustRegionSolver):
@@ -45,7 +46,7 @@ class Dogbox(TrustRegionSolver):
         metric, slope = _metric(state)
         if problem.bounded:
             slope = jnp.where(_resting(problem, state), 0, slope)
-        cauchy = cauchy_factor(state.model.upper * metric[None, :], slope)
+        cauchy = state.model.cauchy_factor(metric, slope)
         return starting_radius(_length(state.x, state), cauchy * _length(metric * slope, state))
 
     def next_radius(self, before: State, cost: Array, ratio: Array, finite: Array) -> Array:
@@ -59,21 +60,13 @@ class Dogbox(TrustRegionSolver):
             grad = jnp.where(_resting(problem, state), 0, grad)
         return jnp.max(jnp.abs(grad))
 
-    def propose(
-        self,
-        problem: LeastSquaresProblem,
-        state: State,
-        prediction: Prediction,
-        damping: Array,
-        correction: Correction,
-    ) -> Trial:
+    def propose(self, inputs: StepInputs) -> Trial:
         """To the minimum in both boxes, or along the path if there is but one."""
+        problem, state, prediction, damping, correction = inputs
         step, inside = _step(problem, state, prediction)
-        model, factor = state.model, prediction.factor
-        bend = -solve_upper(factor, solve_transposed(factor, correction.grad))
-        short = _length(bend, state) <= correction.longest
-        corrected = correction.wanted & short
-        predicted = evaluate_model(model.upper, model.qtf, step)
+        bend = state.model.solve_free(prediction.newton, correction.gradient)
+        corrected = correction.wanted & (_length(bend, state) <= correction.longest)
+        predicted = state.model.predicted_reduction(step)
         start = jnp.where(corrected, correction.start, state.x)
         step = jnp.where(corrected, bend, step)
         moved = start + step
@@ -98,13 +91,13 @@ def _length(step: Array, state: State) -> Array:
 def _metric(state: State) -> tuple[Array, Array]:
     """D^-1, with a largest entry of about 1, and D^-1 g."""
     metric = state.scale / unit_of(state.scale)
-    return metric, metric * state.model.grad
+    return metric, metric * state.model.gradient
 
 
 def _resting(problem: LeastSquaresProblem, state: State) -> Array:
     """Variables on a bound with the antigradient pointing outward."""
     x, lower, upper = state.x, problem.lower, problem.upper
-    return (coleman_li(x, state.model.grad, lower, upper)[0] <= 0) | (lower == upper)
+    return (coleman_li(x, state.model.gradient, lower, upper)[0] <= 0) | (lower == upper)
 
 
 def _step(
@@ -118,8 +111,8 @@ def _step(
     low = jnp.maximum(problem.lower - state.x, -high)
     high = jnp.minimum(problem.upper - state.x, high)
     inside = within(newton, low, high)
-    best, _, found = solve_in_box(state.model.upper, state.model.qtf, low, high, newton)
-    return jnp.where(inside, newton, jnp.where(found, best, 0)), inside
+    best = state.model.gauss_newton((low, high), newton)
+    return jnp.where(inside, newton, jnp.where(best.found, best.step, 0)), inside
 
 
 def _dogleg(state: State, newton: Array, low: Array, high: Array) -> Array:
@@ -127,7 +120,7 @@ def _dogleg(state: State, newton: Array, low: Array, high: Array) -> Array:
     metric, slope = _metric(state)
     down = -metric * slope
     room, _ = step_to_bound(jnp.zeros_like(newton), down, low, high)
-    best = cauchy_factor(state.model.upper * metric[None, :], slope)
+    best = state.model.cauchy_factor(metric, slope)
     cauchy = jnp.where(best > 0, jnp.minimum(best, room), room) * down
     cauchy = jnp.where(jnp.isfinite(cauchy), cauchy, 0)
     part, stopped = step_to_bound(cauchy, newton - cauchy, low, high)

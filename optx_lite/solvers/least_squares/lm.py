@@ -26,12 +26,12 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from ...linalg import evaluate_model, norm, solve_trust_region
+from ...linalg import norm
 from ...problem.least_squares import LeastSquaresProblem
 from ...results import least_squares as codes
-from .convergence import Prediction
-from .state import Correction, State, Trial
-from .trust_region import TrustRegionSolver, cauchy_factor, starting_radius
+from .radius import starting_radius
+from .state import State, Trial
+from .trust_region import StepInputs, TrustRegionSolver
 
 
 class LevenbergMarquardt(TrustRegionSolver):
@@ -55,8 +55,8 @@ class LevenbergMarquardt(TrustRegionSolver):
 
     def first_radius(self, problem: LeastSquaresProblem, state: State) -> Array:
         """||D x0||, or of the Cauchy step if x0 is nothing beside it."""
-        down = state.scale * state.model.grad
-        cauchy = cauchy_factor(state.model.upper * state.scale[None, :], down) * norm(down)
+        down = state.scale * state.model.gradient
+        cauchy = state.model.cauchy_factor(state.scale, down) * norm(down)
         return starting_radius(norm(state.x / state.scale), cauchy)
 
     def next_radius(self, before: State, cost: Array, ratio: Array, finite: Array) -> Array:
@@ -76,33 +76,19 @@ class LevenbergMarquardt(TrustRegionSolver):
         """MINPACK's p0001: some of the promise has to be kept."""
         return (reduction > 0) & (ratio >= 1e-4)
 
-    def propose(
-        self,
-        problem: LeastSquaresProblem,
-        state: State,
-        prediction: Prediction,
-        damping: Array,
-        correction: Correction,
-    ) -> Trial:
+    def propose(self, inputs: StepInputs) -> Trial:
         """The solution of (1), in the variables D x."""
+        _, state, prediction, damping, correction = inputs
         model, scale = state.model, state.scale
-        answer = solve_trust_region(
-            model.upper * scale[None, :],
-            model.qtf,
-            None,
-            prediction.step / scale,
-            model.singular,
-            state.radius,
-            damping,
-            correction.as_step(model.upper),
-        )
+        newton = prediction.newton.step / scale
+        answer = model.trust_region_step(scale, None, newton, state.radius, damping, correction)
         step = scale * answer.step
         return Trial(
             x=jnp.where(answer.corrected, correction.start, state.x) + step,
             length=norm(answer.step),
-            predicted=evaluate_model(model.upper, model.qtf, step),
+            predicted=model.predicted_reduction(step),
             limited=answer.limited,
-            damping=answer.alpha,
+            damping=answer.damping,
             radius=state.radius,
             corrected=answer.corrected,
         )

@@ -2,38 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
-from ...linalg import CorrectionStep, diagonal, reciprocal, safe_sqrt, solve_transposed
-
-
-class Model(eqx.Module):
-    """The weighted quadratic model at the current point, in units of s and u, see `trust_region`.
-
-    0.5 || J p + f ||^2 + 0.5 (w . p)^2, in which a parameter without effect rests: its column of R
-    is 0.
-    """
-
-    units: Array  # (n,) u
-    rows: Array  # (n, m) transposed weighted Jacobian J^T
-    secant: Array  # (n,) w
-    lengths: Array  # (n,) norms of the columns of J
-    upper: Array  # (n, n) triangular factor R of J with w as one more row
-    qtf: Array  # (n,) Q^T f
-    grad: Array  # (n,) J^T f
-
-    @property
-    def columns(self) -> Array:
-        """Squared norms of the columns of R, (n,): the curvature along each variable."""
-        return jnp.sum(self.upper * self.upper, axis=0)
-
-    @property
-    def singular(self) -> Array:
-        """Whether columns of J depend on each other."""
-        return jnp.any((diagonal(self.upper) == 0) & (self.columns > 0))
+from ...linalg import safe_sqrt
+from .model import DenseModel, LinearModel, gradient_in
 
 
 class Trial(eqx.Module):
@@ -53,21 +31,6 @@ class Trial(eqx.Module):
         return jax.tree.map(lambda a, b: jnp.where(self.corrected, a, b), bent, self)
 
 
-class Correction(eqx.Module):
-    """The step c that a failed trial asks for, see `trust_region`."""
-
-    wanted: Array  # () bool
-    start: Array  # (n,) the failed trial, from which c goes
-    grad: Array  # (n,) J^T r, r what the linear model missed there
-    damping: Array  # () alpha of the failed step
-    longest: Array  # () c may be, in the metric
-
-    def as_step(self, upper: Array) -> CorrectionStep:
-        """c as a step for `solve_trust_region`: J^T r = R^T q."""
-        qtf = solve_transposed(upper, self.grad)
-        return CorrectionStep(wanted=self.wanted, qtf=qtf, alpha=self.damping, longest=self.longest)
-
-
 class State(eqx.Module):
     """The solver between two evaluations; x and the trial are the user's, the rest in units."""
 
@@ -75,16 +38,16 @@ class State(eqx.Module):
     f: Array  # (m,) its true residuals
     cost: Array  # () in units of s^2; inf before the first evaluation
     unit: Array  # () s
-    model: Model
-    lengths: Array  # (n,) largest norm that each column of J has had
+    model: LinearModel
+    longest: Array  # (n,) largest norm that each column of J has had
     scale: Array  # (n,) D^-1: the size of each variable
     radius: Array  # () trust radius
     trial: Trial
     size: Array  # () of the Gauss-Newton step from x, relative to x
     last_size: Array  # () of the one before
     pending: Array  # () status of the test which opened the last phase, 0 before
-    probing: Array  # () what the trial is there to look for, see `convergence`; 0: for less
-    hope: Array  # () the reduction that failed trials leave possible; inf if none of them tells
+    probing: Array  # () what the trial is there to look for, see `plateau`; 0: for less cost
+    possible: Array  # () the reduction that failed trials leave possible; inf: none says
     refused: Array  # () trials with a lower cost that were not taken, as they lay on a plateau
     slow: Array  # () evaluations since the trust region was last out of the way
     switches: Array  # () how often the scaling has been changed: odd, the fallback is in force
@@ -100,4 +63,46 @@ class State(eqx.Module):
     @property
     def gradient(self) -> Array:
         """Of the cost, (n,), in the user's units."""
-        return self.model.grad * self.unit * reciprocal(self.model.units) * self.unit
+        return gradient_in(self.model, self.unit)
+
+
+def initial_state(x0: Array, m: int) -> State:
+    """Nothing evaluated yet; x0 is the first trial, m the number of residuals."""
+    n, dtype = x0.shape[0], x0.dtype
+
+    def constant(value: Any, shape: tuple[int, ...] = (), dtype: Any = dtype) -> Any:
+        return np.full(shape, value, dtype)  # NumPy's: nothing to do at run time
+
+    zero, zeros, infinite = constant(0), constant(0, (n,)), constant(np.inf)
+    no, none = constant(False, dtype=bool), constant(0, dtype=np.int32)
+    state = State(
+        x=x0,
+        f=constant(0, (m,)),
+        cost=infinite,
+        unit=constant(1),
+        model=DenseModel.empty(n, m, dtype),
+        longest=zeros,
+        scale=zeros + 1,
+        radius=infinite,
+        trial=Trial(
+            x=x0,
+            length=zero,
+            predicted=zero,
+            limited=no,
+            damping=zero,
+            radius=infinite,
+            corrected=no,
+        ),
+        size=infinite,
+        last_size=infinite,
+        pending=none,
+        probing=none,
+        possible=infinite,
+        refused=none,
+        slow=none,
+        switches=none,
+        nfev=none,
+        nit=none,
+        status=none,
+    )
+    return jax.tree.map(jnp.asarray, state)

@@ -31,15 +31,18 @@ bound; ends as in `convergence`.
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from ...linalg import evaluate_model, norm, safe_divide, safe_sqrt, solve_trust_region
+from ...linalg import norm, safe_divide, safe_sqrt
 from ...problem.bounds import coleman_li, onto_bounds, step_to_bound, within
 from ...problem.least_squares import LeastSquaresProblem
-from .convergence import Prediction
-from .state import Correction, State, Trial
-from .trust_region import TrustRegionSolver, cauchy_factor, scipy_radius, starting_radius
+from .model import LinearModel
+from .prediction import Prediction
+from .radius import scipy_radius, starting_radius
+from .state import State, Trial
+from .trust_region import StepInputs, TrustRegionSolver
 
 THETA = 0.995
 
@@ -50,40 +53,25 @@ class TrustRegionReflective(TrustRegionSolver):
     def first_radius(self, problem: LeastSquaresProblem, state: State) -> Array:
         """||D^-1 x0||, or of the Cauchy step if x0 is nothing beside it."""
         metric, _ = self.metric(problem, state)
-        down = metric * state.model.grad
-        cauchy = cauchy_factor(state.model.upper * metric[None, :], down) * norm(down)
+        down = metric * state.model.gradient
+        cauchy = state.model.cauchy_factor(metric, down) * norm(down)
         return starting_radius(norm(safe_divide(state.x, metric)), cauchy)
 
     def next_radius(self, before: State, cost: Array, ratio: Array, finite: Array) -> Array:
         """SciPy's rule."""
         return scipy_radius(before, ratio, finite)
 
-    def propose(
-        self,
-        problem: LeastSquaresProblem,
-        state: State,
-        prediction: Prediction,
-        damping: Array,
-        correction: Correction,
-    ) -> Trial:
+    def propose(self, inputs: StepInputs) -> Trial:
         """The minimiser of (2) in the ball, brought into the box."""
+        problem, state, prediction, damping, correction = inputs
         model = state.model
         metric, diag = self.metric(problem, state)
-        upper = model.upper * metric[None, :]
-        answer = solve_trust_region(
-            upper,
-            model.qtf,
-            diag,
-            prediction.step / metric if diag is None else None,
-            model.singular,
-            state.radius,
-            damping,
-            correction.as_step(model.upper),
-        )
+        newton = prediction.newton.step / metric if diag is None else None
+        answer = model.trust_region_step(metric, diag, newton, state.radius, damping, correction)
         start = jnp.where(answer.corrected, correction.start, state.x)
         step = answer.step
         if diag is not None:
-            inside = _into_box(problem, state, prediction, step, metric, diag, upper)
+            inside = _into_box(problem, state, prediction, step, metric, diag)
             step = jnp.where(answer.corrected, step, inside)
         length = norm(step)
         x = start + metric * step
@@ -92,9 +80,9 @@ class TrustRegionReflective(TrustRegionSolver):
         return Trial(
             x=x,
             length=length,
-            predicted=_reduction(upper, model.qtf, diag, step),
+            predicted=_reduction(model, metric, diag, step),
             limited=answer.limited | (length > 0.95 * state.radius),
-            damping=answer.alpha,
+            damping=answer.damping,
             radius=state.radius,
             corrected=answer.corrected,
         )
@@ -103,15 +91,15 @@ class TrustRegionReflective(TrustRegionSolver):
         """D, with the scale of x in it, and the diagonal of C (None without bounds)."""
         if not problem.bounded:
             return state.scale, None
-        grad = state.model.grad
+        grad = state.model.gradient
         distance, side = coleman_li(state.x, grad, problem.lower, problem.upper)
         distance = jnp.where(side != 0, distance / state.scale, distance)
         return safe_sqrt(distance) * state.scale, grad * side * state.scale
 
 
-def _reduction(upper: Array, qtf: Array, diag: Array | None, step: Array) -> Array:
+def _reduction(model: LinearModel, metric: Array, diag: Array | None, step: Array) -> Array:
     """What (2) promises for a step."""
-    promised = evaluate_model(upper, qtf, step)
+    promised = model.predicted_reduction(metric * step)
     return promised if diag is None else promised - 0.5 * jnp.sum(diag * step * step)
 
 
@@ -122,10 +110,9 @@ def _into_box(
     step: Array,
     metric: Array,
     diag: Array,
-    upper: Array,
 ) -> Array:
     """The step itself if it stays in the box, else the best of the candidates (3)."""
-    x, qtf = state.x, state.model.qtf
+    x, model = state.x, state.model
     lower_bound, upper_bound = problem.lower, problem.upper
     to_bound, hits = step_to_bound(x, metric * step, lower_bound, upper_bound)
     inside = within(x + metric * step, lower_bound, upper_bound)
@@ -139,25 +126,24 @@ def _into_box(
     to_edge = _to_sphere(touching, mirrored, state.radius)
     longest = jnp.minimum(THETA * room, to_edge)
     shortest = safe_divide((1 - THETA) * to_bound, jnp.minimum(room, to_edge))
-    t = _line_minimum(upper, qtf, diag, touching, mirrored, shortest, longest)
+    t = _line_minimum(model, metric, diag, touching, mirrored, shortest, longest)
     reflected = jnp.where(shortest <= longest, touching + t * mirrored, 0)
 
     # Cauchy: down the scaled gradient.
-    down = -metric * state.model.grad
+    down = -metric * model.gradient
     room, _ = step_to_bound(x, metric * down, lower_bound, upper_bound)
     to_edge = safe_divide(state.radius, norm(down))
     farthest = jnp.where(room < to_edge, THETA * room, to_edge)
     zero = jnp.zeros_like(step)
-    cauchy = _line_minimum(upper, qtf, diag, zero, down, jnp.zeros_like(room), farthest) * down
+    nearest = jnp.zeros_like(room)
+    cauchy = _line_minimum(model, metric, diag, zero, down, nearest, farthest) * down
 
     projected = jnp.clip(x + metric * step, lower_bound, upper_bound) - x
     newton = safe_divide(prediction.x - x, metric)
     newton = jnp.where(norm(newton) <= state.radius, newton, 0)
     projected = safe_divide(projected, metric)
     candidates = jnp.stack([THETA * touching, reflected, cauchy, projected, newton])
-    moved = candidates @ upper.T
-    promised = -jnp.sum((qtf[None, :] + 0.5 * moved) * moved, axis=1)
-    promised = promised - 0.5 * (candidates**2 @ diag)
+    promised = jax.vmap(lambda step: _reduction(model, metric, diag, step))(candidates)
     promised = jnp.where(jnp.isfinite(promised), promised, -jnp.inf)
     return jnp.where(inside, step, candidates[jnp.argmax(promised)])
 
@@ -173,8 +159,8 @@ def _to_sphere(start: Array, direction: Array, radius: Array) -> Array:
 
 
 def _line_minimum(
-    upper: Array,
-    qtf: Array,
+    model: LinearModel,
+    metric: Array,
     diag: Array,
     start: Array,
     direction: Array,
@@ -182,8 +168,8 @@ def _line_minimum(
     longest: Array,
 ) -> Array:
     """t in [shortest, longest] that minimises (2) at start + t * direction."""
-    along, at = upper @ direction, upper @ start
+    along, at = model.product(metric * direction), model.product(metric * start)
     curvature = jnp.sum(along * along) + jnp.sum(diag * direction * direction)
-    slope = jnp.sum((qtf + at) * along) + jnp.sum(diag * start * direction)
+    slope = jnp.sum((model.residual + at) * along) + jnp.sum(diag * start * direction)
     best = jnp.where(curvature > 0, safe_divide(-slope, curvature), longest)
     return jnp.clip(best, shortest, longest)
