@@ -7,7 +7,7 @@ compiled program like all others: its text does not grow with the number of vari
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -24,16 +24,15 @@ from .base import AbstractJacobian, AbstractSampled, FlatFunction, higher_precis
 from .blocks import two_groups
 from .coloring import Coloring, color
 from .sparsity import Sparsity
+from .structured import AbstractStructured
 
 WIDEST = 5  # diagonals of a matrix that is kept by them
 FULL = 0.5  # of a band that has entries
+LARGEST = 6000  # variables of the smaller group: its matrix is dense
 
 
-class Compressed(eqx.Module):
-    """A Jacobian whose pattern is known, computed by the colours of its columns and rows.
-
-    Not an `AbstractJacobian`: its ``linearize`` gives an operator in place of an array.
-    """
+class Compressed(AbstractStructured):
+    """A Jacobian whose pattern is known, computed by the colours of its columns and rows."""
 
     base: AbstractJacobian
     forward: Int[Array, " n"]  # colours, -1 for none
@@ -75,6 +74,16 @@ class Compressed(eqx.Module):
             f, by_colors = self._automatic(fun, x)
         dtype = higher_precision(x, f)
         return f, lambda: self.layout.gather(by_colors(), dtype)
+
+    @property
+    def direct(self) -> bool:
+        """Narrow bands, and two groups of which the smaller makes no large matrix."""
+        return self.layout.direct
+
+    def blank(self, fun: FlatFunction, x: Float[Array, " n"], m: int) -> AbstractOperator:
+        """No products known: all entries are 0."""
+        nothing = _Products(None, None, None, self.forward, self.reverse)
+        return self.layout.gather(nothing, x.dtype)
 
     def _automatic(self, fun: FlatFunction, x: Array) -> tuple[Array, Callable[[], _Products]]:
         pushforward = pullback = None
@@ -129,6 +138,8 @@ class _Entries(eqx.Module):
     rows: Grouped
     columns: Grouped
 
+    direct: ClassVar[bool] = False
+
     @classmethod
     def of(cls, entries: Sparsity) -> _Entries:
         m, n = entries.shape
@@ -145,6 +156,8 @@ class _Band(eqx.Module):
     inside: Bool[Array, "w m"]  # entries of the pattern
     lower: int = eqx.field(static=True)
     columns: int = eqx.field(static=True)
+
+    direct: ClassVar[bool] = True
 
     @classmethod
     def of(cls, entries: Sparsity) -> _Band:
@@ -166,6 +179,10 @@ class _TwoGroups(eqx.Module):
     """Of two groups of blocks."""
 
     pairs: Pairs
+
+    @property
+    def direct(self) -> bool:
+        return self.pairs.few.size <= LARGEST
 
     def gather(self, products: _Products, dtype: Any) -> TwoGroupMatrix:
         pairs = self.pairs

@@ -23,6 +23,7 @@ from __future__ import annotations
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental.sparse import BCOO
 from jaxtyping import Array, Float
 
 from ..jax_support.control_flow import scan
@@ -67,6 +68,34 @@ class BandMatrix(AbstractOperator):
         w, n = self.diagonals.shape[0], self.columns
         rows = [_shifted(self.diagonals[d], self.lower - d, n) for d in reversed(range(w))]
         return BandMatrix(jnp.stack(rows), w - 1 - self.lower, self.shape[0])
+
+    def squared_columns(self) -> Float[Array, " n"]:
+        """Sums of the squares of the columns."""
+        return jnp.sum(self.adjoint().diagonals ** 2, axis=0)
+
+    def scaled(self, left: Float[Array, " m"], right: Float[Array, " n"]) -> BandMatrix:
+        """diag(left) A diag(right)."""
+        w, m = self.diagonals.shape
+        along = jnp.stack([_shifted(right, d - self.lower, m) for d in range(w)])
+        return BandMatrix(self.diagonals * left[None] * along, self.lower, self.columns)
+
+    def absolute(self) -> BandMatrix:
+        """|A|, entry by entry."""
+        return BandMatrix(jnp.abs(self.diagonals), self.lower, self.columns)
+
+    def solve_normal(self, diag: Float[Array, " n"], b: Float[Array, " n"]) -> Float[Array, " n"]:
+        """x with (A^T A + diag(diag)) x = b."""
+        return solve_band(self.gram().at[0].add(diag), b)
+
+    def to_bcoo(self) -> BCOO:
+        """As JAX's sparse array."""
+        w, m = self.diagonals.shape
+        i = jnp.broadcast_to(jnp.arange(m, dtype=jnp.int32)[:, None], (m, w))
+        j = i + (jnp.arange(w, dtype=jnp.int32) - self.lower)[None]
+        # What lies outside of the matrix is no entry.
+        i = jnp.where((j >= 0) & (j < self.columns), i, m)
+        indices = jnp.stack([i.ravel(), jnp.clip(j, 0, self.columns).ravel()], axis=1)
+        return BCOO((self.diagonals.T.ravel(), indices), shape=self.shape)
 
     def gram(self) -> Float[Array, "w n"]:
         """Diagonals 0, 1, ... of A^T A: entry [e, j] is (A^T A)[j, j + e]."""

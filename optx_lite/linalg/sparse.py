@@ -112,6 +112,10 @@ class SparseMatrix(AbstractOperator):
             self.columns,
         )
 
+    def absolute(self) -> SparseMatrix:
+        """|A|, entry by entry."""
+        return SparseMatrix(jnp.abs(self.by_row), jnp.abs(self.by_column), self.rows, self.columns)
+
     def to_bcoo(self) -> BCOO:
         """As JAX's sparse array; the entries in the order of the rows."""
         group = self.rows

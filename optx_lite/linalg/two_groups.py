@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.experimental.sparse import BCOO
 from jaxtyping import Array, Float, Int
 
 from ..jax_support.control_flow import scan
@@ -114,6 +115,24 @@ class TwoGroupMatrix(AbstractOperator):
         return TwoGroupMatrix(
             self.of_few * rows * a[:, None], self.of_many * rows * b[:, None], pairs
         )
+
+    def absolute(self) -> TwoGroupMatrix:
+        """|J|, entry by entry."""
+        return TwoGroupMatrix(jnp.abs(self.of_few), jnp.abs(self.of_many), self.pairs)
+
+    def to_bcoo(self) -> BCOO:
+        """As JAX's sparse array."""
+        pairs = self.pairs
+        columns = pairs.few[pairs.of_few], pairs.many[pairs.of_many]
+
+        def indices(j: Int[Array, "O d"]) -> Int[Array, "k 2"]:
+            shape = (*pairs.rows.shape, j.shape[1])
+            i = jnp.broadcast_to(pairs.rows[:, :, None], shape)
+            return jnp.stack([i.ravel(), jnp.broadcast_to(j[:, None], shape).ravel()], axis=1)
+
+        values = jnp.concatenate([self.of_few.ravel(), self.of_many.ravel()])
+        places = jnp.concatenate([indices(j) for j in columns])
+        return BCOO((values, places), shape=self.shape, unique_indices=True)
 
     def solve_normal(self, diag: Float[Array, " n"], b: Float[Array, " n"]) -> Float[Array, " n"]:
         """x with (J^T J + diag(diag)) x = b, by (2)."""

@@ -16,9 +16,17 @@ import numpy as np
 from jaxtyping import Array
 
 from ..derivatives import AbstractJacobian, ComplexStep, resolve
+from ..derivatives.structured import AbstractStructured
 from ..functions.traced import Lifted, inputs, lift
 from ..jax_support.control_flow import vary_with
-from ..linalg import exponent, next_power_of_two, power_of_two
+from ..linalg import AbstractOperator, exponent, next_power_of_two, power_of_two
+from ..linalg.jacobians import (
+    Jacobian,
+    as_result,
+    cast_jacobian,
+    scale_rows,
+    without_columns,
+)
 from ..results.least_squares import Result
 from .arguments import (
     as_complex,
@@ -70,7 +78,7 @@ class LeastSquaresProblem(AbstractProblem):
     """
 
     residuals: Callable[[Array], Array]
-    jacobian: AbstractJacobian
+    jacobian: AbstractJacobian | AbstractStructured
     loss: Loss
     lower: Array
     upper: Array
@@ -88,16 +96,23 @@ class LeastSquaresProblem(AbstractProblem):
     def linearize(self, x: Array) -> tuple[Array, Callable[[], Array]]:
         """f(x), and a thunk for the transposed Jacobian (n, m): the one evaluation of a step."""
         f, jacobian = self.jacobian.linearize(self.residuals, x, self.lower, self.upper)
-        return f.astype(x.dtype), lambda: jacobian().astype(x.dtype)
+        return f.astype(x.dtype), lambda: cast_jacobian(jacobian(), x.dtype)
 
-    def weighted(self, f: Array, rows: Array) -> tuple[Array, Array]:
-        """f and the transposed Jacobian with the loss in them; fixed variables have no column."""
+    def blank_jacobian(self, x: Array) -> AbstractOperator | None:
+        """An operator of the form that `linearize` gives, of zeros; None where J is dense."""
+        if not isinstance(self.jacobian, AbstractStructured):
+            return None
+        f = jax.eval_shape(self.residuals, x)
+        return self.jacobian.blank(self.residuals, x, f.shape[0])
+
+    def weighted(self, f: Array, jacobian: Jacobian) -> tuple[Array, Jacobian]:
+        """f and its Jacobian with the loss in them; fixed variables have no column."""
         if self.bounded:
-            rows = jnp.where((self.lower == self.upper)[:, None], 0, rows)
+            jacobian = without_columns(jacobian, self.lower == self.upper)
         if self.loss.is_linear:
-            return f, rows
+            return f, jacobian
         row_weight, f_weight = self.loss.weights(f)
-        return f * f_weight, rows * row_weight[None, :]
+        return f * f_weight, scale_rows(jacobian, row_weight)
 
     def cost(self, x: Array) -> Array:
         """The objective, as a plain differentiable function of x and of all that is in here."""
@@ -125,8 +140,8 @@ class LeastSquaresProblem(AbstractProblem):
     def describe(self, x: Array) -> dict[str, Array]:
         """The fields of the `Result` that follow from x, as differentiable functions of it."""
         f, jacobian = self.linearize(x)
-        rows = self.weighted(f, jacobian())[1]
-        return {"cost": _cost(self.loss, f), "fun": f, "grad": self.gradient(x), "jac": rows.T}
+        fields = {"cost": _cost(self.loss, f), "fun": f, "grad": self.gradient(x)}
+        return fields | {"jac": as_result(self.weighted(f, jacobian())[1])}
 
     def restore(self, result: Result) -> Result:
         """The result in the user's structures."""

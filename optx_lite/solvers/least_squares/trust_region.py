@@ -24,6 +24,7 @@ from jaxtyping import Array
 
 from ...jax_support.control_flow import cond
 from ...linalg import norm, reciprocal, safe_divide
+from ...linalg.jacobians import Jacobian, as_result, scale_columns, scale_rows
 from ...problem.bounds import active_mask, coleman_li, within
 from ...problem.least_squares import LeastSquaresProblem
 from ...results import least_squares as codes
@@ -33,7 +34,8 @@ from .acceptance import Outcome, cut_by_bound, linearized, rounding
 from .base import AbstractLeastSquaresSolver
 from .convergence import Tolerances, judge, possible_reduction
 from .correction import correction_of, radius_after
-from .model import Correction, LinearModel
+from .model import Correction, DenseModel, LinearModel
+from .operator_model import LinearSolver, OperatorModel
 from .plateau import REFUSALS, SMALL_DECREASE, lands, probe, verify
 from .prediction import Prediction, predict
 from .scaling import FALL, Scaling
@@ -66,6 +68,8 @@ class TrustRegionSolver(AbstractLeastSquaresSolver[State]):
         Take it from the columns of the Jacobian and from nothing else, 'jac' in SciPy.
     max_nfev : int or None
         Most evaluations; None: 100 n.
+    linear_solver : LinearSolver
+        Of problems whose Jacobian is an operator.
     """
 
     ftol: Any = 1e-8
@@ -74,18 +78,26 @@ class TrustRegionSolver(AbstractLeastSquaresSolver[State]):
     x_scale: Any = None
     max_nfev: Any = None
     from_jacobian: bool = eqx.field(static=True, default=False)
+    linear_solver: LinearSolver = LinearSolver()
 
     # -- the solver ---------------------------------------------------------------------
 
     def init(self, problem: LeastSquaresProblem, x0: Array) -> State:
         """Nothing evaluated yet; x0 is the first trial."""
         m = jax.eval_shape(problem.residuals, x0).shape[0]
-        state = initial_state(x0, m)
+        state = initial_state(x0, m, self._blank_model(problem, x0, m))
         if not problem.bounded:
             return state
         bad = jnp.any(problem.lower > problem.upper) | ~within(x0, problem.lower, problem.upper)
         status = jnp.where(bad, codes.BAD_INPUT, codes.RUNNING).astype(jnp.int32)
         return replace(state, status=status)
+
+    def _blank_model(self, problem: LeastSquaresProblem, x0: Array, m: int) -> LinearModel:
+        n, dtype = x0.shape[0], x0.dtype
+        jacobian = problem.blank_jacobian(x0)
+        if jacobian is None:
+            return DenseModel.empty(n, m, dtype)
+        return OperatorModel.empty(jacobian, m, n, dtype, self.linear_solver)
 
     def running(self, problem: LeastSquaresProblem, state: State) -> Array:
         """Whether there is to be another step."""
@@ -320,8 +332,7 @@ class TrustRegionSolver(AbstractLeastSquaresSolver[State]):
             x=state.x,
             cost=cost,
             fun=fun,
-            jac=(state.model.dense_jacobian() * (known * state.unit))
-            * reciprocal(state.model.units)[None, :],
+            jac=as_result(self._jacobian(state, known)),
             grad=state.gradient * known,
             optimality=self.optimality(problem, state) * known,
             active_mask=mask,
@@ -330,6 +341,12 @@ class TrustRegionSolver(AbstractLeastSquaresSolver[State]):
             nit=state.nit,
             status=state.status,
         )
+
+    def _jacobian(self, state: State, known: Array) -> Jacobian:
+        """J, weighted, in the user's units; NaN where nothing is known."""
+        unit = jnp.broadcast_to(known * state.unit, state.f.shape)
+        jacobian = scale_rows(state.model.jacobian, unit)
+        return scale_columns(jacobian, reciprocal(state.model.units))
 
     def report(
         self, problem: LeastSquaresProblem, before: State, after: State
