@@ -468,7 +468,7 @@ class TestApproxDerivative:
             ),
             (
                 ValueError,
-                r"`x0` violates .* x0\[1\] = 2.0",
+                r"`x0` violates .* `x0`=2.0 .* at entry 1",
                 lambda: approx_derivative(vector, [1, 2.0], bounds=(0, 1)),
             ),
             (

@@ -195,6 +195,119 @@ def test_residuals_that_are_not_finite_at_the_start(method, bad):
 
 
 # ---------------------------------------------------------------------------------------
+# All front doors agree: what one refuses, each refuses, and names the argument and what came
+
+
+def _summed(fun):
+    return (lambda x: jnp.sum(fun(x))) if callable(fun) else fun
+
+
+def _scalar(fun, x0=None, **arguments):
+    return ox.minimize_scalar(fun, **({} if x0 is None else {"bracket": x0}), **arguments).x
+
+
+FRONT_DOORS = {
+    "least_squares": lambda fun, x0, **given: ox.least_squares(fun, x0, **given).x,
+    "minimize": lambda fun, x0, **given: ox.minimize(_summed(fun), x0, **given).x,
+    "approx_derivative": ox.approx_derivative,
+    "check_derivative": lambda fun, x0, **given: ox.check_derivative(fun, "jacfwd", x0, **given).ok,
+    "minimize_scalar": _scalar,
+    "find_root": lambda fun, x0, **given: ox.elementwise.find_root(fun, x0, **given).x,
+    "find_minimum": lambda fun, x0, **given: ox.elementwise.find_minimum(fun, x0, **given).x,
+}
+OF_VECTORS = ("least_squares", "minimize", "approx_derivative", "check_derivative")
+OF_NUMBERS = ("find_root", "find_minimum")
+WITH_KWARGS = ("least_squares", "approx_derivative", "check_derivative", *OF_NUMBERS)
+WITH_PAIR = ("least_squares", "approx_derivative", "check_derivative", "minimize_scalar")
+POINTS = "`(x0|init)`"
+
+BAD_ANYWHERE = {  # argument, what came, where, what the message has to say
+    "half precision": ("x0", np.ones(2, np.float16), OF_VECTORS, ["`x0`", "float16", "float32"]),
+    "bfloat16": ("x0", jnp.ones(2, jnp.bfloat16), OF_VECTORS, ["`x0`", "bfloat16", "float32"]),
+    "complex x0": ("x0", [1j, 2.0], OF_VECTORS, ["`x0`", "complex128", "real"]),
+    "text as x0": ("x0", "start", (*OF_VECTORS, *OF_NUMBERS), [POINTS, "'start'"]),
+    "text in x0": ("x0", ["a", "b"], OF_VECTORS, ["`x0`", "a"]),
+    "2-d x0": ("x0", np.ones((2, 2)), OF_VECTORS, ["'x0'|`x0`", r"\(2, 2\)", "dimension"]),
+    "no x0": ("x0", [], (*OF_VECTORS, *OF_NUMBERS), [POINTS, r"\[\]"]),
+    "None as x0": ("x0", None, (*OF_VECTORS, *OF_NUMBERS), [POINTS, "None"]),
+    "key as x0": ("x0", jax.random.key(0), (*OF_VECTORS, *OF_NUMBERS), [POINTS, "key<fry>"]),
+    "pytree of a derivative": (
+        "x0", {"a": 1.0}, ("approx_derivative", "check_derivative"), ["`x0`", "'a'", "array_like"],
+    ),
+    "fun": ("fun", 3.0, tuple(FRONT_DOORS), ["`func?`", "callable", "3.0"]),
+    "kwargs a number": ("kwargs", 3, WITH_KWARGS, ["`kwargs`", "3", "dict"]),
+    "kwargs a list": ("kwargs", [1], WITH_KWARGS, ["`kwargs`", r"\[1\]", "dict"]),
+    "NaN bound": ("bounds", (np.nan, 3.0), WITH_PAIR, ["`bounds`", "NaN", "nan"]),
+    "NaN in bounds": ("bounds", ([0.0, 0.0], [3.0, np.nan]), WITH_PAIR, ["`bounds`", "nan"]),
+    "reversed bounds": ("bounds", (3.0, 0.0), WITH_PAIR, ["`bounds`", "lb=3.0 > ub=0.0"]),
+    "three bounds": ("bounds", (0.0, 1.0, 2.0), WITH_PAIR, ["`bounds`", "2 elements", "2.0"]),
+    "one number as bounds": ("bounds", 3.0, WITH_PAIR, ["`bounds`", "2 elements", "3.0"]),
+    "dict as bounds": ("bounds", {"a": 1, "b": 2}, WITH_PAIR, ["`bounds`", "2 elements", "'a'"]),
+    "text as bounds": ("bounds", "ab", WITH_PAIR, ["`bounds`", "2 elements", "'ab'"]),
+    "text in bounds": ("bounds", ("low", 3.0), WITH_PAIR, ["`bounds`", "lower", "<U3", "real"]),
+    "complex bounds": ("bounds", (0.0, 3j), WITH_PAIR, ["`bounds`", "upper", "complex", "real"]),
+    "bool bounds": ("bounds", (False, 3.0), WITH_PAIR, ["`bounds`", "lower", "bool", "real"]),
+    "long bounds": (
+        "bounds", ([0.0] * 3, 9.0), WITH_PAIR[:-1], ["`bounds`", r"\(3,\)", r"\(2,\)"],
+    ),
+    "x0 outside": ("bounds", (1.5, 9.0), WITH_PAIR[:-1], ["`x0`=1.0", "1.5", "entry 0"]),
+    "NaN in pairs": ("bounds", [(0, np.nan), (0, 3)], ("minimize",), ["`bounds`", "NaN", "nan"]),
+    "number as pairs": ("bounds", 3.0, ("minimize",), ["`bounds`", "pairs", "3.0"]),
+    "dict as pairs": ("bounds", {"a": 1}, ("minimize",), ["`bounds`", "pairs", "'a'"]),
+    "text in pairs": ("bounds", [("a", 3), (0, 3)], ("minimize",), ["`bounds`", "lower", "<U1"]),
+    "complex pairs": ("bounds", [(0, 3j), (0, 3)], ("minimize",), ["`bounds`", "upper", "complex"]),
+    "reversed pairs": ("bounds", [(3, 0), (0, 3)], ("minimize",), ["`bounds`", r"lb=3.* ub=0"]),
+}  # fmt: skip
+CASES = [(kind, door) for kind, (_, _, doors, _) in BAD_ANYWHERE.items() for door in doors]
+
+
+def start_of(door):
+    return {"minimize_scalar": None, "find_root": (0.0, 2.0), "find_minimum": (-1.0, 0.5, 2.0)}.get(
+        door, X0
+    )
+
+
+@pytest.mark.parametrize(("kind", "door"), CASES)
+def test_bad_input_at_each_front_door(kind, door):
+    name, value, _, words = BAD_ANYWHERE[kind]
+    arguments = {"fun": lambda x: (x - 0.5) ** 2, "x0": start_of(door), name: value}
+    with pytest.raises((ValueError, TypeError)) as caught:
+        FRONT_DOORS[door](arguments.pop("fun"), arguments.pop("x0"), **arguments)
+    says(caught.value, words)
+
+
+class _Bounds:
+    def __init__(self, lb, ub):
+        self.lb, self.ub = lb, ub
+
+
+GOOD_BOUNDS = {
+    "none": None,
+    "object": _Bounds(0.0, 3.0),
+    "object of arrays": _Bounds([0.0, 0.0], [3.0, 3.0]),
+    "SciPy's": so.Bounds(0.0, 3.0),
+    "a missing one": (None, 3.0),
+    "of integers": (0, 3),
+    "of another precision": (np.float32(0.0), 3.0),
+    "JAX's": (jnp.zeros(2), jnp.full(2, 3.0)),
+    "missing entries": ([None, 0.0], 3.0),
+}
+
+
+@pytest.mark.parametrize("door", WITH_PAIR)
+def test_bounds_of_any_kind_at_each_front_door(door):
+    slope = lambda x: 2 * (x - 0.5)
+    for kind, bounds in GOOD_BOUNDS.items():
+        got = FRONT_DOORS[door](lambda x: (x - 0.5) ** 2, start_of(door), bounds=bounds)
+        if door in ("least_squares", "minimize_scalar"):
+            assert_allclose(got, 0.5, atol=1e-2, err_msg=kind)
+        elif door == "approx_derivative":
+            assert_allclose(jnp.diag(got), slope(np.array(X0)), rtol=1e-6, err_msg=kind)
+        else:
+            assert got, kind
+
+
+# ---------------------------------------------------------------------------------------
 # The user's functions
 
 

@@ -1,4 +1,4 @@
-"""What must not matter: the units of residuals and variables, their order, batching, compiling.
+"""What must not matter: the units of residuals and variables, their order.
 
 Factors, orders and starts are arguments, so that each solver compiles once for all examples. The
 oracle is symmetry itself: two solves of one problem, written differently, must agree.
@@ -105,43 +105,6 @@ def test_order_of_variables_and_residuals(method, x_scale, boxed, order):
     res, x = solve(method, x_scale, boxed, order=tuple(map(np.array, order)))
     assert res.success
     assert_allclose(x, plain(method, x_scale, boxed)[1], rtol=1e-7)
-
-
-# ---------------------------------------------------------------------------------------
-# How it is called
-
-starts = st.lists(
-    st.tuples(st.floats(0.5, 3.0), st.floats(0.3, 3.0), st.floats(-0.5, 1.0)),
-    min_size=4, max_size=4,
-)  # fmt: skip
-
-
-def whole(p0, y, method):
-    return ox.least_squares(decay, p0, method=method, args=(T, y))
-
-
-@functools.cache
-def compiled(method):
-    one = functools.partial(whole, method=method)
-    return jax.jit(one), jax.jit(jax.vmap(one))
-
-
-@pytest.mark.parametrize("method", METHODS)
-@given(p0s=starts)
-def test_batched_compiled_and_eager_agree(method, p0s):
-    p0s = np.array(p0s)
-    ys = Y + 0.1 * np.arange(4)[:, None]
-    jitted, batched = compiled(method)
-    lanes = batched(p0s, ys)
-    for i in range(4):
-        eager, traced = whole(p0s[i], ys[i], method), jitted(p0s[i], ys[i])
-        lane = jax.tree.map(lambda leaf: leaf[i], lanes)  # noqa: B023  (used at once)
-        assert eager.status == int(traced.status)
-        assert (eager.nfev, eager.nit) == (int(traced.nfev), int(traced.nit))
-        assert bool(eager.success) == bool(lane.success)
-        for name in ("x", "cost", "fun", "jac"):
-            assert_allclose(traced[name], eager[name], rtol=1e-10, atol=1e-12, err_msg=name)
-            assert_allclose(lane[name], eager[name], rtol=1e-6, atol=1e-7, err_msg=name)
 
 
 @pytest.mark.parametrize("method", METHODS)

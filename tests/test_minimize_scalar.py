@@ -249,7 +249,7 @@ def test_the_methods_of_scipy_and_their_rules():
         ({"bracket": (0.0, 3.0, 1.0)}, "`bracket` must be two different numbers, or three in"),
         ({"bracket": (1.0, 1.0)}, "`bracket` must be two different numbers"),
         ({"bracket": (0.0, jnp.inf)}, "finite"),
-        ({"bounds": (jnp.nan, 1.0)}, "lower bound exceeds"),
+        ({"bounds": (jnp.nan, 1.0)}, "`bounds` must not be NaN"),
         ({"bounds": (0.0, 1.0, 2.0)}, "two"),
     ):
         with pytest.raises(ValueError, match=message):

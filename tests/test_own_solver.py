@@ -42,7 +42,8 @@ class GaussNewton(ox.AbstractLeastSquaresSolver[GaussNewtonState]):
         x = state.x + step
         f, jacobian = problem.linearize(x)
         length = jnp.linalg.norm(step)
-        status = jnp.where(length <= self.xtol * jnp.linalg.norm(x), 3, 0).astype(jnp.int32)
+        xtol = jnp.maximum(self.xtol, 4 * jnp.finfo(x.dtype).eps)
+        status = jnp.where(length <= xtol * jnp.linalg.norm(x), 3, 0).astype(jnp.int32)
         return GaussNewtonState(x, f, jacobian().T, length, state.nfev + 1, status)
 
     def running(self, problem, state):
@@ -62,11 +63,11 @@ class GaussNewton(ox.AbstractLeastSquaresSolver[GaussNewtonState]):
     def report(self, problem, before, after):
         cost, was = (0.5 * state.f @ state.f for state in (after, before))
         grad = after.jacobian.T @ after.f
-        told = Report(
+        report = Report(
             x=after.x, fun=after.f, value=cost, reduction=was - cost, step_norm=after.last,
             optimality=jnp.max(jnp.abs(grad)), nit=after.nfev - 1, nfev=after.nfev,
         )  # fmt: skip
-        return told, jnp.array(True)
+        return report, jnp.array(True)
 
 
 def decay(p, y):

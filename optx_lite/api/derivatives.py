@@ -2,16 +2,16 @@
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Float
 
 from ..derivatives.base import AbstractJacobian, AbstractSampled, FlatFunction
 from ..derivatives.comparison import DerivativeCheck, compare, report_of
 from ..derivatives.schemes import named, resolve
+from ..problem.arguments import as_tuple, check_callable, check_vector, with_kwargs
 
 
 def approx_derivative(
@@ -21,7 +21,7 @@ def approx_derivative(
     rel_step: ArrayLike | None = None,
     abs_step: ArrayLike | None = None,
     f0: ArrayLike | None = None,
-    bounds: tuple = (-jnp.inf, jnp.inf),
+    bounds: Any = (-jnp.inf, jnp.inf),
     args: tuple = (),
     kwargs: dict | None = None,
 ) -> Float[Array, "m n"] | Float[Array, " n"]:
@@ -51,7 +51,7 @@ def approx_derivative(
         The step itself. If it is given `rel_step` is not looked at.
     f0 : array_like, shape (m,) or scalar, optional
         ``fun(x0)``, if it is known: saves the differences an evaluation.
-    bounds : 2-tuple of array_like
+    bounds : 2-tuple of array_like, object with ``lb`` and ``ub``, or None
         Lower and upper bounds, each a scalar, of shape ``(n,)``, or None for no bound. `fun` is
         not called outside of them. By differences, a variable whose bounds coincide has a zero
         column.
@@ -66,9 +66,10 @@ def approx_derivative(
     Raises
     ------
     ValueError
-        For an unknown `method`; for `x0` complex, of more than one dimension, or outside of
-        `bounds` (where their values are known, that is not inside a transformation); for `bounds`,
-        steps or `f0` of wrong shape; for a complex value of `fun`.
+        For an unknown `method`; for `x0` complex, of half precision, of more than one dimension,
+        or outside of `bounds`, and for these NaN or reversed (where values are known, that is not
+        inside a transformation); for `bounds`, steps or `f0` of wrong shape; for a complex value
+        of `fun`.
     RuntimeError
         If `fun` returns more than one dimension.
     TypeError
@@ -97,7 +98,7 @@ def approx_derivative(
     [1.]
     """
     scheme = named(method, rel_step=rel_step, abs_step=abs_step)
-    x, lower, upper = _point_in_box(x0, bounds)
+    x, lower, upper = check_vector(x0, bounds)
     flat = _flat_function(fun, args, kwargs)
     if f0 is not None and isinstance(scheme, AbstractSampled):
         rows = scheme.transposed(flat, x, _known_value(f0, flat, x), lower, upper).T
@@ -121,7 +122,7 @@ def check_derivative(
     fun: Callable,
     jac: str | Callable | AbstractJacobian,
     x0: ArrayLike,
-    bounds: tuple = (-jnp.inf, jnp.inf),
+    bounds: Any = (-jnp.inf, jnp.inf),
     args: tuple = (),
     kwargs: dict | None = None,
 ) -> DerivativeCheck:
@@ -140,7 +141,7 @@ def check_derivative(
         ``(n,)`` for m = 1), or the name of a way to have it from `fun`.
     x0 : array_like, shape (n,) or scalar
         Where to compare. Choose a point without special values: at 0 or 1 many wrong terms vanish.
-    bounds : 2-tuple of array_like
+    bounds : 2-tuple of array_like, object with ``lb`` and ``ub``, or None
         Lower and upper bounds, each a scalar, of shape ``(n,)``, or None for no bound. `fun` is
         not called outside of them.
     args, kwargs : tuple and dict, optional
@@ -184,58 +185,27 @@ def check_derivative(
     >>> check.ok, check.worst
     (False, (1, 0))
     """
-    x, lower, upper = _point_in_box(x0, bounds)
+    x, lower, upper = check_vector(x0, bounds)
     flat = _flat_function(fun, args, kwargs)
-    scheme = resolve(_at_arguments(jac, args, kwargs) if callable(jac) else jac)
+    scheme = resolve(_at_arguments(jac, args, kwargs, "`jac`") if callable(jac) else jac)
     # Compiled as one: of small operations there are many, and each would be compiled by itself.
     return report_of(*jax.jit(functools.partial(compare, scheme, flat))(x, lower, upper))
 
 
-def _at_arguments(jac: Callable, args: tuple, kwargs: dict | None) -> Callable:
-    return lambda x: jac(x, *args, **({} if kwargs is None else kwargs))
-
-
-def _point_in_box(x0, bounds) -> tuple[Float[Array, " n"], Float[Array, " n"], Float[Array, " n"]]:
-    """`x0`, and its lower and upper bounds, as arrays of shape (n,) and of one floating dtype."""
-    x = jnp.atleast_1d(jnp.asarray(x0))
-    if jnp.iscomplexobj(x):
-        raise ValueError(f"`x0` must be real, got {x.dtype}.")
-    if x.ndim > 1:
-        raise ValueError(f"`x0` must have at most 1 dimension, got shape {x.shape}.")
-    if not jnp.issubdtype(x.dtype, jnp.floating):
-        x = x.astype(jnp.result_type(float))
-    if len(bounds) != 2:
-        raise ValueError(f"`bounds` must contain 2 elements, got {len(bounds)}.")
-    lower, upper = (
-        _bound(bound, infinity, x)
-        for bound, infinity in zip(bounds, (-jnp.inf, jnp.inf), strict=True)
-    )
-    known = not any(isinstance(array, Tracer) for array in (x, lower, upper))
-    if known and bool(jnp.any((x < lower) | (x > upper))):
-        raise ValueError(f"`x0` violates bound constraints: {_outside(x, lower, upper)}.")
-    return x, lower, upper
-
-
-def _bound(bound, infinity: float, x: Float[Array, " n"]) -> Float[Array, " n"]:
-    bound = jnp.asarray(infinity if bound is None else bound, dtype=x.dtype)
-    if bound.shape not in ((), x.shape):
-        raise ValueError(
-            f"Inconsistent shapes between bounds and `x0`: {bound.shape} and {x.shape}."
-        )
-    return jnp.broadcast_to(bound, x.shape)
-
-
-def _outside(x: Array, lower: Array, upper: Array) -> str:
-    i = int(np.argmax((x < lower) | (x > upper)))
-    return f"x0[{i}] = {x[i]} is not in [{lower[i]}, {upper[i]}]"
+def _at_arguments(
+    fun: Callable, args: tuple, kwargs: dict | None, name: str
+) -> Callable[[Array], Any]:
+    check_callable(fun, name)
+    bound, further = with_kwargs(fun, kwargs), as_tuple(args)
+    return lambda x: bound(x, *further)
 
 
 def _flat_function(fun: Callable, args: tuple, kwargs: dict | None) -> FlatFunction:
     """`fun` at its further arguments, always with a floating result of shape (m,)."""
-    kwargs = {} if kwargs is None else kwargs
+    at_arguments = _at_arguments(fun, args, kwargs, "`fun`")
 
-    def flat(x):
-        f = jnp.atleast_1d(jnp.asarray(fun(x, *args, **kwargs)))
+    def flat(x: Array) -> Array:
+        f = jnp.atleast_1d(jnp.asarray(at_arguments(x)))
         if f.ndim > 1:
             raise RuntimeError(
                 f"`fun` return value has more than 1 dimension: its shape is {f.shape}."

@@ -32,6 +32,7 @@ from ..solvers.elementwise.bracket_minimum import BracketMinimum
 from ..solvers.elementwise.bracket_root import BracketRoot
 from .elementwise_arguments import (
     check_bracket,
+    check_points,
     check_search,
     count,
     limits_of,
@@ -79,8 +80,8 @@ def find_minimum(
         ``callback(res)``, before the first iteration and after each. Raise StopIteration to end
         the search.
     polish : bool
-        Then take Newton's steps on f', inside the bracket. Values alone tell a minimiser to about
-        the root of eps, f' tells it to eps. They count in neither ``nit`` nor ``nfev``.
+        Then take Newton's steps on f', inside the bracket. Values alone give a minimiser to about
+        the root of eps, f' gives it to eps. They count in neither ``nit`` nor ``nfev``.
 
     Returns
     -------
@@ -105,7 +106,7 @@ def find_minimum(
     >>> print(find(jnp.array([0.0, 1.0])).x.round(2), f"{slope:.2f}")
     [-0.88  0.12] 1.00
     """
-    x1, x2, x3 = init
+    x1, x2, x3 = check_points(init, 3)
     chosen = check_search(f, tolerances, maxiter, callback)
     problem = elementwise_problem(f, (x1, x2, x3), as_tuple(args), kwargs)
     search: Any = Search(minimum_finder(problem, chosen, maxiter))
@@ -162,7 +163,7 @@ def find_root(
     >>> print(find(jnp.array([0.375, 4.0, 10.625])).round(1), f"{jax.grad(find)(4.0):.2f}")
     [1.5 2.  2.5] 0.10
     """
-    xl, xr = init
+    xl, xr = check_points(init, 2)
     chosen = check_search(f, tolerances, maxiter, callback)
     problem = elementwise_problem(f, (xl, xr), as_tuple(args), kwargs)
     return _solve(Search(root_finder(problem, chosen, maxiter)), problem, callback)
@@ -285,7 +286,7 @@ class _Caller(AbstractListener):
     def step(self, report: ElementwiseResult, moved: bool, lane: int) -> bool:
         """After an iteration; True asks for the end."""
 
-        def tell() -> None:
+        def call() -> None:
             self.callback(jax.tree.map(np.asarray, report))
 
-        return self.ask(tell)
+        return self.ask(call)

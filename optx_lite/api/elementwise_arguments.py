@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from ..problem.arguments import check_callable
 from ..problem.elementwise import ElementwiseProblem
 from ..problem.pytrees import as_dtype, is_concrete
 from ..solvers.elementwise.chandrupatla_minimum import ChandrupatlaMinimum
@@ -25,18 +26,17 @@ def check_search(
     f: Any, tolerances: dict[str, Any] | None, maxiter: Any, callback: Callable | None = None
 ) -> dict[str, Any]:
     """Check what both searches take; the tolerances that are given."""
-    if not callable(f):
-        raise ValueError("`func` must be callable.")
+    check_callable(f, "`func`", ValueError)
     unknown = set(tolerances or {}) - set(TOLERANCES)
     if unknown:
         raise TypeError(f"`tolerances` may have the keys {TOLERANCES}, got {sorted(unknown)}.")
     chosen = {name: tol for name, tol in (tolerances or {}).items() if tol is not None}
     if not all(map(_is_tolerance, chosen.values())):
-        raise ValueError("Tolerances must be non-negative scalars.")
+        raise ValueError(f"Tolerances must be non-negative scalars, got {chosen}.")
     if maxiter is not None:
         check_maxiter(maxiter)
-    if callback is not None and not callable(callback):
-        raise ValueError("`callback` must be callable.")
+    if callback is not None:
+        check_callable(callback, "`callback`", ValueError)
     return chosen
 
 
@@ -53,7 +53,7 @@ def check_maxiter(maxiter: Any) -> None:
         return
     number = np.asarray(maxiter)
     if number.dtype.kind not in "iuf" or number.ndim or not number >= 0 or number % 1:
-        raise ValueError("`maxiter` must be a non-negative integer.")
+        raise ValueError(f"`maxiter` must be a non-negative integer, got {maxiter!r}.")
 
 
 def count(maxiter: Any) -> Any:
@@ -74,15 +74,25 @@ def limits_of(xmin: Any, xmax: Any, factor: Any) -> dict[str, Any]:
 
 def check_bracket(f: Any, maxiter: Any, limits: dict[str, Any], **points: Any) -> None:
     """Check what both brackets take."""
-    if not callable(f):
-        raise ValueError("`func` must be callable.")
+    check_callable(f, "`func`", ValueError)
     for name, value in {**points, **limits}.items():
         if value is not None and jnp.iscomplexobj(np.asarray(value) if _is_list(value) else value):
-            raise ValueError(f"`{name}` must be numeric and real.")
+            raise ValueError(f"`{name}` must be numeric and real, got {value!r}.")
     factor = limits["factor"]
     if is_concrete(factor) and not np.all(np.asarray(factor) > 1):
-        raise ValueError("All elements of `factor` must be greater than 1.")
+        raise ValueError(f"All elements of `factor` must be greater than 1, got {factor}.")
     check_maxiter(maxiter)
+
+
+def check_points(init: Any, count: int) -> tuple[Any, ...]:
+    """The first points, if there are so many."""
+    try:
+        points = tuple(init)
+    except TypeError:
+        points = ()
+    if len(points) != count or isinstance(init, (dict, str)):
+        raise ValueError(f"`init` must hold {count} points, got {init!r}.")
+    return points
 
 
 def _is_list(value: Any) -> bool:

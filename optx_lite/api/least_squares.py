@@ -19,7 +19,7 @@ from ..driver.callbacks import Listener, check_callback
 from ..driver.run import IMPLICIT, solve
 from ..problem.arguments import spread
 from ..problem.least_squares import LeastSquaresProblem, least_squares_problem
-from ..problem.pytrees import Unravel, as_dtype, is_concrete
+from ..problem.pytrees import as_dtype, is_concrete
 from ..results.least_squares import Result
 from ..solvers import AbstractLeastSquaresSolver, Dogbox, LevenbergMarquardt, TrustRegionReflective
 
@@ -132,7 +132,7 @@ def least_squares(
 
     References
     ----------
-    See `optx_lite.solvers` for the methods and `optx_lite._implicit` for the derivative.
+    See `optx_lite.solvers` for the methods and `optx_lite.driver.adjoint` for the derivative.
 
     Examples
     --------
@@ -294,12 +294,7 @@ def _check_x_scale(x_scale: Any, problem: LeastSquaresProblem, x: Array) -> Any:
     leaves = jax.tree.leaves(x_scale)
     if any(isinstance(leaf, str) or jnp.iscomplexobj(leaf) for leaf in leaves):
         raise ValueError(wrong)
-    tree = jax.tree.unflatten(problem.restore_x.treedef, _blank(problem.restore_x))
-    flat = spread(x_scale, 1.0, tree, x, "`x_scale`")
+    flat = spread(x_scale, 1.0, problem.restore_x.shapes(), x, "`x_scale`")
     if is_concrete(flat) and not np.all(np.isfinite(flat) & (np.asarray(flat) > 0)):
         raise ValueError(wrong)
     return flat
-
-
-def _blank(restore: Unravel) -> list[Any]:
-    return [np.zeros(shape, dtype) for shape, dtype in restore.leaves]

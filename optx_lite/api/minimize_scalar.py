@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..driver.elementwise import BracketAndSearch, Search, solve
-from ..problem.arguments import as_tuple
+from ..problem.arguments import LOWER, UPPER, as_pair, as_tuple, check_order, real_array
 from ..problem.elementwise import elementwise_problem
 from ..problem.pytrees import is_concrete
 from ..results.elementwise import ScalarResult
@@ -49,7 +49,7 @@ def minimize_scalar(
     bracket : (xa, xb) or (xa, xb, xc) of arrays, optional
         Two points, where the search downhill begins; or three, f no larger at the middle one.
         Default: (0, 1).
-    bounds : (lower, upper) of arrays, optional
+    bounds : (lower, upper) of arrays, or object with ``lb`` and ``ub``, optional
         The minimum is sought between them, and may lie on one; infinite ones are none. In the
         place of a bracket.
     args : tuple of arrays, or one array
@@ -71,7 +71,7 @@ def minimize_scalar(
         maxiter : int, 500
             Most iterations, once a bracket is found.
         polish : bool, True
-            Newton's steps on the derivative at the end, which tell x to eps rather than to the
+            Newton's steps on the derivative at the end, which give x to eps rather than to the
             root of eps; for a function that has two derivatives.
         disp : bool, False
             Print why the search ended (not inside a trace).
@@ -94,8 +94,8 @@ def minimize_scalar(
     -----
     Where ``fun`` is NaN or infinite the search turns away, as from a wall. Functions without a
     derivative will do (`jax.pure_callback`), or with one in a single mode (`jax.custom_vjp`,
-    `jax.lax.while_loop`). x is told to eps times the distance between the bounds at best: a minimum
-    that is closer to a bound may not be told from it.
+    `jax.lax.while_loop`). x is known to eps times the distance between the bounds at best: one
+    that is closer to a bound may not be distinguished from it.
 
     Examples
     --------
@@ -181,14 +181,10 @@ def _points_within(bounds: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
     With a single finite one, a unit from it, or its own size if that is more.
     """
-    if len(bounds) != 2:
-        raise ValueError(f"`bounds` must have two elements, got {len(bounds)}.")
-    lower, upper = (
-        jnp.asarray(infinite if bound is None else bound)
-        for bound, infinite in zip(bounds, (-np.inf, np.inf), strict=True)
-    )
-    if is_concrete((lower, upper)) and not np.all(lower <= upper):
-        raise ValueError(f"The lower bound exceeds the upper bound: `bounds` is {bounds}.")
+    low, high = as_pair(bounds)
+    lower = jnp.asarray(real_array(low, -np.inf, LOWER))
+    upper = jnp.asarray(real_array(high, np.inf, UPPER))
+    check_order(lower, upper)
     open_below, open_above = jnp.isinf(lower), jnp.isinf(upper)
     middle = lower / 2 + upper / 2
     middle = jnp.where(open_above, lower + jnp.maximum(jnp.abs(lower), 1), middle)

@@ -1,7 +1,7 @@
 """The interface that every Jacobian scheme meets.
 
 All of it is traced code on flat arrays. A Jacobian is kept transposed, shape ``(n, m)``: one row
-per parameter, contiguous, which is the order that orthogonalising the parameters' directions wants.
+per parameter, contiguous, which is the order that orthogonalising the parameters' directions needs.
 """
 
 import abc

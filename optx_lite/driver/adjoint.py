@@ -69,7 +69,7 @@ from jax.custom_derivatives import SymbolicZero
 from jax.sharding import PartitionSpec
 from jaxtyping import Array
 
-from ..functions.traced import communicates
+from ..functions import communicates
 from ..jax_support.control_flow import explicit_spec, in_auto_mode, vary_like, while_loop
 from ..linalg import (
     diagonal,

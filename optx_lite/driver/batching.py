@@ -33,7 +33,7 @@ CACHE = 128 * 1024  # bytes of state that may be in work at a time: what stays n
 def in_chunks(fun: Callable, lane_bytes: int, listened: bool = False) -> Callable:
     """``fun(spare, *leaves)`` as a function of the leaves, which under `vmap` goes by chunks.
 
-    ``spare`` tells whether a lane is a copy that only fills up a chunk; ``lane_bytes``: memory
+    ``spare`` says whether a lane is a copy that only fills up a chunk; ``lane_bytes``: memory
     that one lane works in; ``listened``: whether ``fun`` calls the host. No derivative passes
     through; that is the business of the rule around the whole solve.
     """
@@ -84,7 +84,7 @@ class _Lanes:
     def by_chunks(self, *leaves: Any) -> Any:
         """All lanes: at once if they are few, else chunk by chunk."""
         count = self.count(leaves)
-        few = not isinstance(count, int) or count <= self.most  # a symbolic size tells nothing
+        few = not isinstance(count, int) or count <= self.most  # a symbolic size is unknown
         if few or jax.default_backend() != "cpu":
             return self.at_once(*leaves)
         if jax.device_count() > 1 and not self.listened and not in_shard_map():

@@ -13,7 +13,7 @@ four times as long as others, a sixth, and packing saves a fifth of that. Stoppi
 slower; at a quarter, or with blocks of half and twice the size, there is no clear difference.
 
 Elements do not mix, so those of all lanes of a `vmap` are only more elements. On an accelerator,
-which wants all of them at once, there are no blocks; and none in a program that is exported for
+which takes all of them at once, there are no blocks; and none in a program that is exported for
 any number of elements.
 """
 

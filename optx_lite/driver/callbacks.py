@@ -40,7 +40,7 @@ HEADER = ("Iteration", "Total nfev", "{}", "{} reduction", "Step norm", "Optimal
 
 
 class AbstractListener:
-    """Somebody on the host who is told of each step, and may end the solve.
+    """What gets each step on the host, and may end the solve.
 
     Attributes
     ----------
@@ -61,7 +61,7 @@ class AbstractListener:
         """After the last step, with the fields that the result has in its SUMMARY."""
 
     def ask(self, callback: Callable[[], Any]) -> bool:
-        """Whether the callback wants no more: by True itself, StopIteration or an exception."""
+        """Whether the callback asks for the end: by True, StopIteration or an exception."""
         if self.error is not None:  # in another lane
             return True
         try:
@@ -77,7 +77,7 @@ class AbstractListener:
 
 
 class Listener(AbstractListener):
-    """The host's end: prints what `verbose` asks for and calls the user's callback.
+    """The host's end: prints what `verbose` asks for, and calls the user's callback.
 
     Parameters
     ----------
@@ -135,7 +135,7 @@ class Listener(AbstractListener):
         x = self.restore(np.asarray(report.x))
         if not self.by_result:
             return self.callback(x)
-        told = {
+        known = {
             "x": x,
             "fun": report.fun,
             self.kind.VALUE.lower(): report.value,
@@ -143,12 +143,12 @@ class Listener(AbstractListener):
             "nfev": int(report.nfev),
             "nit": int(report.nit),
         }
-        return self.callback(intermediate_result=self._record(told))
+        return self.callback(intermediate_result=self._record(known))
 
-    def _record(self, told: dict[str, Any]) -> Any:
+    def _record(self, known: dict[str, Any]) -> Any:
         """A result of which only this is known."""
         names = [field.name for field in dataclasses.fields(self.kind)]
-        return self.kind(**{name: told.get(name) for name in names})
+        return self.kind(**{name: known.get(name) for name in names})
 
 
 def check_callback(callback: Any) -> None:
@@ -185,7 +185,7 @@ _TICKETS = itertools.count(1)
 
 
 def watched(solve: Callable[[Watch], Any], listener: AbstractListener, lanes_of: Any = ()) -> Any:
-    """Solve with somebody listening.
+    """Solve with a listener.
 
     Exceptions of the callback are raised here if the solve runs here, else by the program.
     ``lanes_of``: whatever may be batched; its lanes are numbered.
@@ -269,7 +269,7 @@ class Watch(eqx.Module):
     lane: Array
 
     def silenced(self, spare: Array) -> Watch:
-        """Without a word from lanes that only fill up a chunk."""
+        """Without reports of lanes that only fill up a chunk."""
         return Watch(self.ticket, jnp.where(spare, SPARE, self.lane).astype(jnp.int32))
 
     def step(self, report: Report, active: Array, moved: Array, status: Array) -> Array:
@@ -278,7 +278,7 @@ class Watch(eqx.Module):
         return jnp.where(stop, CALLBACK_STOP, status).astype(status.dtype)
 
     def asks_for_the_end(self, report: Any, active: Array, moved: Array) -> Array:
-        """Tell the host; whether it wants no more."""
+        """Send a report to the host; whether it asks for the end."""
         # Not io_callback, which `vmap` refuses in a while loop. The answer is used, so the call
         # is not dropped, and the loop keeps the order.
         return jax.pure_callback(

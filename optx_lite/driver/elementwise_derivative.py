@@ -113,7 +113,7 @@ def simple_root(
 ) -> tuple[Array, Array]:
     """Whether x is a simple root of g, and whether it is a root of g, as far as can be seen.
 
-    The search tells x to the width of its last bracket, to the root of eps of its size, and to
+    The search finds x to the width of its last bracket, to the root of eps of its size, and to
     what rounding makes of the way from the first points. Newton's step from x may not be longer.
     Further away than that, g may not have changed by more than its derivative explains (or there
     is a jump), nor be 0 all over. And close to x, twice Newton's step away, this derivative must be

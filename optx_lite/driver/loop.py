@@ -16,6 +16,7 @@ from jax import lax
 from jaxtyping import Array
 
 from ..jax_support import control_flow as control_flow
+from ..jax_support.xla import in_one_loop
 from ..results.base import UNSOLVED
 from ..solvers import AbstractSolver
 from .callbacks import Watch
@@ -27,7 +28,7 @@ class Checkpointed(eqx.Module):
     """A while loop with a reverse-mode derivative, by recursive checkpointing (equinox).
 
     Memory grows with the number of checkpoints (None: about the root of ``max_steps``), not
-    with the number of steps. Forward mode is not to be had.
+    with the number of steps. There is no forward mode.
     """
 
     max_steps: int = eqx.field(static=True)
@@ -68,7 +69,7 @@ def drive(
 ) -> Any:
     """From a flat x0 to the `Result` on flat vectors.
 
-    With a ``watch`` the host hears of every step (callbacks, progress) and may end it.
+    With a ``watch`` the callback and the log get every step, and may end the solve.
     """
 
     def body(state: Any) -> Any:
@@ -94,11 +95,8 @@ def drive(
 
 
 def _step_as_one(solver: AbstractSolver, problem: Any, state: Any) -> Any:
-    """A step in a loop of its own, which XLA rounds as in a loop that nobody listens to.
-
-    That it turns once is written so that XLA does not see it, and keeps the loop.
-    """
-    return control_flow.while_loop(
+    """A step which XLA rounds as in a loop without a callback."""
+    return in_one_loop(
         lambda now: now.nfev == state.nfev, lambda now: solver.step(problem, now), state
     )
 
@@ -107,18 +105,13 @@ _traced_once = jax.jit(drive, inline=True)
 
 
 def drive_as_one(solver: AbstractSolver, problem: Any, x0: Array, watch: Watch | None) -> Any:
-    """`drive` inside a loop which turns once, so that XLA makes one function of all of it.
-
-    On a CPU XLA compiles a loop over small arrays to one function, but what stands before the
-    loop it runs operation by operation, handed to threads: a small solve would spend more time
-    on its first values than on its steps. Nothing is to be differentiated through this loop.
-    """
+    """`drive` inside a loop which turns once, so that XLA makes one function of all of it."""
     shapes = jax.eval_shape(_traced_once, solver, problem, x0, watch)
     blank = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
     status = jnp.full_like(blank.status, UNSOLVED)
     blank = eqx.tree_at(lambda result: (result.x, result.status), blank, (x0, status))
-    # x0 and the test go through the record, or XLA would see that the loop may be dissolved.
-    return control_flow.while_loop(
+    # x0 and the test go through the record, so that XLA does not dissolve the loop.
+    return in_one_loop(
         lambda result: result.status == UNSOLVED,
         lambda result: _traced_once(solver, problem, result.x, watch),
         blank,

@@ -57,7 +57,7 @@ def solve(
     adjoint: AbstractAdjoint,
     listener: Listener | None,
 ) -> Any:
-    """From a flat x to the result in the user's structures, perhaps with somebody listening."""
+    """From a flat x to the result in the user's structures, perhaps with a callback."""
     if listener is None:
         result = adjoint.solve(solver, problem, x)
     else:

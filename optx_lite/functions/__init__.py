@@ -1,1 +1,7 @@
-"""A Python function as a value: traced, its constants and its structure."""
+"""A Python function as a value: traced, its constants inputs, comparable by what it computes."""
+
+from .lifted import Lifted, communicates, inputs
+from .pointwise import Pointwise, pointwise
+from .traced import lift
+
+__all__ = ["Lifted", "Pointwise", "communicates", "inputs", "lift", "pointwise"]

@@ -6,32 +6,31 @@ from typing import Any
 
 import jax
 import jax.core
-from jax.extend import core
 
-_RESHARD = frozenset({"reshard", "mesh_cast", "sharding_constraint"})
+from . import jax_internals as internals
+from .jax_internals import AbstractValue, ClosedJaxpr, Jaxpr, Literal
 
 
-def without_mesh(jaxpr: Any) -> Any:
-    """The same jaxpr as if it had been traced outside of any mesh.
+def without_mesh(jaxpr: Jaxpr) -> Jaxpr:
+    """The same jaxpr as one that was traced outside of any mesh.
 
     What was traced under a mesh of explicit axes has shardings in its types, and cannot be used
     where the axes of that mesh are automatic.
     """
-    with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ())):
-        context = jax.make_jaxpr(lambda x: x + 1)(0.0).eqns[0].ctx
-        return _MeshRemover(context).jaxpr(jaxpr)
+    with internals.without_any_mesh():
+        return _MeshRemover(internals.new_context()).jaxpr(jaxpr)
 
 
 class _MeshRemover:
     def __init__(self, context: Any):
         self.context = context
 
-    def jaxpr(self, jaxpr: Any) -> Any:
+    def jaxpr(self, jaxpr: Jaxpr) -> Jaxpr:
         names: dict[Any, Any] = {}
 
         def atom(old: Any) -> Any:
-            if isinstance(old, core.Literal):
-                return core.Literal(old.val, self.aval(old.aval))
+            if isinstance(old, Literal):
+                return Literal(old.val, self.aval(old.aval))
             if old not in names:
                 names[old] = type(old)(self.aval(old.aval))
             return names[old]
@@ -39,7 +38,7 @@ class _MeshRemover:
         invars, constvars = ([atom(v) for v in vs] for vs in (jaxpr.invars, jaxpr.constvars))
         eqns = []
         for eqn in jaxpr.eqns:
-            if eqn.primitive.name in _RESHARD:
+            if internals.is_reshard(eqn):
                 names[eqn.outvars[0]] = atom(eqn.invars[0])
                 continue
             eqns.append(
@@ -53,7 +52,7 @@ class _MeshRemover:
         outvars = [atom(v) for v in jaxpr.outvars]
         return jaxpr.replace(invars=invars, constvars=constvars, eqns=eqns, outvars=outvars)
 
-    def aval(self, aval: Any) -> Any:
+    def aval(self, aval: AbstractValue) -> AbstractValue:
         if not isinstance(aval, jax.core.ShapedArray):
             return aval
         return jax.core.ShapedArray(aval.shape, aval.dtype, aval.weak_type)
@@ -63,9 +62,9 @@ class _MeshRemover:
             return None
         if isinstance(value, jax.sharding.AbstractMesh):
             return jax.sharding.AbstractMesh((), ())
-        if isinstance(value, core.ClosedJaxpr):
-            return core.ClosedJaxpr(self.jaxpr(value.jaxpr), value.consts)
-        if isinstance(value, core.Jaxpr):
+        if isinstance(value, ClosedJaxpr):
+            return ClosedJaxpr(self.jaxpr(value.jaxpr), value.consts)
+        if isinstance(value, Jaxpr):
             return self.jaxpr(value)
         if type(value) in (tuple, list):
             return type(value)(map(self.param, value))
@@ -84,5 +83,5 @@ class _RuleWithoutMesh:
 
     def call_wrapped(self, *zeros: Any) -> Any:
         jaxpr, consts, out_zeros = self.rule.call_wrapped(*zeros)
-        with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ())):
+        with internals.without_any_mesh():
             return self.remover.jaxpr(jaxpr), consts, out_zeros

@@ -16,62 +16,30 @@ elementwise, and `pointwise` says None: it is then evaluated on whole arrays onl
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
-from jax.extend import core
 from jaxtyping import Array
 
 from ..jax_support.control_flow import vary_with
-from .traced import Lifted
-
-# Operations whose result has the operands' shape, element by element.
-_NAMES = """
-    abs acos acosh add add_jaxvals and asin asinh atan atan2 atanh bessel_i0e bessel_i1e
-    cbrt ceil clamp convert_element_type copy copy_p cos cosh digamma div eq
-    erf erf_inv erfc exp exp2 expm1 floor ge gt igamma igamma_grad_a igammac integer_pow is_finite
-    le lgamma log log1p log2 logistic lt max min mul ne neg nextafter not or polygamma pow
-    population_count reduce_precision regularized_incomplete_beta rem round rsqrt
-    select_n shift_left shift_right_arithmetic shift_right_logical sign sin sinh sqrt square
-    stop_gradient sub tan tanh xor zeta
-"""
-_ELEMENTWISE = frozenset(_NAMES.split())
-_CALLS = {
-    "jit": "jaxpr",
-    "pjit": "jaxpr",
-    "closed_call": "call_jaxpr",
-    "core_call": "call_jaxpr",
-    "remat": "jaxpr",
-    "remat2": "jaxpr",
-    "checkpoint": "jaxpr",
-    "custom_jvp_call": "call_jaxpr",
-    "custom_vjp_call": "call_jaxpr",
-}
-
-
-class _NotElementwise(Exception):
-    """The function has something in it that may mix elements."""
-
-
-class _Operation(NamedTuple):
-    eqn: Any
-    operands: tuple[int, ...]  # numbers of values
-    results: tuple[int, ...]
+from . import jax_internals as internals
+from .jax_internals import Atom, Jaxpr, JaxprEqn, Literal, Var
+from .lifted import Lifted
 
 
 class _Code:
-    """The operations that depend on x; compared by identity, so that it may be static."""
+    """The equations that depend on x; compared by identity, so that it may be static.
 
-    def __init__(self) -> None:
-        self.operations: list[_Operation] = []
-        self.count = 1  # of values; number 0 is x
-        self.inputs: list[int] = []
-        self.result = 0
+    ``inputs`` are the variables that come from elsewhere.
+    """
 
-    def new_value(self) -> int:
-        self.count += 1
-        return self.count - 1
+    def __init__(self, x: Var, eqns: list[JaxprEqn], result: Atom):
+        self.x, self.eqns, self.result = x, eqns, result
+        own = {x, *(var for eqn in eqns for var in eqn.outvars)}
+        used = [*(atom for eqn in eqns for atom in eqn.invars), result]
+        others = (atom for atom in used if isinstance(atom, Var) and atom not in own)
+        self.inputs: list[Var] = list(dict.fromkeys(others))
 
 
 class Pointwise(eqx.Module):
@@ -88,16 +56,19 @@ class Pointwise(eqx.Module):
 
     def __call__(self, x: Array) -> Array:
         """Compute it from x, (m,), with inputs that are cut to (m,), too."""
-        values: dict[int, Any] = {0: x}
-        values.update(zip(self.code.inputs, self.inputs, strict=True))
-        for eqn, operands, results in self.code.operations:
-            spread = [jnp.broadcast_to(values[k], x.shape) for k in operands]
-            out = _compute(eqn, vary_with(spread, spread))
-            values.update(zip(results, out, strict=True))
-        return jnp.broadcast_to(values[self.code.result], x.shape)
+        values = {self.code.x: x, **dict(zip(self.code.inputs, self.inputs, strict=True))}
+
+        def read(atom: Atom) -> Array:
+            return jnp.broadcast_to(_value(atom, values), x.shape)
+
+        for eqn in self.code.eqns:
+            operands = list(map(read, eqn.invars))
+            results = internals.evaluate(eqn, vary_with(operands, operands))
+            values.update(zip(eqn.outvars, results, strict=True))
+        return read(self.code.result)
 
 
-def pointwise(fun: Lifted, shape: tuple[int, ...], args: Any) -> Pointwise | None:
+def pointwise(fun: Lifted, shape: tuple[int, ...], args: tuple[Any, ...]) -> Pointwise | None:
     """The function of x that ``fun(x, *args)`` is, cut loose from the shape of x.
 
     Parameters
@@ -120,116 +91,93 @@ def pointwise(fun: Lifted, shape: tuple[int, ...], args: Any) -> Pointwise | Non
     captured, ((x, _), *rest) = fun.bindings(
         jnp.zeros(shape, fun.structure.in_avals[0].dtype), *args
     )
-    outside = {var: _Outer(value) for var, value in [*captured, *rest]}
-    reader = _Reader(shape)
-    try:
-        (result,) = reader.read(jaxpr, {**outside, x: _Inner(0)})
-        reader.code.result = reader.number_of(result)
-    except _NotElementwise:
+    values = _Values(dict([*captured, *rest]))
+    eqns: list[JaxprEqn] = []
+    (result,) = _inline(jaxpr, {}, eqns, values.whole)
+    depend: set[Atom] = {x}
+    inner = []
+    for eqn in eqns:
+        if depend.isdisjoint(atom for atom in eqn.invars if isinstance(atom, Var)):
+            values.compute(eqn)
+        elif not internals.is_elementwise(eqn) or any(
+            internals.shape_of(var) != shape for var in eqn.outvars
+        ):
+            return None
+        else:
+            inner.append(eqn)
+            depend.update(eqn.outvars)
+    code = _Code(x, inner, result)
+    inputs = [values.one_each(var) for var in code.inputs]
+    if any(jnp.ndim(value) and value.shape != shape for value in inputs):
         return None
-    return Pointwise(reader.inputs, reader.code)
+    return Pointwise([jnp.reshape(v, (-1,)) if jnp.ndim(v) else v for v in inputs], code)
 
 
-class _Inner(NamedTuple):
-    """A value that depends on x, an array of the whole shape, by its number."""
+def _value(atom: Any, values: dict[Var, Any]) -> Any:
+    if isinstance(atom, Literal):
+        return jnp.asarray(atom.val, internals.dtype_of(atom))
+    return values[atom]
 
-    number: int
 
+def _inline(
+    jaxpr: Jaxpr, names: dict[Var, Atom], eqns: list[JaxprEqn], consts: dict[Var, Any]
+) -> list[Atom]:
+    """Write down all equations, with the bodies of calls in their place; gives the results.
 
-class _Outer:
-    """A value that does not.
-
-    ``whole`` is the value; ``same`` the one number in all its entries, where that is known.
+    ``names`` says which atoms stand for the variables. What changes no element is left out.
     """
 
-    def __init__(self, whole: Any, same: Any = None):
-        self.whole = whole
-        self.same = whole if jnp.ndim(whole) == 0 else same
-        self.number: int | None = None
+    def name(atom: Any) -> Any:
+        if not isinstance(atom, Literal):
+            return names.get(atom, atom)
+        if not jnp.ndim(atom.val):
+            return atom
+        var = Var(atom.aval)  # one whole array, to be cut as others are
+        consts[var] = atom.val
+        return var
+
+    for eqn in jaxpr.eqns:
+        operands = list(map(name, eqn.invars))
+        body = internals.called_jaxpr(eqn)
+        if body is not None:
+            consts.update(zip(body.jaxpr.constvars, body.consts, strict=True))
+            inside = dict(zip(body.jaxpr.invars, operands, strict=True))
+            results = _inline(body.jaxpr, inside, eqns, consts)
+        elif internals.keeps_elements(eqn):
+            results = operands[:1]
+        else:
+            results = [Var(var.aval) for var in eqn.outvars]
+            eqns.append(eqn.replace(invars=operands, outvars=results))
+        names.update(zip(eqn.outvars, results, strict=True))
+    return list(map(name, jaxpr.outvars))
 
 
-def _look_up(atom: Any, env: dict[Any, Any]) -> Any:
-    if isinstance(atom, core.Literal):
-        aval: Any = atom.aval
-        return _Outer(jnp.asarray(atom.val, aval.dtype))
-    return env[atom]
+class _Values:
+    """The values that do not depend on x, on whole arrays."""
 
+    def __init__(self, values: dict[Var, Any]):
+        self.whole = values
+        # The one number in all entries, where that is known.
+        self.same: dict[Any, Any] = {
+            var: value for var, value in values.items() if jnp.ndim(value) == 0
+        }
 
-class _Reader:
-    """Goes through a jaxpr, computes what does not depend on x, and writes down the rest."""
+    def compute(self, eqn: JaxprEqn) -> None:
+        """All results of an equation; on one number, too, where all entries are the same."""
+        operands = [_value(atom, self.whole) for atom in eqn.invars]
+        self.whole.update(zip(eqn.outvars, internals.evaluate(eqn, operands), strict=True))
+        numbers = [
+            operand if jnp.ndim(operand) == 0 else self.same.get(atom)
+            for atom, operand in zip(eqn.invars, operands, strict=True)
+        ]
+        if any(number is None for number in numbers):
+            return
+        if internals.is_spread(eqn):
+            self.same[eqn.outvars[0]] = numbers[0]
+        elif internals.is_elementwise(eqn):
+            results = internals.evaluate(eqn, numbers)
+            self.same.update(zip(eqn.outvars, results, strict=True))
 
-    def __init__(self, shape: tuple[int, ...]):
-        self.shape = shape
-        self.code = _Code()
-        self.inputs: list[Array] = []
-
-    def read(self, jaxpr: Any, env: dict[Any, Any]) -> list[Any]:
-        """Read all equations; ``env`` says what the variables are. Gives the results."""
-        for eqn in jaxpr.eqns:
-            operands = [_look_up(atom, env) for atom in eqn.invars]
-            if eqn.primitive.name in _CALLS:
-                results = self._open(eqn.params[_CALLS[eqn.primitive.name]], operands)
-            elif not any(isinstance(operand, _Inner) for operand in operands):
-                results = self._evaluate(eqn, operands)
-            else:
-                results = self._write_down(eqn, operands)
-            env.update(zip(eqn.outvars, results, strict=True))
-        return [_look_up(atom, env) for atom in jaxpr.outvars]
-
-    def number_of(self, value: Any) -> int:
-        """The number by which the code knows a value; one from outside becomes an input."""
-        if isinstance(value, _Inner):
-            return value.number
-        if value.number is None:
-            if value.same is None and jnp.shape(value.whole) != self.shape:
-                raise _NotElementwise
-            value.number = self.code.new_value()
-            self.code.inputs.append(value.number)
-            whole = value.whole if value.same is None else value.same
-            self.inputs.append(whole if jnp.ndim(whole) == 0 else jnp.reshape(whole, (-1,)))
-        return value.number
-
-    def _open(self, body: Any, operands: list[Any]) -> list[Any]:
-        """Read a call as if its body stood in its place."""
-        jaxpr, consts = (body.jaxpr, body.consts) if hasattr(body, "jaxpr") else (body, [])
-        env: dict[Any, Any] = dict(zip(jaxpr.constvars, map(_Outer, consts), strict=True))
-        env.update(zip(jaxpr.invars, operands, strict=True))
-        return self.read(jaxpr, env)
-
-    def _write_down(self, eqn: Any, operands: list[Any]) -> list[Any]:
-        if any(var.aval.shape != self.shape for var in eqn.outvars):
-            raise _NotElementwise
-        if _keeps_elements(eqn):
-            return operands[:1]
-        if eqn.primitive.name not in _ELEMENTWISE or eqn.params.get("sharding") is not None:
-            raise _NotElementwise
-        numbers = tuple(map(self.number_of, operands))
-        results = [_Inner(self.code.new_value()) for _ in eqn.outvars]
-        written = tuple(result.number for result in results)
-        self.code.operations.append(_Operation(eqn, numbers, written))
-        return results
-
-    def _evaluate(self, eqn: Any, operands: list[Any]) -> list[Any]:
-        """On whole arrays; on one number, too, where all entries are the same."""
-        whole = _compute(eqn, [operand.whole for operand in operands])
-        same: list[Any] = [None] * len(whole)
-        if eqn.primitive.name == "broadcast_in_dim" and jnp.ndim(operands[0].whole) == 0:
-            same = [operands[0].whole]
-        elif eqn.primitive.name in _ELEMENTWISE and all(o.same is not None for o in operands):
-            same = _compute(eqn, [operand.same for operand in operands])
-        return list(map(_Outer, whole, same))
-
-
-def _keeps_elements(eqn: Any) -> bool:
-    """Whether it is a broadcast or a reshape which does nothing."""
-    shape = eqn.invars[0].aval.shape
-    if eqn.outvars[0].aval.shape != shape:
-        return False
-    if eqn.primitive.name == "broadcast_in_dim":
-        return eqn.params["broadcast_dimensions"] == tuple(range(len(shape)))
-    return eqn.primitive.name == "reshape" and eqn.params["dimensions"] is None
-
-
-def _compute(eqn: Any, operands: list[Any]) -> list[Any]:
-    out = eqn.primitive.bind(*operands, **eqn.params)
-    return list(out) if eqn.primitive.multiple_results else [out]
+    def one_each(self, var: Var) -> Any:
+        """One number for each element, or one for all."""
+        return self.same.get(var, self.whole[var])

@@ -14,10 +14,11 @@ from typing import Any
 import jax
 import jax.core
 import numpy as np
-from jax.extend import core
 
-from .constants import FrozenRules, Knot
-from .rules import UnknownRule, fixed_token, is_custom, rules_of
+from . import jax_internals as internals
+from .frozen_rules import FrozenRules, RuleGroup
+from .jax_internals import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
+from .rules import UnknownRule, fixed_token
 
 # JAX arrays up to this size are compared by value, larger ones by identity, which is free.
 _SMALL_BYTES = 1 << 16
@@ -59,11 +60,11 @@ class _Same:
 
 
 _KEYS: weakref.WeakValueDictionary[StructureKey, StructureKey] = weakref.WeakValueDictionary()
-_KEY_OF_JAXPR: weakref.WeakKeyDictionary[Any, StructureKey] = weakref.WeakKeyDictionary()
+_KEY_OF_JAXPR: weakref.WeakKeyDictionary[Jaxpr, StructureKey] = weakref.WeakKeyDictionary()
 
 
-def structure_key(jaxpr: Any) -> StructureKey:
-    """Write down what a jaxpr computes, its constants and rules lifted out."""
+def structure_key(jaxpr: Jaxpr) -> StructureKey:
+    """Write down what a jaxpr computes, its constants and rules hoisted out."""
     return _KeyWriter().jaxpr(jaxpr)
 
 
@@ -76,28 +77,29 @@ class _KeyWriter:
     def __init__(self) -> None:
         self._keys: Any = _KEY_OF_JAXPR
         self._contexts: dict[int, tuple[Any, str]] = {}
-        self._within: list[Knot] = []  # knots that are just being written
+        self._within: list[RuleGroup] = []  # groups that are just being written
 
-    def jaxpr(self, jaxpr: Any) -> StructureKey:
+    def jaxpr(self, jaxpr: Jaxpr) -> StructureKey:
         key = self._keys.get(jaxpr)
         if key is None:
             key = self._keys[jaxpr] = _shared(self._write_jaxpr(jaxpr))
         return key
 
-    def closed(self, jaxpr: Any) -> Any:
+    def closed(self, jaxpr: Jaxpr | ClosedJaxpr) -> tuple:
         """The tokens of a jaxpr, open or closed."""
         consts = getattr(jaxpr, "consts", ())
-        return self.jaxpr(getattr(jaxpr, "jaxpr", jaxpr)), *map(self._constant, consts)
+        inside = jaxpr.jaxpr if isinstance(jaxpr, ClosedJaxpr) else jaxpr
+        return self.jaxpr(inside), *map(self._constant, consts)
 
-    def _write_jaxpr(self, jaxpr: Any) -> tuple:
-        names: dict[Any, int] = {}
+    def _write_jaxpr(self, jaxpr: Jaxpr) -> tuple:
+        names: dict[Var, int] = {}
 
-        def bind(var: Any) -> Any:
+        def bind(var: Var) -> Any:
             names[var] = len(names)
             return var.aval
 
         def read(atom: Any) -> Any:
-            return self._literal(atom) if isinstance(atom, core.Literal) else names[atom]
+            return self._literal(atom) if isinstance(atom, Literal) else names[atom]
 
         tokens: list = [len(jaxpr.constvars), len(jaxpr.invars)]
         tokens += [bind(var) for var in (*jaxpr.constvars, *jaxpr.invars)]
@@ -109,18 +111,17 @@ class _KeyWriter:
         tokens += [read(atom) for atom in jaxpr.outvars]
         return tuple(tokens)
 
-    def _context(self, eqn: Any) -> str:
-        """The settings under which an equation was written: mesh, kind of memory, metadata."""
-        context = getattr(eqn, "ctx", None)
+    def _context(self, eqn: JaxprEqn) -> str:
+        context = internals.context_of(eqn)
         if id(context) not in self._contexts:
             self._contexts[id(context)] = context, repr(context)
         return self._contexts[id(context)][1]
 
-    def _literal(self, literal: Any) -> tuple:
+    def _literal(self, literal: Literal) -> tuple:
         return literal.aval, self._constant(literal.val)
 
     def _constant(self, value: Any) -> Any:
-        """A constant that could not be lifted out.
+        """A constant that could not become an input.
 
         JAX may look at the very memory of the user's NumPy array, now and when the jaxpr is
         used again, so its identity counts as well as its contents.
@@ -130,18 +131,17 @@ class _KeyWriter:
             return _Same(owner), self._array(value)
         return self._array(value)
 
-    def _params(self, eqn: Any) -> tuple:
+    def _params(self, eqn: JaxprEqn) -> tuple:
         params = eqn.params
-        if is_custom(eqn):
-            plain = ("call_jaxpr", "num_consts", "symbolic_zeros")
-            return self._rules(eqn), *(self.value(params[name]) for name in plain)
-        if "callback" in eqn.primitive.name:  # a function that is called when the program runs
+        if internals.is_custom(eqn):
+            return self._rules(eqn), *map(self.value, internals.beside_rules(eqn).values())
+        if internals.is_callback(eqn):
             return tuple((name, _hashable(params[name])) for name in sorted(params))
         return tuple((name, self.value(params[name])) for name in sorted(params))
 
-    def _rules(self, eqn: Any) -> Any:
+    def _rules(self, eqn: JaxprEqn) -> Any:
         try:
-            return fixed_token(rules_of(eqn), inner=self._inner)
+            return fixed_token(internals.rules_of(eqn), inner=self._inner)
         except UnknownRule:
             return object()
 
@@ -149,17 +149,17 @@ class _KeyWriter:
         return self._frozen(part) if isinstance(part, FrozenRules) else self.closed(part)
 
     def _frozen(self, rules: FrozenRules) -> Any:
-        if rules.knot in self._within:
-            return "within", self._within.index(rules.knot), rules.index
+        if rules.group in self._within:
+            return "within", self._within.index(rules.group), rules.index
         keys, self._keys = self._keys, {}  # what is written now means something in here only
-        self._within.append(rules.knot)
+        self._within.append(rules.group)
         tokens = tuple(
             (
                 *map(self.closed, frozen.jaxprs),
                 *(getattr(zero, "aval", zero) for zero in frozen.zeros),
                 self.value(frozen.residuals),
             )
-            for frozen in rules.knot.rules
+            for frozen in rules.group.rules
         )
         self._within.pop()
         self._keys = keys

@@ -147,7 +147,7 @@ def in_auto_mode(fun: Callable, leaves: Any, spec_of: Callable[[Any], PartitionS
 
 
 def explicit_spec(value: Any) -> PartitionSpec:
-    """How an array is sharded, as far as its type tells; the leading axis alone."""
+    """How an array is sharded, as far as its type says; the leading axis alone."""
     if explicit_mesh(value) is None:
         return PartitionSpec()
     return PartitionSpec(*jax.typeof(value).sharding.spec[:1])

@@ -68,7 +68,7 @@ def equilibrate(times: Callable[[Array], Array], start: Array) -> Array:
     def turn(s: Array, key: Array) -> tuple[Array, None]:
         signs = jax.random.rademacher(key, (PROBES, *s.shape), s.dtype)
         products = jax.vmap(lambda v: s * times(s * v))(signs)
-        size = jnp.max(jnp.abs(products), axis=0)  # a norm, within what a few signs can show
+        size = jnp.max(jnp.abs(products), axis=0)  # a norm, within a few signs
         finer = power_of_two(exponent(s) - exponent(size) // 2, s.dtype)
         return jnp.where(size > 0, finer, s), None
 

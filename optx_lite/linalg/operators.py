@@ -1,4 +1,4 @@
-"""Real linear operators: matrices of which only products with vectors are to be had.
+"""Real linear operators: matrices of which only products with vectors are known.
 
 What ``scipy.sparse.linalg.LinearOperator`` offers, as pytrees: sums, products and multiples of
 operators are operators again.

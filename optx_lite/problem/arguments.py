@@ -12,9 +12,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, ArrayLike
 
 from .pytrees import as_array_or_tree, is_concrete, is_numbers, ravel
+
+LOWER, UPPER = "`bounds`: the lower bound", "`bounds`: the upper bound"
 
 
 def check_x0(x0: Any) -> Any:
@@ -24,7 +26,7 @@ def check_x0(x0: Any) -> Any:
     if not leaves:
         raise ValueError(f"`x0` must hold at least one number, got {x0!r}.")
     try:
-        dtypes = [jnp.result_type(leaf) for leaf in leaves]
+        dtypes = [_dtype_of(leaf) for leaf in leaves]
     except TypeError as error:
         raise ValueError(f"`x0` must be a real array or a pytree of them, got {x0!r}.") from error
     for dtype in dtypes:
@@ -34,7 +36,10 @@ def check_x0(x0: Any) -> Any:
                 "optimised belongs into `args`."
             )
     if any(jnp.issubdtype(d, jnp.complexfloating) for d in dtypes):
-        raise ValueError("`x0` must be real: optimise real and imaginary parts as two variables.")
+        raise ValueError(
+            f"`x0` must be real, got {_names(dtypes)}: take real and imaginary parts as two "
+            "variables."
+        )
     alone = jax.tree_util.all_leaves([tree])
     if alone and jnp.ndim(tree) > 1:
         raise ValueError(
@@ -43,10 +48,20 @@ def check_x0(x0: Any) -> Any:
         )
     tree = jax.tree.map(_as_float, tree)
     if any(jnp.finfo(leaf.dtype).bits < 32 for leaf in jax.tree.leaves(tree)):
-        raise ValueError(f"`x0` must be float32 or float64, got {dtypes}.")
+        raise ValueError(f"`x0` must be float32 or float64, got {_names(dtypes)}.")
     if sum(leaf.size for leaf in jax.tree.leaves(tree)) == 0:
         raise ValueError(f"`x0` must hold at least one number, got {x0!r}.")
     return tree.reshape(-1) if alone and tree.ndim == 0 else tree
+
+
+def _dtype_of(leaf: Any) -> Any:
+    if isinstance(leaf, (str, bytes, type, np.dtype)):  # which for JAX are the names of dtypes
+        raise TypeError
+    return jnp.result_type(leaf)
+
+
+def _names(dtypes: list[Any]) -> str:
+    return ", ".join(sorted({str(dtype) for dtype in dtypes}))
 
 
 def _as_float(leaf: Any) -> Any:
@@ -57,48 +72,103 @@ def _as_float(leaf: Any) -> Any:
     return leaf.astype(dtype) if isinstance(leaf, jax.Array) else np.asarray(leaf, dtype)
 
 
-def check_bounds(bounds: Any, tree: Any, x: Array) -> tuple[Array, Array, bool]:
-    """Flat lower and upper bounds, and whether there are any."""
+def check_vector(x0: ArrayLike, bounds: Any) -> tuple[Array, Array, Array]:
+    """x0 as one vector (n,), where no pytree is taken; and its lower and upper bounds."""
+    tree = check_x0(x0)
+    if not jax.tree_util.all_leaves([tree]):
+        raise ValueError(f"`x0` must be array_like, got {x0!r}.")
+    x = jnp.asarray(tree)
+    lower, upper, _ = check_bounds(bounds, tree, x)
+    check_inside(x, lower, upper, "`x0` violates bound constraints")
+    return x, jnp.asarray(lower), jnp.asarray(upper)
+
+
+def as_pair(bounds: Any) -> tuple[Any, Any]:
+    """What is given as lower and upper bound: None, a pair, or an object with ``lb`` and ``ub``."""
     if bounds is None:
-        bounds = (-np.inf, np.inf)
+        return None, None
     if hasattr(bounds, "lb") and hasattr(bounds, "ub"):
-        bounds = (bounds.lb, bounds.ub)
+        sides = bounds.lb, bounds.ub  # SciPy's class makes arrays (1,) of numbers
+        lower, upper = (side[0] if getattr(side, "shape", None) == (1,) else side for side in sides)
+        return lower, upper
     try:
         count = len(bounds)
     except TypeError:
         count = None
-    if count != 2 or isinstance(bounds, dict):
-        raise ValueError(f"`bounds` must contain 2 elements, (lb, ub), got {bounds!r}.")
-    lower = spread(bounds[0], -np.inf, tree, x, "`bounds`: the lower bound")
-    upper = spread(bounds[1], np.inf, tree, x, "`bounds`: the upper bound")
+    if count != 2 or isinstance(bounds, (dict, str)):
+        raise ValueError(
+            f"`bounds` must contain 2 elements, the two bounds (lb, ub), got {bounds!r}."
+        )
+    return bounds[0], bounds[1]
+
+
+def check_bounds(bounds: Any, tree: Any, x: Array) -> tuple[Array, Array, bool]:
+    """Flat lower and upper bounds, and whether there are any."""
+    low, high = as_pair(bounds)
+    lower = spread(low, -np.inf, tree, x, LOWER)
+    upper = spread(high, np.inf, tree, x, UPPER)
+    check_order(lower, upper)
     if not is_concrete((lower, upper)):
         return lower, upper, True
-    low, high = np.asarray(lower), np.asarray(upper)
+    return lower, upper, bool(np.any(np.isfinite(lower)) or np.any(np.isfinite(upper)))
+
+
+def check_order(lower: ArrayLike, upper: ArrayLike) -> None:
+    """That concrete bounds are numbers, and none reversed."""
+    if not is_concrete((lower, upper)):
+        return
+    low, high = np.broadcast_arrays(lower, upper)
     if np.any(np.isnan(low)) or np.any(np.isnan(high)):
-        raise ValueError("`bounds` must not be NaN.")
+        raise ValueError(f"`bounds` must not be NaN, got lb={lower}, ub={upper}.")
     if np.any(low > high):
-        i = int(np.argmax(low > high))
+        i = _first(low > high)
         raise ValueError(
             "An upper bound is less than the corresponding lower bound: `bounds` has "
-            f"lb={low[i]} > ub={high[i]} at entry {i}."
+            f"lb={low[i]} > ub={high[i]}{_at_entry(i)}."
         )
-    return lower, upper, bool(np.any(np.isfinite(low)) or np.any(np.isfinite(high)))
 
 
-def check_inside(x: Any, lower: Any, upper: Any) -> None:
-    """That a concrete x0 is finite and within concrete bounds."""
+def check_inside(
+    x: Array,
+    lower: Array,
+    upper: Array,
+    message: str = "Initial guess is outside of provided bounds",
+) -> None:
+    """That a concrete x0 lies within concrete bounds."""
     if not is_concrete((x, lower, upper)):
         return
-    x, low, high = np.asarray(x), np.asarray(lower), np.asarray(upper)
-    if not np.all(np.isfinite(x)):
-        raise ValueError(f"`x0` must be finite, got {x}.")
-    outside = ~((x >= low) & (x <= high))
+    at, low, high = np.asarray(x), np.asarray(lower), np.asarray(upper)
+    outside = (at < low) | (at > high)
     if outside.any():
-        i = int(np.argmax(outside))
-        raise ValueError(
-            "Initial guess is outside of provided bounds: "
-            f"`x0`={x[i]} is not in [{low[i]}, {high[i]}] at entry {i}."
-        )
+        i = _first(outside)
+        raise ValueError(f"{message}: `x0`={at[i]} is not in [{low[i]}, {high[i]}]{_at_entry(i)}.")
+
+
+def check_finite(x: Array) -> None:
+    """That a concrete x0 is finite."""
+    if is_concrete(x) and not np.all(np.isfinite(x)):
+        raise ValueError(f"`x0` must be finite, got {x}.")
+
+
+def _first(where: np.ndarray) -> tuple[int, ...]:
+    return tuple(map(int, np.argwhere(where)[0]))
+
+
+def _at_entry(index: tuple[int, ...]) -> str:
+    return f" at entry {', '.join(map(str, index))}" if index else ""
+
+
+def real_array(value: Any, missing: float, name: str) -> Any:
+    """Real numbers, on the host if they came from there; None is ``missing``."""
+    if isinstance(value, (list, tuple)):
+        value = [missing if v is None else v for v in value]
+    if value is None or type(value) in (int, float):
+        return missing if value is None else value
+    xp = jnp if isinstance(value, jax.Array) else np
+    value = xp.asarray(as_array_or_tree(value))
+    if not jnp.issubdtype(value.dtype, np.number) or jnp.iscomplexobj(value):
+        raise ValueError(f"{name} must be real numbers, got dtype {value.dtype}.")
+    return value
 
 
 def spread(value: Any, missing: float, tree: Any, x: Array, name: str) -> Array:
@@ -108,13 +178,9 @@ def spread(value: Any, missing: float, tree: Any, x: Array, name: str) -> Array:
     """
 
     def onto(value: Any, leaf: Any) -> Any:
-        if isinstance(value, (list, tuple)):
-            value = [missing if v is None else v for v in value]
-        value = missing if value is None else value
-        xp = jnp if isinstance(value, jax.Array) else np
-        value = xp.asarray(as_array_or_tree(value))
-        if not jnp.issubdtype(value.dtype, np.number) or jnp.iscomplexobj(value):
-            raise ValueError(f"{name} must be real numbers, got dtype {value.dtype}.")
+        numbers = real_array(value, missing, name)
+        xp = jnp if isinstance(numbers, jax.Array) else np
+        value = xp.asarray(numbers)
         if value.ndim and value.shape != leaf.shape:
             raise ValueError(
                 f"Inconsistent shapes: {name} has shape {value.shape}, `x0` has {leaf.shape}."
@@ -154,11 +220,22 @@ def as_tuple(args: Any) -> tuple[Any, ...]:
     return tuple(args) if isinstance(args, (tuple, list)) else (args,)
 
 
-def with_kwargs(fun: Callable, kwargs: dict[str, Any] | None) -> Callable:
-    """The function with its keyword arguments."""
+def check_callable(fun: Any, name: str = "`fun`", error: type[Exception] = TypeError) -> None:
+    """That a function is one; the exception's type is SciPy's."""
+    if not callable(fun):
+        raise error(f"{name} must be callable, got {fun!r}.")
+
+
+def check_kwargs(kwargs: Any) -> dict[str, Any]:
+    """Keyword arguments, none for None."""
     if not isinstance(kwargs or {}, dict):
         raise TypeError(f"`kwargs` must be a dict, got {kwargs!r}.")
-    return jax.tree_util.Partial(fun, **kwargs) if kwargs else fun
+    return kwargs or {}
+
+
+def with_kwargs(fun: Callable, kwargs: dict[str, Any] | None) -> Callable:
+    """The function with its keyword arguments."""
+    return jax.tree_util.Partial(fun, **chosen) if (chosen := check_kwargs(kwargs)) else fun
 
 
 def shape_of(out: Any) -> tuple[int, ...]:
@@ -166,8 +243,3 @@ def shape_of(out: Any) -> tuple[int, ...]:
     if isinstance(out, (list, tuple)) and out:
         return (len(out), *shape_of(out[0]))
     return tuple(getattr(out, "shape", ()))
-
-
-def as_complex(dtype: Any) -> Any:
-    """The complex dtype of the same precision."""
-    return np.result_type(dtype, np.complex64)

@@ -1,4 +1,4 @@
-"""A user's elementwise function with all that it is given: shapes and dtypes settled, traced."""
+"""A user's elementwise function with all that it is given: of known shapes and dtypes, traced."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array
 
-from ..functions.pointwise import Pointwise, pointwise
-from ..functions.traced import Lifted, lift
+from ..functions import Lifted, Pointwise, lift, pointwise
+from .arguments import check_kwargs
 
 SHAPE_MESSAGE = (
     "The shape of the array returned by `func` must be the same as the broadcasted shape of `x` "
@@ -194,9 +194,10 @@ def elementwise_problem(
     ValueError
         If the shapes do not fit, or numbers are complex.
     """
-    names = tuple(kwargs or ())
-    args = tuple(map(_as_array, (*args, *(kwargs or {}).values())))
-    given = tuple(None if point is None else _as_array(point) for point in points)
+    named = check_kwargs(kwargs)
+    names = tuple(named)
+    args = tuple(_as_array(arg, "`args`") for arg in (*args, *named.values()))
+    given = tuple(p if p is None else _as_array(p, "First points and limits") for p in points)
     there = [point for point in given if point is not None]
     shape = _broadcast_shape([*there, *args])
     whole = _on_whole(fun, names, shape)
@@ -226,7 +227,7 @@ def _on_whole(fun: Callable, names: tuple[str, ...], shape: tuple[int, ...]) -> 
     return whole
 
 
-def _as_array(value: Any) -> Any:
+def _as_array(value: Any, name: str) -> Any:
     """Whatever NumPy makes an array of; arrays and numbers as they are."""
     if isinstance(value, (jax.Array, np.ndarray, np.generic, bool, int, float, complex)):
         return value
@@ -234,7 +235,7 @@ def _as_array(value: Any) -> Any:
         return jnp.stack([jnp.asarray(v) for v in value])
     array = np.asarray(value)
     if array.dtype.kind not in "biufc":
-        raise TypeError(f"Points and arguments must be arrays of numbers, got {value!r:.60}.")
+        raise TypeError(f"{name} must be arrays of numbers, got {value!r:.60}.")
     return array
 
 

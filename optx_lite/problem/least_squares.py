@@ -17,7 +17,6 @@ from jaxtyping import Array
 
 from ..derivatives import AbstractJacobian, ComplexStep, resolve
 from ..derivatives.structured import AbstractStructured
-from ..functions.traced import Lifted, inputs, lift
 from ..jax_support.control_flow import vary_with
 from ..linalg import AbstractOperator, exponent, next_power_of_two, power_of_two
 from ..linalg.jacobians import (
@@ -29,17 +28,17 @@ from ..linalg.jacobians import (
 )
 from ..results.least_squares import Result
 from .arguments import (
-    as_complex,
     as_tuple,
     check_bounds,
+    check_finite,
     check_inside,
     check_x0,
     shape_of,
-    with_kwargs,
 )
 from .base import AbstractProblem, pulled_back, sizes
 from .losses import Loss, check_loss
 from .pytrees import Unravel, ravel, widest
+from .user_function import UserFunction
 
 
 @jax.custom_jvp
@@ -158,31 +157,22 @@ class LeastSquaresProblem(AbstractProblem):
 
 
 class _Residuals(eqx.Module):
-    """The user's function with its arguments, on flat vectors."""
+    """What the user's function gives as one flat vector."""
 
-    fun: Lifted
-    on_complex: Lifted | None
-    args: Any
-    restore: Unravel = eqx.field(static=True)
+    fun: UserFunction
 
     def __call__(self, x: Array) -> Array:
-        fun = self.fun
-        if self.on_complex is not None and jnp.iscomplexobj(x):
-            fun = self.on_complex
-        leaves = jax.tree.leaves(fun(self.restore(x), *self.args))
-        return _ravel_native(leaves)
+        return _ravel_native(jax.tree.leaves(self.fun(x)))
 
 
 class _Jacobian(eqx.Module):
-    """The user's Jacobian with its arguments, on flat vectors."""
+    """What the user's Jacobian gives as one matrix."""
 
-    jac: Lifted
-    args: Any
-    restore: Unravel = eqx.field(static=True)
+    jac: UserFunction
     blocks: tuple[tuple[tuple[int, int], ...], ...] = eqx.field(static=True)  # rows of shapes
 
     def __call__(self, x: Array) -> Array:
-        leaves = iter(jax.tree.leaves(self.jac(self.restore(x), *self.args)))
+        leaves = iter(jax.tree.leaves(self.jac(x)))
         return jnp.concatenate(
             [
                 jnp.concatenate(
@@ -236,11 +226,12 @@ def least_squares_problem(
     restore = Unravel.like(tree)
     x = ravel(tree, dtype)
     lower, upper, bounded = check_bounds(bounds, tree, x)
+    check_finite(x)
     check_inside(x, lower, upper)
     args = as_tuple(args)
     scheme = resolve(jac, diff_step)
-    examples = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
-    residuals = _lift_residuals(fun, examples, args, kwargs, scheme, restore)
+    complex_too = isinstance(scheme, ComplexStep)
+    residuals = _Residuals(UserFunction.lifted(fun, restore, args, kwargs, complex_too=complex_too))
     out = residuals.fun.out_shape
     _check_residuals(out)
     leaves = jax.tree.leaves(out)
@@ -248,7 +239,7 @@ def least_squares_problem(
     floats = [leaf.dtype for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating)]
     precision = max(float(jnp.finfo(d).eps) for d in [dtype, *floats])
     if callable(jac) and not isinstance(jac, AbstractJacobian):
-        scheme = resolve(_lift_jacobian(jac, examples, args, kwargs, restore, out), diff_step)
+        scheme = resolve(_lift_jacobian(jac, restore, args, kwargs, out), diff_step)
     problem = LeastSquaresProblem(
         residuals=residuals,
         jacobian=scheme,
@@ -263,30 +254,12 @@ def least_squares_problem(
     return problem, x
 
 
-def _lift_residuals(
-    fun: Callable, x: Any, args: tuple, kwargs: Any, scheme: AbstractJacobian, restore: Unravel
-) -> _Residuals:
-    if not callable(fun):
-        raise TypeError(f"`fun` must be callable, got {fun!r}.")
-    bound = with_kwargs(fun, kwargs)
-    on_complex = None
-    if isinstance(scheme, ComplexStep):
-        z = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, as_complex(leaf.dtype)), x)
-        # Complex x meets the real data of `fun`: that is what the scheme is about, and no slip.
-        with jax.numpy_dtype_promotion("standard"):
-            on_complex = lift(bound, z, *args, label="`fun`")
-    lifted = lift(bound, x, *args, label="`fun`")
-    return _Residuals(lifted, on_complex, inputs(args), restore)
-
-
-def _lift_jacobian(
-    jac: Callable, x: Any, args: tuple, kwargs: Any, restore: Unravel, f: Any
-) -> _Jacobian:
-    lifted = lift(with_kwargs(jac, kwargs), x, *args, label="`jac`")
+def _lift_jacobian(jac: Callable, restore: Unravel, args: tuple, kwargs: Any, f: Any) -> _Jacobian:
+    lifted = UserFunction.lifted(jac, restore, args, kwargs, name="`jac`")
     out = lifted.out_shape
     if any(jnp.issubdtype(leaf.dtype, jnp.complexfloating) for leaf in jax.tree.leaves(out)):
         raise ValueError("`jac` must return real values, got complex ones.")
-    return _Jacobian(lifted, inputs(args), restore, _blocks(out, f, x))
+    return _Jacobian(lifted, _blocks(out, f, restore.shapes()))
 
 
 def _blocks(out: Any, f: Any, x: Any) -> tuple[tuple[tuple[int, int], ...], ...]:

@@ -28,7 +28,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array
 
-from ..functions.traced import Lifted, lift
+from ..functions import Lifted, lift
 from ..jax_support.control_flow import vary_with
 from ..linalg import safe_divide, safe_sqrt, unit_of
 from .arguments import shape_of

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, ClassVar
 
 import equinox as eqx
@@ -12,12 +12,19 @@ import numpy as np
 from jaxtyping import Array
 
 from ..derivatives import AbstractJacobian, FiniteDifference, Gradient, named
-from ..functions.traced import Lifted, inputs, lift
 from ..jax_support.control_flow import vary_with
 from ..results.minimize import MinimizeResult
-from .arguments import as_complex, as_tuple, check_bounds, check_x0, with_kwargs
+from .arguments import (
+    LOWER,
+    UPPER,
+    as_tuple,
+    check_bounds,
+    check_x0,
+    real_array,
+)
 from .base import AbstractProblem, pulled_back, sizes
 from .pytrees import Unravel, ravel, widest
+from .user_function import UserFunction
 
 SCHEMES = ("2-point", "3-point", "cs")
 
@@ -84,22 +91,18 @@ class MinimizationProblem(AbstractProblem):
 
 
 class _Objective(eqx.Module):
-    """The user's function with its arguments, on a flat x."""
+    """What the user's function gives as one number."""
 
-    fun: Lifted
-    on_complex: Lifted | None
-    args: Any
-    restore: Unravel = eqx.field(static=True)
+    fun: UserFunction
     pair: bool = eqx.field(static=True)  # whether it returns (value, gradient)
 
     def __call__(self, x: Array) -> Array:
-        fun = self.on_complex if self.on_complex is not None and jnp.iscomplexobj(x) else self.fun
-        out = fun(self.restore(x), *self.args)
+        out = self.fun(x)
         return jnp.asarray(out[0] if self.pair else out).reshape(())
 
     def both(self, x: Array) -> tuple[Array, Array]:
         """The value and the user's gradient, (n,)."""
-        value, gradient = self.fun(self.restore(x), *self.args)
+        value, gradient = self.fun(x)
         return jnp.asarray(value).reshape(()), ravel(gradient, x.dtype)
 
 
@@ -116,12 +119,10 @@ class _Together(AbstractJacobian):
 class _Gradient(AbstractJacobian):
     """A gradient that the user wrote."""
 
-    jac: Lifted
-    args: Any
-    restore: Unravel = eqx.field(static=True)
+    jac: UserFunction
 
     def linearize(self, fun: Any, x: Array, lower: Array, upper: Array) -> Any:
-        gradient = ravel(self.jac(self.restore(x), *self.args), x.dtype)
+        gradient = ravel(self.jac(x), x.dtype)
         return fun(x), lambda: gradient[:, None]
 
 
@@ -174,14 +175,11 @@ def minimization_problem(
     x = ravel(tree, dtype)
     lower, upper, bounded = check_bounds(_as_two(bounds, restore, x), tree, x)
     args = as_tuple(args)
-    if not callable(fun):
-        raise TypeError(f"`fun` must be callable, got {fun!r}.")
-    examples = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
-    objective = _lift_objective(with_kwargs(fun, kwargs), examples, args, jac, restore)
+    objective = _lift_objective(fun, restore, args, kwargs, jac)
     x = vary_with(x, (objective.fun.out_shape, lower, upper))
     problem = MinimizationProblem(
         objective=objective,
-        derivative=_derivative(jac, objective, examples, args, restore, eps, finite_diff_rel_step),
+        derivative=_derivative(jac, objective, restore, args, eps, finite_diff_rel_step),
         lower=lower,
         upper=upper,
         bounded=bounded,
@@ -190,21 +188,18 @@ def minimization_problem(
     return problem, x
 
 
-def _lift_objective(fun: Callable, x: Any, args: tuple, jac: Any, restore: Unravel) -> _Objective:
-    on_complex = None
-    if jac == "cs":
-        z = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, as_complex(leaf.dtype)), x)
-        with jax.numpy_dtype_promotion("standard"):
-            on_complex = lift(fun, z, *args, label="`fun`")
-    lifted = lift(fun, x, *args, label="`fun`")
+def _lift_objective(
+    fun: Callable, restore: Unravel, args: tuple, kwargs: dict[str, Any] | None, jac: Any
+) -> _Objective:
+    lifted = UserFunction.lifted(fun, restore, args, kwargs, complex_too=jac == "cs")
     pair = jac is True
     out = lifted.out_shape
     if pair and not (isinstance(out, (tuple, list)) and len(out) == 2):
         raise ValueError(f"With `jac=True`, `fun` must return (value, gradient), got {out}.")
     _check_value(out[0] if pair else out)
     if pair:
-        _check_gradient(out[1], x, "the gradient that `fun` returns")
-    return _Objective(lifted, on_complex, inputs(args), restore, pair)
+        _check_gradient(out[1], restore, "the gradient that `fun` returns")
+    return _Objective(lifted, pair)
 
 
 def _check_value(out: Any) -> None:
@@ -221,9 +216,9 @@ def _check_value(out: Any) -> None:
         )
 
 
-def _check_gradient(out: Any, x: Any, name: str) -> None:
+def _check_gradient(out: Any, restore: Unravel, name: str) -> None:
     got = [tuple(leaf.shape) for leaf in jax.tree.leaves(out)]
-    expected = [tuple(leaf.shape) for leaf in jax.tree.leaves(x)]
+    expected = [shape for shape, _ in restore.leaves]
     if sum(map(_size, got)) != sum(map(_size, expected)):
         raise ValueError(f"Wrong shape of {name}: expected {expected}, got {got}.")
 
@@ -233,7 +228,7 @@ def _size(shape: tuple[int, ...]) -> int:
 
 
 def _derivative(
-    jac: Any, objective: _Objective, x: Any, args: tuple, restore: Unravel, eps: Any, rel_step: Any
+    jac: Any, objective: _Objective, restore: Unravel, args: tuple, eps: Any, rel_step: Any
 ) -> AbstractJacobian:
     if isinstance(jac, AbstractJacobian):
         return jac
@@ -246,9 +241,9 @@ def _derivative(
     if jac is True:
         return _Together(objective)
     if callable(jac):
-        lifted = lift(jac, x, *args, label="`jac`")
-        _check_gradient(lifted.out_shape, x, "what `jac` returns")
-        return _Gradient(lifted, inputs(args), restore)
+        lifted = UserFunction.lifted(jac, restore, args, name="`jac`")
+        _check_gradient(lifted.out_shape, restore, "what `jac` returns")
+        return _Gradient(lifted)
     raise ValueError(
         f"`jac` must be None, True, '2-point', '3-point', 'cs' or a callable, got {jac!r}."
     )
@@ -263,15 +258,17 @@ def _as_two(bounds: Any, restore: Unravel, x: Array) -> Any:
         for side in (bounds.lb, bounds.ub):
             if np.size(side) not in (1, n):
                 raise _wrong_number(n, np.size(side))
-        return tuple(s[0] if np.shape(s) == (1,) else s for s in (bounds.lb, bounds.ub))
+        return bounds
+    if not isinstance(bounds, Iterable) or isinstance(bounds, (dict, str)):
+        raise ValueError(f"`bounds` must be pairs (min, max), got {bounds!r}.")
     pairs = bounds if isinstance(bounds, (jax.Array, np.ndarray)) else list(bounds)
     if len(pairs) != n:
         raise _wrong_number(n, len(pairs))
     if not all(_is_pair(pair) for pair in pairs):
         raise ValueError(f"`bounds` must be pairs (min, max), got {bounds!r}.")
     return tuple(
-        _stack([missing if pair[k] is None else pair[k] for pair in pairs], x.dtype)
-        for k, missing in ((0, -np.inf), (1, np.inf))
+        _stack([real_array(pair[k], missing, name) for pair in pairs], x.dtype)
+        for k, missing, name in ((0, -np.inf, LOWER), (1, np.inf, UPPER))
     )
 
 

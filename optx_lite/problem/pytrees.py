@@ -6,7 +6,7 @@ whose leaves keep their shapes and dtypes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -97,6 +97,11 @@ class Unravel:
                 for piece, (shape, own) in zip(pieces, self.leaves, strict=True)
             ],
         )
+
+    def shapes(self, dtype_of: Callable[[Any], Any] = lambda own: own) -> Any:
+        """The tree's shapes and dtypes, or other dtypes made of them."""
+        leaves = [jax.ShapeDtypeStruct(shape, dtype_of(own)) for shape, own in self.leaves]
+        return jax.tree.unflatten(self.treedef, leaves)
 
     @property
     def is_flat(self) -> bool:

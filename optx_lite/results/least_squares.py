@@ -1,7 +1,7 @@
 """Status codes of least squares, their messages, and the record of an answer.
 
 The codes and the texts for -2 ... 4 are those of ``scipy.optimize.least_squares``; the codes
-below -2 are ours, because inside ``jit`` nothing can be raised and a status has to tell.
+below -2 are ours, because inside ``jit`` nothing can be raised and a status has to say why.
 """
 
 from __future__ import annotations

@@ -72,4 +72,4 @@ class AbstractSolver(eqx.Module, Generic[Problem, State]):
 
     @abc.abstractmethod
     def report(self, problem: Problem, before: State, after: State) -> tuple[Report, Array]:
-        """What a callback is told after a step, and whether the step moved x."""
+        """What a callback gets after a step, and whether the step moved x."""

@@ -54,7 +54,7 @@ class AbstractElementwiseSolver(eqx.Module, Generic[State]):
         return points
 
     def running(self, state: State) -> Array:
-        """Which elements want another step."""
+        """Which elements need another step."""
         return self.active(state)
 
     def active(self, state: State) -> Array:
@@ -67,23 +67,13 @@ def kept(active: Array, new: Any, old: Any) -> Any:
     return jax.tree.map(lambda a, b: jnp.where(active, a, b), new, old)
 
 
-def alone(product: Array, where: Array) -> Array:
-    """A product that is rounded by itself before something is added to it; 0 elsewhere.
-
-    XLA would let the processor round product and sum together. Mostly that is all the same; here
-    the path would part from SciPy's where values differ by rounding only. The choice between the
-    two operations keeps them apart, and costs next to nothing.
-    """
-    return jnp.where(where, product, 0)
-
-
 def swapped(condition: Array, a: Array, b: Array) -> tuple[Array, Array]:
     """The two arrays, exchanged where the condition holds."""
     return jnp.where(condition, b, a), jnp.where(condition, a, b)
 
 
 def not_valid(*tolerances: Any) -> Array:
-    """Whether one is negative or NaN: told by the status where it cannot be raised."""
+    """Whether one is negative or NaN: the status says so where nothing can be raised."""
     return ~ft.reduce(operator.and_, [jnp.asarray(tol) >= 0 for tol in tolerances])
 
 

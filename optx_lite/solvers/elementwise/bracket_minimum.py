@@ -19,15 +19,14 @@ from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array
 
+from ...jax_support.xla import computed_once, rounded
 from ...results.elementwise import BAD_INPUT, CONVERGED, LIMIT, NONFINITE, RUNNING, BracketResult
 from .base import (
     AbstractElementwiseSolver,
     AbstractElementwiseState,
     Function,
-    alone,
     kept,
     swapped,
 )
@@ -94,17 +93,17 @@ class BracketMinimum(AbstractElementwiseSolver[DownhillState]):
     def step(self, fun: Function, state: DownhillState) -> DownhillState:
         """One step further downhill."""
         active = self.active(state)
-        step = alone(state.step * state.growth, active)
+        step = rounded(state.step * state.growth, active)
         before = state.limit - step  # (2)
         least = self.resolution * jnp.abs(state.limit - state.first)
         arrived = (before == state.xr) | (jnp.abs(step) <= least)
         before = jnp.where(arrived, state.limit, before)
         x = jnp.where(jnp.isinf(state.limit), state.first + step, before)  # (1)
-        x = lax.optimization_barrier(x)
-        f = lax.optimization_barrier(fun(x))
+        x = computed_once(x)
+        f = computed_once(fun(x))
         xs = kept(active, (state.xm, state.xr, x), (state.xl, state.xm, state.xr))
         fs = kept(active, (state.fm, state.fr, f), (state.fl, state.fm, state.fr))
-        xs, fs = lax.optimization_barrier((xs, fs))
+        xs, fs = computed_once((xs, fs))
         return DownhillState(
             xl=xs[0], fl=fs[0], xm=xs[1], fm=fs[1], xr=xs[2], fr=fs[2],
             first=state.first,

@@ -19,11 +19,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array
 
+from ...jax_support.xla import computed_once, rounded
 from ...results.elementwise import BAD_INPUT, CONVERGED, LIMIT, NONFINITE, RUNNING, BracketResult
-from .base import AbstractElementwiseSolver, AbstractElementwiseState, Function, alone, kept
+from .base import AbstractElementwiseSolver, AbstractElementwiseState, Function, kept
 
 CALLED_OFF = 2  # the other side has found a bracket
 
@@ -80,7 +80,7 @@ class BracketRoot(AbstractElementwiseSolver[SearchState]):
         )  # fmt: skip
 
     def running(self, state: SearchState) -> Array:
-        """Which elements have a search that wants another step."""
+        """Which elements have a search that needs another step."""
         return jnp.any(self.active(state), axis=0)
 
     def step(self, fun: Function, state: SearchState) -> SearchState:
@@ -88,11 +88,11 @@ class BracketRoot(AbstractElementwiseSolver[SearchState]):
         free = jnp.isinf(state.limit)
         active = self.active(state)
         distance = jnp.where(free, state.distance * state.factor, state.distance / state.factor)
-        distance = alone(distance, active)
+        distance = rounded(distance, active)
         x = jnp.where(free, state.fixed + distance, state.limit - distance)  # (1), (2)
-        x = lax.optimization_barrier(x)
-        f = lax.optimization_barrier(jax.vmap(fun)(x))
-        x, f, x_last, f_last, distance = lax.optimization_barrier(
+        x = computed_once(x)
+        f = computed_once(jax.vmap(fun)(x))
+        x, f, x_last, f_last, distance = computed_once(
             kept(
                 active,
                 (x, f, state.x, state.f, distance),

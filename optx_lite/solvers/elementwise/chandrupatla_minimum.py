@@ -32,9 +32,9 @@ import operator
 from typing import Any
 
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array
 
+from ...jax_support.xla import computed_once, rounded
 from ...results.elementwise import (
     BAD_INPUT,
     CONVERGED,
@@ -47,7 +47,6 @@ from .base import (
     AbstractElementwiseSolver,
     AbstractElementwiseState,
     Function,
-    alone,
     has_no_answer,
     kept,
     not_valid,
@@ -108,7 +107,7 @@ class ChandrupatlaMinimum(AbstractElementwiseSolver[MinimumState]):
         active = self.active(state)
         x, q1 = self._propose(state, active)
         # Each barrier keeps XLA from computing what is before it once for each array after it.
-        f = lax.optimization_barrier(fun(x))
+        f = computed_once(fun(x))
 
         same_side = jnp.sign(x - x2) == jnp.sign(x3 - x2)
         worse = f > state.f2
@@ -151,23 +150,23 @@ class ChandrupatlaMinimum(AbstractElementwiseSolver[MinimumState]):
         """The next point, and Q1."""
         x1, x2, x3 = state.x1, state.x2, state.x3
         x21, x32 = x2 - x1, x3 - x2
-        a = alone(x21 * (state.f3 - state.f2), active)  # (6)
-        b = alone(x32 * (state.f1 - state.f2), active)
-        weighted = alone(a / (a + b) * (x1 - x3), active)
-        q1 = lax.optimization_barrier(0.5 * (weighted + x2 + x3))  # (5)
+        a = rounded(x21 * (state.f3 - state.f2), active)  # (6)
+        b = rounded(x32 * (state.f1 - state.f2), active)
+        weighted = rounded(a / (a + b) * (x1 - x3), active)
+        q1 = computed_once(0.5 * (weighted + x2 + x3))  # (5)
         fits = jnp.abs(q1 - state.q0) < 0.5 * jnp.abs(x21)  # (7)
-        xtol = alone(jnp.abs(x2) * self.xrtol, active) + self.xatol  # (8)
+        xtol = rounded(jnp.abs(x2) * self.xrtol, active) + self.xatol  # (8)
         close = jnp.abs(q1 - x2) <= xtol
         by_fit = jnp.where(close, x2 + jnp.sign(x32) * xtol, q1)
         section = 2 - jnp.asarray(GOLDEN_RATIO, x2.dtype)  # rounded first, as in SciPy
-        x = jnp.where(fits, by_fit, x2 + alone(section * x32, active))
-        return lax.optimization_barrier(x), q1
+        x = jnp.where(fits, by_fit, x2 + rounded(section * x32, active))
+        return computed_once(x), q1
 
     def _judge(self, points: tuple[Array, ...], values: tuple[Array, ...], active: Array) -> Array:
         """The status of a bracket, whichever of its ends comes first."""
         (x1, x2, x3), (f1, f2, f3) = points, values
-        xtol = alone(jnp.abs(x2) * self.xrtol, active) + self.xatol  # (8)
-        ftol = alone(jnp.abs(f2) * self.frtol, active) + self.fatol  # (10)
+        xtol = rounded(jnp.abs(x2) * self.xrtol, active) + self.xatol  # (8)
+        ftol = rounded(jnp.abs(f2) * self.frtol, active) + self.fatol  # (10)
         larger = jnp.maximum(jnp.abs(x3 - x2), jnp.abs(x2 - x1))
         # Equality lets tolerances of zero end.
         done = (larger <= 2 * xtol) | (0.5 * f1 - f2 + 0.5 * f3 <= ftol)  # (9), (11)
@@ -186,8 +185,8 @@ def _in_order(a: tuple[Array, Array], b: tuple[Array, Array]) -> Any:
 
 def _pack(*bits: Array) -> Array:
     """Several decisions in one array, which is read for each of the six that are updated."""
-    packed = sum(bit.astype(jnp.int8) << k for k, bit in enumerate(bits))
-    return lax.optimization_barrier(packed)
+    packed = [bit.astype(jnp.int8) << k for k, bit in enumerate(bits)]
+    return computed_once(ft.reduce(operator.or_, packed))
 
 
 def _choose(choice: Array, new: Array, x1: Array, x2: Array, x3: Array) -> tuple[Array, ...]:
@@ -200,4 +199,4 @@ def _choose(choice: Array, new: Array, x1: Array, x2: Array, x3: Array) -> tuple
         jnp.where(worse, x2, new),
         jnp.where(edge_first, end, edge),
     )
-    return lax.optimization_barrier(kept(active, after, (x1, x2, x3)))
+    return computed_once(kept(active, after, (x1, x2, x3)))

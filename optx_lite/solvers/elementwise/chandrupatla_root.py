@@ -27,9 +27,9 @@ from __future__ import annotations
 from typing import Any
 
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array
 
+from ...jax_support.xla import computed_once, rounded
 from ...results.elementwise import (
     BAD_INPUT,
     CONVERGED,
@@ -42,7 +42,6 @@ from .base import (
     AbstractElementwiseSolver,
     AbstractElementwiseState,
     Function,
-    alone,
     has_no_answer,
     kept,
     not_valid,
@@ -80,8 +79,9 @@ class ChandrupatlaRoot(AbstractElementwiseSolver[RootState]):
         """Judge the bracket."""
         (x1, x2), (f1, f2) = points, values
         usual = jnp.isfinite(x1)
-        ftol = self.fatol + alone(self.frtol * jnp.fmin(jnp.abs(f1), jnp.abs(f2)), usual)
-        status = self._judge((x1, x2), (f1, f2), ftol, usual)
+        ftol = self.fatol + rounded(self.frtol * jnp.fmin(jnp.abs(f1), jnp.abs(f2)), usual)
+        invalid = jnp.sign(f1) == jnp.sign(f2)
+        status = self._judge((x1, x2), (f1, f2), ftol, usual, invalid)
         bad = not_valid(self.xatol, self.xrtol, self.fatol, self.frtol)
         status = jnp.where(bad, BAD_INPUT, status).astype(jnp.int32)
         # With x3 = x2 there is no quadratic, and the first step a bisection.
@@ -95,9 +95,9 @@ class ChandrupatlaRoot(AbstractElementwiseSolver[RootState]):
     def step(self, fun: Function, state: RootState) -> RootState:
         """Put one more point into the bracket."""
         active = self.active(state)
-        forward = alone(self._fraction(state, active) * (state.x2 - state.x1), active)
-        x = lax.optimization_barrier(state.x1 + forward)
-        f = lax.optimization_barrier(fun(x))
+        forward = rounded(self._fraction(state, active) * (state.x2 - state.x1), active)
+        x = computed_once(state.x1 + forward)
+        f = computed_once(fun(x))
         same = jnp.sign(f) == jnp.sign(state.f1)
         x1, x2, x3 = kept(
             active,
@@ -109,8 +109,10 @@ class ChandrupatlaRoot(AbstractElementwiseSolver[RootState]):
             (f, jnp.where(same, state.f2, state.f1), jnp.where(same, state.f1, state.f2)),
             (state.f1, state.f2, state.f3),
         )
-        x1, f1, x2, f2, x3, f3 = lax.optimization_barrier((x1, f1, x2, f2, x3, f3))
-        status = self._judge((x1, x2), (f1, f2), state.ftol, active)
+        x1, f1, x2, f2, x3, f3 = computed_once((x1, f1, x2, f2, x3, f3))
+        # The ends have opposite signs by construction. Looked at once more they may not, where f
+        # is its rounding: XLA may compute f anew for that, and round it otherwise.
+        status = self._judge((x1, x2), (f1, f2), state.ftol, active, invalid=False)
         return RootState(
             x1=x1, f1=f1, x2=x2, f2=f2, x3=x3, f3=f3,
             ftol=state.ftol,
@@ -146,10 +148,15 @@ class ChandrupatlaRoot(AbstractElementwiseSolver[RootState]):
         return jnp.clip(jnp.where(safe, t, 0.5), least, 1 - least)
 
     def _xtol(self, xmin: Array, active: Array) -> Array:
-        return alone(jnp.abs(xmin) * self.xrtol, active) + self.xatol  # (4)
+        return rounded(jnp.abs(xmin) * self.xrtol, active) + self.xatol  # (4)
 
     def _judge(
-        self, points: tuple[Array, ...], values: tuple[Array, ...], ftol: Array, active: Array
+        self,
+        points: tuple[Array, ...],
+        values: tuple[Array, ...],
+        ftol: Array,
+        active: Array,
+        invalid: Array | bool,
     ) -> Array:
         (x1, x2), (f1, f2) = points, values
         xmin, fmin = _smaller_of(x1, f1, x2, f2)
@@ -158,7 +165,7 @@ class ChandrupatlaRoot(AbstractElementwiseSolver[RootState]):
         # Infinite values have signs, so that a search may begin with them; it may not end there.
         status = jnp.where(narrow, jnp.where(jnp.isinf(fmin), NONFINITE, CONVERGED), RUNNING)
         status = jnp.where(finite, status, NONFINITE)
-        status = jnp.where(jnp.sign(f1) == jnp.sign(f2), INVALID, status)
+        status = jnp.where(invalid, INVALID, status)
         return jnp.where(jnp.abs(fmin) <= ftol, CONVERGED, status).astype(jnp.int32)  # (3)
 
 

@@ -30,7 +30,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from ...functions.traced import lift
+from ...functions import lift
 from ...jax_support.control_flow import vary_with
 from ...linalg import dot, norm, reciprocal, safe_divide, unit_of
 from ...problem.bounds import projected_descent
