@@ -355,3 +355,75 @@ def test_no_success_in_a_valley_along_a_kink(dtype, kink, method):
     best = 0.5 * np.sum(rest.astype(float) ** 2, axis=1)
     right = np.asarray(res.cost, float) <= best * (1 + 1e-3)
     assert np.all(right | ~np.asarray(res.success))
+
+
+# ---------------------------------------------------------------------------------------
+# Steps that something else than the trust region shortened
+
+
+def narrow_valley(p, d):
+    """Powell's badly scaled function, with its product and its sum as data."""
+    return jnp.stack([1e4 * p[0] * p[1] - d[0], jnp.exp(-p[0]) + jnp.exp(-p[1]) - d[1]])
+
+
+@pytest.mark.parametrize("method", BOXED)
+def test_no_success_for_a_step_that_bounds_made_short(method):
+    # The valley x y = const is narrow, and its floor falls towards the bound of y: where trf's
+    # steps are short, Gauss-Newton still promises a part of the cost.
+    d = np.stack([np.ones(8), np.full(8, 1.0001)], axis=1)
+    high = np.linspace(5.0, 30.0, 8)
+
+    def solve(d, top):
+        low = jnp.array([-30.0, -10.0])
+        fun = lambda p: narrow_valley(p, d)
+        return ox.least_squares(
+            fun, [0.0, 1.0], bounds=(low, jnp.stack([5e-6, top])), method=method
+        )
+
+    res = jax.jit(jax.vmap(solve))(d, high)
+    value, jac = jax.jit(narrow_valley), jax.jit(jax.jacfwd(narrow_valley))
+    for k in range(8):
+        best = min(
+            so.least_squares(
+                lambda p, d=d[k]: np.asarray(value(p, d)), start,
+                lambda p, d=d[k]: np.asarray(jac(p, d)), bounds=([-30, -10], [5e-6, high[k]]),
+                x_scale=[1e-6, 1.0], xtol=1e-15, ftol=1e-15, gtol=1e-15, max_nfev=2000,
+            ).cost
+            for start in ([0.0, 1.0], np.asarray(res.x[k]))
+        )  # fmt: skip
+        assert not res.success[k] or res.cost[k] <= best * (1 + 1e-6) + 1e-20
+
+
+# ---------------------------------------------------------------------------------------
+# Robust losses with a margin far below the residuals: nearly the sum of absolute values
+
+
+def least_absolute(matrix, right):
+    """The least sum of absolute residuals, by linear programming."""
+    m, n = matrix.shape
+    sides = np.block([[matrix, -np.eye(m)], [-matrix, -np.eye(m)]])
+    bounds = [(None, None)] * n + [(0, None)] * m
+    costs = np.concatenate([np.zeros(n), np.ones(m)])
+    return so.linprog(costs, sides, np.concatenate([right, -right]), bounds=bounds).fun
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("loss", ["huber", "soft_l1"])
+def test_a_margin_far_below_the_residuals(method, loss):
+    rng = np.random.default_rng(6)
+    m, n, lanes = 20, 3, 30
+    matrices = rng.normal(size=(lanes, m, n))
+    rights = matrices.sum(axis=2) + rng.standard_t(1.5, size=(lanes, m))
+    best = np.array([least_absolute(*each) for each in zip(matrices, rights, strict=True)])
+
+    def solve(matrix, right, margin):
+        fun = lambda p: matrix @ p - right
+        return ox.least_squares(fun, np.zeros(n), method=method, loss=loss, f_scale=margin)
+
+    run = jax.jit(jax.vmap(solve, in_axes=(0, 0, None)))
+    for margin in (1e-2, 1e-4, 1e-5):
+        res = run(matrices, rights, margin)
+        absolute = np.abs(np.einsum("kij,kj->ki", matrices, res.x) - rights).sum(axis=1)
+        right = absolute <= best * (1 + 1e-5) + m * margin  # by which the losses differ from |r|
+        assert np.all(right | ~np.asarray(res.success))
+        assert np.sum(np.asarray(res.success)) >= 0.8 * lanes
