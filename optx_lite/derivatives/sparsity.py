@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 from jax.core import Tracer
 from jax.experimental.sparse import BCOO
-from jaxtyping import Int
+from jaxtyping import Array, Int
 
 
 class Sparsity(NamedTuple):
@@ -83,6 +84,24 @@ def sparsity(pattern: Any, shape: tuple[int, int]) -> Sparsity:
     if tuple(its_shape) != tuple(shape):
         raise ValueError(f"`jac_sparsity` must have shape {shape}, got {tuple(its_shape)}.")
     return _sorted(rows, cols, shape)
+
+
+def detected(fun: Callable, x: Array) -> tuple[np.ndarray, np.ndarray]:
+    """(rows, cols) of the entries that the program of a function allows, by asdex.
+
+    Raises
+    ------
+    ImportError
+        Without asdex, which the extra ``optx-lite[sparse]`` brings.
+    """
+    try:
+        from asdex import jacobian_sparsity
+    except ImportError as missing:
+        raise ImportError(
+            "jac_sparsity='auto' needs asdex: pip install 'optx-lite[sparse]'."
+        ) from missing
+    found = jacobian_sparsity(fun, x.shape)
+    return np.asarray(found.rows), np.asarray(found.cols)
 
 
 def _parts(pattern: Any) -> tuple:

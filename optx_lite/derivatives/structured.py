@@ -13,11 +13,13 @@ from typing import ClassVar
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax.experimental.sparse import BCOO
 from jaxtyping import Array, Float
 
 from ..linalg.jacobians import DenseOperator
 from ..linalg.operators import AbstractOperator
-from .base import AbstractJacobian, FlatFunction
+from ..linalg.sparse import ScatteredMatrix
+from .base import AbstractJacobian, FlatFunction, higher_precision
 
 
 class AbstractStructured(eqx.Module):
@@ -67,6 +69,29 @@ class MatrixFree(AbstractStructured):
     def blank(self, fun, x, m):
         """At x, with no part in anything."""
         return JacobianProducts(fun, x, jnp.zeros((m,), x.dtype), jnp.zeros_like(x))
+
+
+class UserSparse(AbstractStructured):
+    """A callable of the user that returns JAX's sparse array."""
+
+    jac: Callable[[Float[Array, " n"]], BCOO]
+
+    def linearize(self, fun, x, lower, upper):
+        """Its places, as its values, are those of each point."""
+        f = fun(x)
+
+        def jacobian():
+            found = self.jac(x)
+            values = found.data.astype(higher_precision(x, f))
+            return ScatteredMatrix(values, found.indices, found.shape)
+
+        return f, jacobian
+
+    def blank(self, fun, x, m):
+        """Zeros in the first places."""
+        found = self.jac(x)
+        values = jnp.zeros_like(found.data, dtype=x.dtype)
+        return ScatteredMatrix(values, found.indices, found.shape)
 
 
 class JacobianProducts(AbstractOperator):

@@ -128,3 +128,49 @@ class SparseMatrix(AbstractOperator):
             return BCOO((self.by_row.ravel(), indices), shape=self.shape)
         indices = jnp.stack([group.segments, group.others], axis=1)
         return BCOO((self.by_row, indices), shape=self.shape, indices_sorted=True)
+
+
+class ScatteredMatrix(AbstractOperator):
+    """A matrix by its values and places, which may be different at each point."""
+
+    values: Float[Array, " nnz"]
+    places: Int[Array, "nnz 2"]
+    shape_: tuple[int, int] = eqx.field(static=True)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(m, n)."""
+        return self.shape_
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Of the entries."""
+        return self.values.dtype
+
+    def apply(self, v: Float[Array, " n"]) -> Float[Array, " m"]:
+        """A v."""
+        return self._sum(self.values * v[self.places[:, 1]], 0)
+
+    def adjoint(self) -> ScatteredMatrix:
+        """A^T."""
+        return ScatteredMatrix(self.values, self.places[:, ::-1], self.shape_[::-1])
+
+    def squared_columns(self) -> Float[Array, " n"]:
+        """Sums of the squares of the entries of each column."""
+        return self._sum(self.values**2, 1)
+
+    def scaled(self, left: Float[Array, " m"], right: Float[Array, " n"]) -> ScatteredMatrix:
+        """diag(left) A diag(right)."""
+        values = self.values * left[self.places[:, 0]] * right[self.places[:, 1]]
+        return ScatteredMatrix(values, self.places, self.shape_)
+
+    def absolute(self) -> ScatteredMatrix:
+        """|A|, entry by entry."""
+        return ScatteredMatrix(jnp.abs(self.values), self.places, self.shape_)
+
+    def to_bcoo(self) -> BCOO:
+        """As JAX's sparse array."""
+        return BCOO((self.values, self.places), shape=self.shape_)
+
+    def _sum(self, values: Array, axis: int) -> Array:
+        return jax.ops.segment_sum(values, self.places[:, axis], self.shape_[axis])

@@ -13,10 +13,14 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental.sparse import BCOO
 from jaxtyping import Array
 
 from ..derivatives import AbstractJacobian, ComplexStep, resolve
-from ..derivatives.structured import AbstractStructured
+from ..derivatives.compressed import Compressed
+from ..derivatives.sparsity import detected, sparsity
+from ..derivatives.structured import AbstractStructured, MatrixFree, UserSparse
+from ..derivatives.user import UserJacobian
 from ..jax_support.control_flow import vary_with
 from ..linalg import AbstractOperator, exponent, next_power_of_two, power_of_two
 from ..linalg.jacobians import (
@@ -39,6 +43,8 @@ from .base import AbstractProblem, pulled_back, sizes
 from .losses import Loss, check_loss
 from .pytrees import Unravel, ravel, widest
 from .user_function import UserFunction
+
+MATRIX_FREE = "matrix-free"
 
 
 @jax.custom_jvp
@@ -193,6 +199,7 @@ def least_squares_problem(
     loss: Any = "linear",
     f_scale: Any = 1.0,
     diff_step: Any = None,
+    jac_sparsity: Any = None,
     args: tuple = (),
     kwargs: dict[str, Any] | None = None,
 ) -> tuple[LeastSquaresProblem, Array]:
@@ -200,7 +207,7 @@ def least_squares_problem(
 
     Parameters
     ----------
-    fun, x0, jac, bounds, loss, f_scale, diff_step, args, kwargs
+    fun, x0, jac, bounds, loss, f_scale, diff_step, jac_sparsity, args, kwargs
         As for `least_squares`.
 
     Returns
@@ -229,7 +236,9 @@ def least_squares_problem(
     check_finite(x)
     check_inside(x, lower, upper)
     args = as_tuple(args)
-    scheme = resolve(jac, diff_step)
+    scheme = (
+        MatrixFree() if isinstance(jac, str) and jac == MATRIX_FREE else resolve(jac, diff_step)
+    )
     complex_too = isinstance(scheme, ComplexStep)
     residuals = _Residuals(UserFunction.lifted(fun, restore, args, kwargs, complex_too=complex_too))
     out = residuals.fun.out_shape
@@ -239,7 +248,9 @@ def least_squares_problem(
     floats = [leaf.dtype for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating)]
     precision = max(float(jnp.finfo(d).eps) for d in [dtype, *floats])
     if callable(jac) and not isinstance(jac, AbstractJacobian):
-        scheme = resolve(_lift_jacobian(jac, restore, args, kwargs, out), diff_step)
+        scheme = _users_scheme(jac, restore, args, kwargs, out, (m, x.size))
+    if jac_sparsity is not None:
+        scheme = _compressed(scheme, jac_sparsity, residuals, x, m)
     problem = LeastSquaresProblem(
         residuals=residuals,
         jacobian=scheme,
@@ -254,8 +265,40 @@ def least_squares_problem(
     return problem, x
 
 
-def _lift_jacobian(jac: Callable, restore: Unravel, args: tuple, kwargs: Any, f: Any) -> _Jacobian:
+def _scheme(jac: Any, diff_step: Any) -> AbstractJacobian | AbstractStructured:
+    return MatrixFree() if isinstance(jac, str) and jac == MATRIX_FREE else resolve(jac, diff_step)
+
+
+def _compressed(
+    scheme: AbstractJacobian | AbstractStructured, pattern: Any, fun: Callable, x: Array, m: int
+) -> Compressed:
+    """The scheme, by the colours of a pattern."""
+    if isinstance(scheme, (AbstractStructured, UserJacobian)):
+        raise ValueError(
+            "`jac_sparsity` is for Jacobians that are computed: with a callable `jac`, or "
+            "jac='matrix-free', leave it out."
+        )
+    if isinstance(pattern, str) and pattern == "auto":
+        pattern = detected(fun, x)
+    return Compressed.of(scheme, sparsity(pattern, (m, x.size)))
+
+
+def _users_scheme(
+    jac: Callable, restore: Unravel, args: tuple, kwargs: Any, f: Any, shape: tuple[int, int]
+) -> AbstractJacobian | AbstractStructured:
+    """A callable's: sparse if that is what it returns."""
     lifted = UserFunction.lifted(jac, restore, args, kwargs, name="`jac`")
+    if not isinstance(lifted.out_shape, BCOO):
+        return resolve(_lift_jacobian(lifted, f, restore))
+    if tuple(lifted.out_shape.shape) != shape:
+        raise ValueError(
+            f"The return value of `jac` has wrong shape: expected {shape}, "
+            f"actual {tuple(lifted.out_shape.shape)}."
+        )
+    return UserSparse(lifted)
+
+
+def _lift_jacobian(lifted: UserFunction, f: Any, restore: Unravel) -> _Jacobian:
     out = lifted.out_shape
     if any(jnp.issubdtype(leaf.dtype, jnp.complexfloating) for leaf in jax.tree.leaves(out)):
         raise ValueError("`jac` must return real values, got complex ones.")
