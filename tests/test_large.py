@@ -131,7 +131,7 @@ def test_options():
         ({"jac_sparsity": np.eye(3)}, ValueError),
         ({"jac": lambda x: sparse_jacobian(x[1:])}, ValueError),
     ):
-        with pytest.raises(kind, match="`?(tr_|jac)"):
+        with pytest.raises(kind, match=r"`?(tr_|jac)"):
             ox.least_squares(broyden, START, **wrong)
 
 

@@ -100,7 +100,7 @@ def detected(fun: Callable, x: Array) -> tuple[np.ndarray, np.ndarray]:
         raise ImportError(
             "jac_sparsity='auto' needs asdex: pip install 'optx-lite[sparse]'."
         ) from missing
-    found = jacobian_sparsity(fun, x.shape)
+    found = jacobian_sparsity(fun, np.zeros(x.shape, x.dtype))
     return np.asarray(found.rows), np.asarray(found.cols)
 
 
