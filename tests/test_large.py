@@ -135,6 +135,20 @@ def test_options():
             ox.least_squares(broyden, START, **wrong)
 
 
+@pytest.mark.parametrize("jac", ["jacfwd", "jacrev", "2-point", "3-point", "cs"])
+def test_a_wrong_pattern_is_noticed(jac):
+    with pytest.raises(ValueError, match="residual 0 changes with variable 1"):
+        ox.least_squares(broyden, np.linspace(-1, 1, 4), jac, jac_sparsity=(1, 0))
+
+
+def test_a_wrong_pattern_in_jit():
+    fit = jax.jit(lambda x0: ox.least_squares(broyden, x0, jac_sparsity=np.tri(4)))
+    found = fit(jnp.linspace(-1, 1, 4))
+    assert found.status == -7
+    assert np.isinf(found.cost)
+    assert np.all(np.isnan(found.fun))
+
+
 def test_detected():
     pytest.importorskip("asdex")
     found = ox.least_squares(broyden, START, jac_sparsity="auto")

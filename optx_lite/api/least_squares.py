@@ -21,7 +21,7 @@ from ..driver.run import IMPLICIT, solve
 from ..problem.arguments import spread
 from ..problem.least_squares import LeastSquaresProblem, least_squares_problem
 from ..problem.pytrees import as_dtype, is_concrete
-from ..results.least_squares import Result
+from ..results.least_squares import MESSAGES, WRONG_SPARSITY, Result
 from ..solvers import AbstractLeastSquaresSolver, Dogbox, LevenbergMarquardt, TrustRegionReflective
 from ..solvers.least_squares.operator_model import LinearSolver
 
@@ -196,10 +196,21 @@ def least_squares(
     listener = None
     if verbose or callback is not None:
         listener = Listener(callback, verbose, problem.restore_x, Result)
-    result = solve(solver, problem, x, adjoint, listener)
+    try:
+        result = solve(solver, problem, x, adjoint, listener)
+    except ValueError as error:
+        if str(error) == MESSAGES[WRONG_SPARSITY]:
+            raise ValueError(_lacking(problem, x)) from None
+        raise
     if not solver.COUNTS_DIFFERENCES and jac in ("2-point", "3-point", "cs"):
         result = eqx.tree_at(lambda r: r.njev, result, None)
     return result
+
+
+def _lacking(problem: LeastSquaresProblem, x: Array) -> str:
+    mismatch = problem.sparsity_mismatch(x)
+    i, j = problem.jacobian.missing_entry(problem.residuals, x, mismatch)
+    return f"`jac_sparsity` lacks an entry: residual {i} changes with variable {j} at `x0`."
 
 
 def _unrolls(adjoint: AbstractAdjoint) -> bool:

@@ -16,18 +16,28 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from ..linalg.band import BandMatrix
+from ..linalg.norms import safe_divide
 from ..linalg.operators import AbstractOperator
 from ..linalg.sparse import Grouped, SparseMatrix
 from ..linalg.two_groups import Pairs, TwoGroupMatrix
 from .autodiff import Forward, Reverse
-from .base import AbstractJacobian, AbstractSampled, FlatFunction, higher_precision
+from .base import (
+    AbstractJacobian,
+    AbstractSampled,
+    FlatFunction,
+    higher_precision,
+    lower_eps,
+)
 from .blocks import two_groups
 from .coloring import Coloring, color
+from .complex_step import ComplexStep
+from .finite_difference import FiniteDifference
 from .sparsity import Sparsity
 from .structured import AbstractStructured
 
 WIDEST = 5  # diagonals of a matrix that is kept by them
 FULL = 0.5  # of a band that has entries
+SEEN = 100  # times rounding: a change of f beyond that is none of rounding
 LARGEST = 6000  # variables of the smaller group: its matrix is dense
 
 
@@ -84,6 +94,49 @@ class Compressed(AbstractStructured):
         """No products known: all entries are 0."""
         nothing = _Products(None, None, None, self.forward, self.reverse)
         return self.layout.gather(nothing, x.dtype)
+
+    def mismatch(
+        self,
+        fun: FlatFunction,
+        x: Float[Array, " n"],
+        lower: Float[Array, " n"],
+        upper: Float[Array, " n"],
+    ) -> Float[Array, " m"]:
+        """By how much f changes along a direction beyond what J says, over what may be rounding.
+
+        Above 1 where the pattern lacks an entry of that row.
+        """
+        f, jacobian = self.linearize(fun, x, lower, upper)
+        matrix = jacobian()
+        if isinstance(self.base, AbstractSampled):
+            scheme = self.base if isinstance(self.base, ComplexStep) else FiniteDifference()
+            everything = jnp.ones((1, x.size), bool)
+            weights, changes = scheme.sampled(fun, x, f, lower, upper, everything)
+            along, change = safe_divide(jnp.ones_like(weights[0]), weights[0]), changes[0, 0]
+            noise = SEEN * lower_eps(x, f) * jnp.abs(f).astype(change.dtype)
+        else:
+            signs = jax.random.rademacher(jax.random.key(0), x.shape, x.dtype)
+            along = signs * jnp.maximum(jnp.abs(x), 1)
+            change = jax.jvp(fun, (x,), (along,))[1].astype(matrix.dtype)
+            along, noise = along.astype(matrix.dtype), jnp.zeros_like(change)
+        missed = jnp.abs(change - matrix.apply(along))
+        least = SEEN * lower_eps(x, f) ** 0.5 * matrix.absolute().apply(jnp.abs(along))
+        return safe_divide(missed, least + noise) + jnp.where(
+            (least + noise == 0) & (missed > 0), 2, 0
+        )
+
+    def missing_entry(
+        self, fun: FlatFunction, x: Float[Array, " n"], entries: Float[Array, " m"]
+    ) -> tuple[int, int]:
+        """The entry (i, j) which the pattern lacks, where `mismatch` is largest. On the host."""
+        i = int(jnp.argmax(jnp.where(jnp.isnan(entries), 0, entries)))
+        _, pullback = jax.vjp(fun, x)
+        unit = jnp.zeros(entries.shape, jax.eval_shape(fun, x).dtype).at[i].set(1)
+        (row,) = pullback(unit)
+        nothing = self.blank(fun, x, entries.size)
+        places = nothing.to_bcoo().indices
+        known = places[:, 1][(places[:, 0] == i)]
+        return i, int(jnp.argmax(jnp.abs(row).at[known].set(0)))
 
     def _automatic(self, fun: FlatFunction, x: Array) -> tuple[Array, Callable[[], _Products]]:
         pushforward = pullback = None

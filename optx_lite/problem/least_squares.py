@@ -110,6 +110,15 @@ class LeastSquaresProblem(AbstractProblem):
         f = jax.eval_shape(self.residuals, x)
         return self.jacobian.blank(self.residuals, x, f.shape[0])
 
+    @property
+    def has_pattern(self) -> bool:
+        """Whether the user said which entries of J may differ from 0."""
+        return isinstance(self.jacobian, Compressed)
+
+    def sparsity_mismatch(self, x: Array) -> Array:
+        """Above 1 in rows of which the pattern lacks an entry, (m,)."""
+        return self.jacobian.mismatch(self.residuals, x, self.lower, self.upper)
+
     def weighted(self, f: Array, jacobian: Jacobian) -> tuple[Array, Jacobian]:
         """f and its Jacobian with the loss in them; fixed variables have no column."""
         if self.bounded:

@@ -86,11 +86,15 @@ class TrustRegionSolver(AbstractLeastSquaresSolver[State]):
         """Nothing evaluated yet; x0 is the first trial."""
         m = jax.eval_shape(problem.residuals, x0).shape[0]
         state = initial_state(x0, m, self._blank_model(problem, x0, m))
-        if not problem.bounded:
-            return state
-        bad = jnp.any(problem.lower > problem.upper) | ~within(x0, problem.lower, problem.upper)
-        status = jnp.where(bad, codes.BAD_INPUT, codes.RUNNING).astype(jnp.int32)
-        return replace(state, status=status)
+        status = state.status
+        if problem.bounded:
+            bad = jnp.any(problem.lower > problem.upper)
+            bad = bad | ~within(x0, problem.lower, problem.upper)
+            status = jnp.where(bad, codes.BAD_INPUT, status)
+        if problem.has_pattern:
+            wrong = jnp.any(problem.sparsity_mismatch(x0) > 1)
+            status = jnp.where(wrong, codes.WRONG_SPARSITY, status)
+        return replace(state, status=jnp.asarray(status, jnp.int32))
 
     def _blank_model(self, problem: LeastSquaresProblem, x0: Array, m: int) -> LinearModel:
         n, dtype = x0.shape[0], x0.dtype
