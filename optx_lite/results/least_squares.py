@@ -24,8 +24,8 @@ XTOL = 3
 FTOL_AND_XTOL = 4
 
 MESSAGES = {
-    WRONG_SPARSITY: "`jac_sparsity` lacks entries: residuals change with variables on which they do "
-    "not depend by that pattern.",
+    WRONG_SPARSITY: "`jac_sparsity` lacks entries: residuals change with variables on which they "
+    "do not depend by that pattern.",
     NONFINITE_JACOBIAN: "The Jacobian is not finite in the initial point, although the residuals "
     "are: start elsewhere, or take jac='2-point', whose differences look beside that point.",
     PLATEAU: "A parameter which had an effect on the residuals has lost it: the solve ended on a "
