@@ -4,6 +4,7 @@ from . import elementwise as elementwise
 from .api.derivatives import approx_derivative as approx_derivative
 from .api.derivatives import check_derivative as check_derivative
 from .api.least_squares import least_squares as least_squares
+from .api.lsmr import lsmr as lsmr
 from .api.minimize import fmin_l_bfgs_b as fmin_l_bfgs_b
 from .api.minimize import minimize as minimize
 from .api.minimize_scalar import minimize_scalar as minimize_scalar

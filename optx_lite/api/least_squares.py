@@ -14,18 +14,20 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array
 
+from ..derivatives.structured import AbstractStructured, Dense
 from ..driver.adjoint import AbstractAdjoint, ImplicitAdjoint
 from ..driver.callbacks import Listener, check_callback
 from ..driver.run import IMPLICIT, solve
 from ..problem.arguments import spread
 from ..problem.least_squares import LeastSquaresProblem, least_squares_problem
 from ..problem.pytrees import as_dtype, is_concrete
-from ..results.least_squares import Result
+from ..results.least_squares import MESSAGES, WRONG_SPARSITY, Result
 from ..solvers import AbstractLeastSquaresSolver, Dogbox, LevenbergMarquardt, TrustRegionReflective
+from ..solvers.least_squares.operator_model import LinearSolver
 
 METHODS = {"trf": TrustRegionReflective, "dogbox": Dogbox, "lm": LevenbergMarquardt}
 EPS = float(np.finfo(np.float64).eps)
-LSMR_OPTIONS = {"regularize", "damp", "atol", "btol", "conlim", "maxiter", "show"}
+LSMR_OPTIONS = {"regularize", "damp", "atol", "btol", "conlim", "maxiter"}
 
 
 def least_squares(
@@ -69,10 +71,11 @@ def least_squares(
     x0 : array_like of shape (n,), scalar, or pytree of real arrays
         Initial guess. Its floating dtype is the dtype of the solve; integers become the
         default float.
-    jac : {'jacfwd', 'jacrev', '2-point', '3-point', 'cs'} or callable
+    jac : {'jacfwd', 'jacrev', '2-point', '3-point', 'cs', 'matrix-free'} or callable
         How the Jacobian is computed. 'jacfwd' (automatic, forward mode) is right for m >= n,
         'jacrev' for m < n. A callable gives ``jac(x, *args, **kwargs)``, shape (m, n), or for
-        pytrees whatever ``jax.jacfwd(fun)`` would give.
+        pytrees whatever ``jax.jacfwd(fun)`` would give; or a BCOO. 'matrix-free': products with
+        the Jacobian and its transpose alone, nothing of size m n.
     bounds : 2-tuple (lb, ub) or object with ``lb`` and ``ub``
         Each a scalar, an array of shape (n,), or a pytree prefix of ``x0``; None for no bound.
         ``lb == ub`` fixes a variable. 'lm' takes no other bounds.
@@ -96,8 +99,20 @@ def least_squares(
         Margin between inliers and outliers.
     diff_step : float or array of shape (n,), optional
         Relative step of the finite-difference schemes.
-    tr_solver, tr_options, jac_sparsity
-        'exact' only, so far; the others raise NotImplementedError.
+    tr_solver : {None, 'exact', 'lsmr'}
+        How the linear systems of a step are solved. 'exact': by the triangular factor of a dense
+        Jacobian. 'lsmr': by products with it. None: 'exact' where the Jacobian is dense; where it
+        is sparse, by its normal equations if it is a narrow band or has two groups of blocks, as
+        in bundle adjustment, and else 'lsmr'.
+    tr_options : dict, optional
+        Of 'lsmr': ``damp``, ``atol``, ``btol`` (half of the digits by default), ``conlim``,
+        ``maxiter``, ``regularize``, as in SciPy.
+    jac_sparsity : sparse or dense (m, n), (rows, cols), bandwidth or 'auto', optional
+        Which entries of the Jacobian may differ from 0: SciPy's sparse array, a BCOO, a dense
+        array, two index arrays, an integer k for ``abs(i - j) <= k``, or a pair ``(lower,
+        upper)``; 'auto' finds them in the function's program (extra ``optx-lite[sparse]``). The
+        Jacobian is then computed from as few products, or differences, as its columns and rows
+        have colours, and kept sparse.
     max_nfev : int, optional
         Most evaluations of ``fun``; 100 n by default, ``inf`` for no limit.
     verbose : {0, 1, 2}
@@ -127,8 +142,6 @@ def least_squares(
         For bad arguments, as SciPy; the message names the argument.
     TypeError
         If ``fun`` cannot be traced, or for an unknown option.
-    NotImplementedError
-        For sparse and matrix-free options.
 
     References
     ----------
@@ -154,7 +167,6 @@ def least_squares(
             "`method` must be 'trf', 'dogbox', 'lm', or a solver such as ox.Dogbox(), "
             f"got {method!r}."
         )
-    _check_linear_algebra(tr_solver, tr_options, jac_sparsity)
     if not isinstance(verbose, (int, np.integer)) or verbose not in (0, 1, 2):
         raise ValueError(f"`verbose` must be in [0, 1, 2], got {verbose!r}.")
     max_nfev = _check_max_nfev(max_nfev)
@@ -166,8 +178,9 @@ def least_squares(
     ftol, xtol, gtol = _check_tolerances(ftol, xtol, gtol)
     problem, x = least_squares_problem(
         fun, x0, jac=jac, bounds=bounds, loss=loss, f_scale=f_scale, diff_step=diff_step,
-        args=args, kwargs=kwargs,
+        jac_sparsity=jac_sparsity, args=args, kwargs=kwargs,
     )  # fmt: skip
+    problem, linear_solver = _linear_solver(tr_solver, tr_options, problem)
     if own:
         _check_no_settings(ftol=ftol, xtol=xtol, gtol=gtol, x_scale=x_scale, max_nfev=max_nfev)
         solver = method
@@ -177,15 +190,27 @@ def least_squares(
             x_scale=_check_x_scale(x_scale, problem, x),
             from_jacobian=isinstance(x_scale, str),
             max_nfev=max_nfev if _unrolls(adjoint) else _as_count(max_nfev),
+            linear_solver=linear_solver,
         )
     _check_takes_bounds(solver, problem)
     listener = None
     if verbose or callback is not None:
         listener = Listener(callback, verbose, problem.restore_x, Result)
-    result = solve(solver, problem, x, adjoint, listener)
+    try:
+        result = solve(solver, problem, x, adjoint, listener)
+    except ValueError as error:
+        if str(error) == MESSAGES[WRONG_SPARSITY]:
+            raise ValueError(_lacking(problem, x)) from None
+        raise
     if not solver.COUNTS_DIFFERENCES and jac in ("2-point", "3-point", "cs"):
         result = eqx.tree_at(lambda r: r.njev, result, None)
     return result
+
+
+def _lacking(problem: LeastSquaresProblem, x: Array) -> str:
+    mismatch = problem.sparsity_mismatch(x)
+    i, j = problem.jacobian.missing_entry(problem.residuals, x, mismatch)
+    return f"`jac_sparsity` lacks an entry: residual {i} changes with variable {j} at `x0`."
 
 
 def _unrolls(adjoint: AbstractAdjoint) -> bool:
@@ -211,23 +236,31 @@ def _as_count(max_nfev: Any) -> Any:
     return None if max_nfev is None else as_dtype(max_nfev, np.int32)
 
 
-def _check_linear_algebra(tr_solver: Any, tr_options: Any, jac_sparsity: Any) -> None:
+def _linear_solver(
+    tr_solver: Any, tr_options: Any, problem: LeastSquaresProblem
+) -> tuple[LeastSquaresProblem, LinearSolver]:
+    """How the linear systems of a step are solved; a problem whose Jacobian has that form."""
     if tr_solver not in (None, "exact", "lsmr"):
         raise ValueError(f"`tr_solver` must be None, 'exact' or 'lsmr', got {tr_solver!r}.")
-    later = "comes with the large-scale solvers; use dense derivatives and tr_solver='exact'."
-    if jac_sparsity is not None:
-        raise NotImplementedError(f"`jac_sparsity` {later}")
-    if tr_solver == "lsmr":
-        raise NotImplementedError(f"`tr_solver='lsmr'` {later}")
-    if not isinstance(tr_options or {}, dict):
+    options = {} if tr_options is None else tr_options
+    if not isinstance(options, dict):
         raise TypeError(f"`tr_options` must be a dict, got {tr_options!r}.")
-    unknown = set(tr_options or {}) - LSMR_OPTIONS
+    unknown = set(options) - LSMR_OPTIONS
     if unknown:
         raise TypeError(f"`tr_options` got unknown options {sorted(unknown)}.")
-    if tr_options:
-        raise NotImplementedError(
-            f"`tr_options` {sorted(tr_options)} belong to tr_solver='lsmr', which {later}"
+    structured = isinstance(problem.jacobian, AbstractStructured)
+    if structured and tr_solver == "exact":
+        raise ValueError(
+            "tr_solver='exact' takes a dense Jacobian: leave out `jac_sparsity`, or take "
+            "tr_solver=None."
         )
+    if options and not structured and tr_solver != "lsmr":
+        raise ValueError(f"`tr_options` {sorted(options)} belong to tr_solver='lsmr'.")
+    if tr_solver == "lsmr" and not structured:
+        dense = Dense(problem.jacobian)
+        problem = eqx.tree_at(lambda p: p.jacobian, problem, dense)
+    direct = structured and tr_solver is None and not options and problem.jacobian.direct
+    return problem, LinearSolver(direct=direct, **options)
 
 
 def _check_tolerances(ftol: Any, xtol: Any, gtol: Any) -> tuple[Any, Any, Any]:

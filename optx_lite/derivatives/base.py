@@ -10,7 +10,7 @@ from collections.abc import Callable
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 FlatFunction = Callable[[Float[Array, " n"]], Float[Array, " m"]]
 Thunk = Callable[[], Float[Array, "n m"]]
@@ -67,6 +67,22 @@ class AbstractSampled(AbstractJacobian):
         upper: Float[Array, " n"],
     ) -> Float[Array, "n m"]:
         """The transposed Jacobian at `x`, where the function's value is `f`."""
+
+    @abc.abstractmethod
+    def sampled(
+        self,
+        fun: FlatFunction,
+        x: Float[Array, " n"],
+        f: Float[Array, " m"],
+        lower: Float[Array, " n"],
+        upper: Float[Array, " n"],
+        groups: Bool[Array, "k n"],
+    ) -> tuple[Float[Array, "p n"], Float[Array, "p k m"]]:
+        """Of groups of parameters that step together: weights, and changes of the values.
+
+        Where parameter j is the only one of its group c on which f_i depends, J_ij is the sum of
+        ``weights[:, j] * changes[:, c, i]``.
+        """
 
 
 def higher_precision(x: Array, f: Array) -> np.dtype:

@@ -7,6 +7,7 @@ continues analytically. Nothing is subtracted, so the step may be as small as on
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
 from .base import AbstractSampled, broadcast_step, higher_precision, lower_eps, relative_step
@@ -30,16 +31,21 @@ class ComplexStep(AbstractSampled):
 
     def transposed(self, fun, x, f, lower, upper):
         """Imaginary parts, over the imaginary step."""
+        weights, parts = self.sampled(fun, x, f, lower, upper, np.eye(x.size, dtype=bool))
+        return weights[0][:, None] * parts[0]
+
+    def sampled(self, fun, x, f, lower, upper, groups):
+        """The imaginary parts where all parameters of a group have an imaginary step."""
         h = jax.lax.stop_gradient(self._steps(x, f))
-        real = jnp.broadcast_to(x, (x.size, x.size))
-        values = jax.vmap(fun)(jax.lax.complex(real, jnp.diag(h)))
+        real = jnp.broadcast_to(x[None], groups.shape)
+        values = jax.vmap(fun)(jax.lax.complex(real, jnp.where(groups, h[None], 0)))
         if not jnp.iscomplexobj(values):
             raise TypeError(
                 "method 'cs' needs a `fun` that takes complex `x` and returns complex values: "
                 f"for {real.dtype} `x` with an imaginary step it returned {values.dtype}."
             )
         dtype = higher_precision(x, f)
-        return jnp.imag(values).astype(dtype) / h.astype(dtype)[:, None]
+        return (1 / h.astype(dtype))[None], jnp.imag(values).astype(dtype)[None]
 
     def _steps(self, x: Float[Array, " n"], f: Float[Array, " m"]) -> Float[Array, " n"]:
         default = lower_eps(x, f) ** 2 * jnp.maximum(1.0, jnp.abs(x))

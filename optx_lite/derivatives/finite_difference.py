@@ -11,6 +11,7 @@ from typing import Literal
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float
 
 from .base import AbstractSampled, broadcast_step, higher_precision, lower_eps, relative_step
@@ -45,6 +46,11 @@ class FiniteDifference(AbstractSampled):
 
     def transposed(self, fun, x, f, lower, upper):
         """Weighted changes of the value over the steps."""
+        weights, changes = self.sampled(fun, x, f, lower, upper, np.eye(x.size, dtype=bool))
+        return jnp.sum(weights[:, :, None] * changes, axis=0)
+
+    def sampled(self, fun, x, f, lower, upper, groups):
+        """The changes of the value where all parameters of a group step at once."""
         # The derivative of a difference is the difference of derivatives: its steps are constants.
         origin, lower, upper = map(jax.lax.stop_gradient, (x, lower, upper))
         h = self._steps(origin, f)
@@ -55,9 +61,10 @@ class FiniteDifference(AbstractSampled):
             weigh = three_point_weights
         dtype = higher_precision(x, f)
         weights = jnp.stack(weigh(*(trials.astype(dtype) - origin[None, :].astype(dtype))))
-        changes = _values(fun, x, trials + (x - origin)[None, :]).astype(dtype)
-        changes = changes - f.astype(dtype)[None, None, :]
-        return jnp.sum(weights[:, :, None] * changes, axis=0)
+        points = trials + (x - origin)[None, :]
+        points = jnp.where(groups[None], points[:, None, :], x[None, None, :])
+        values = jax.vmap(fun)(points.reshape(-1, x.size)).reshape(*points.shape[:2], -1)
+        return weights, values.astype(dtype) - f.astype(dtype)[None, None, :]
 
     def _steps(self, x: Float[Array, " n"], f: Float[Array, " m"]) -> Float[Array, " n"]:
         default = default_step(x, lower_eps(x, f), _ORDER[self.scheme])
@@ -125,11 +132,3 @@ def _quotient(
     numerator, denominator: Float[Array, "*n"], valid: Bool[Array, "*n"]
 ) -> Float[Array, "*n"]:
     return jnp.where(valid, numerator / jnp.where(valid, denominator, 1.0), 0.0)
-
-
-def _values(fun, x: Float[Array, " n"], trials: Float[Array, "p n"]) -> Float[Array, "p n m"]:
-    """The function where one parameter alone has its trial value: all of them in one batch."""
-    alone = jnp.eye(x.size, dtype=bool)
-    points = jnp.where(alone[None], trials[:, None, :], x[None, None, :])
-    values = jax.vmap(fun)(points.reshape(-1, x.size))
-    return values.reshape(*points.shape[:2], -1)

@@ -13,11 +13,23 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental.sparse import BCOO
 from jaxtyping import Array
 
 from ..derivatives import AbstractJacobian, ComplexStep, resolve
+from ..derivatives.compressed import Compressed
+from ..derivatives.sparsity import detected, sparsity
+from ..derivatives.structured import AbstractStructured, MatrixFree, UserSparse
+from ..derivatives.user import UserJacobian
 from ..jax_support.control_flow import vary_with
-from ..linalg import exponent, next_power_of_two, power_of_two
+from ..linalg import AbstractOperator, exponent, next_power_of_two, power_of_two
+from ..linalg.jacobians import (
+    Jacobian,
+    as_result,
+    cast_jacobian,
+    scale_rows,
+    without_columns,
+)
 from ..results.least_squares import Result
 from .arguments import (
     as_tuple,
@@ -31,6 +43,8 @@ from .base import AbstractProblem, pulled_back, sizes
 from .losses import Loss, check_loss
 from .pytrees import Unravel, ravel, widest
 from .user_function import UserFunction
+
+MATRIX_FREE = "matrix-free"
 
 
 @jax.custom_jvp
@@ -69,7 +83,7 @@ class LeastSquaresProblem(AbstractProblem):
     """
 
     residuals: Callable[[Array], Array]
-    jacobian: AbstractJacobian
+    jacobian: AbstractJacobian | AbstractStructured
     loss: Loss
     lower: Array
     upper: Array
@@ -87,16 +101,34 @@ class LeastSquaresProblem(AbstractProblem):
     def linearize(self, x: Array) -> tuple[Array, Callable[[], Array]]:
         """f(x), and a thunk for the transposed Jacobian (n, m): the one evaluation of a step."""
         f, jacobian = self.jacobian.linearize(self.residuals, x, self.lower, self.upper)
-        return f.astype(x.dtype), lambda: jacobian().astype(x.dtype)
+        return f.astype(x.dtype), lambda: cast_jacobian(jacobian(), x.dtype)
 
-    def weighted(self, f: Array, rows: Array, least_bend: float = 0.0) -> tuple[Array, Array]:
-        """f and the transposed Jacobian with the loss in them; fixed variables have no column."""
+    def blank_jacobian(self, x: Array) -> AbstractOperator | None:
+        """An operator of the form that `linearize` gives, of zeros; None where J is dense."""
+        if not isinstance(self.jacobian, AbstractStructured):
+            return None
+        f = jax.eval_shape(self.residuals, x)
+        return self.jacobian.blank(self.residuals, x, f.shape[0])
+
+    @property
+    def has_pattern(self) -> bool:
+        """Whether the user said which entries of J may differ from 0."""
+        return isinstance(self.jacobian, Compressed)
+
+    def sparsity_mismatch(self, x: Array) -> Array:
+        """Above 1 in rows of which the pattern lacks an entry, (m,)."""
+        return self.jacobian.mismatch(self.residuals, x, self.lower, self.upper)
+
+    def weighted(
+        self, f: Array, jacobian: Jacobian, least_bend: float = 0.0
+    ) -> tuple[Array, Jacobian]:
+        """f and its Jacobian with the loss in them; fixed variables have no column."""
         if self.bounded:
-            rows = jnp.where((self.lower == self.upper)[:, None], 0, rows)
+            jacobian = without_columns(jacobian, self.lower == self.upper)
         if self.loss.is_linear:
-            return f, rows
+            return f, jacobian
         row_weight, f_weight = self.loss.weights(f, least_bend)
-        return f * f_weight, rows * row_weight[None, :]
+        return f * f_weight, scale_rows(jacobian, row_weight)
 
     def cost(self, x: Array) -> Array:
         """The objective, as a plain differentiable function of x and of all that is in here."""
@@ -124,8 +156,8 @@ class LeastSquaresProblem(AbstractProblem):
     def describe(self, x: Array) -> dict[str, Array]:
         """The fields of the `Result` that follow from x, as differentiable functions of it."""
         f, jacobian = self.linearize(x)
-        rows = self.weighted(f, jacobian())[1]
-        return {"cost": _cost(self.loss, f), "fun": f, "grad": self.gradient(x), "jac": rows.T}
+        fields = {"cost": _cost(self.loss, f), "fun": f, "grad": self.gradient(x)}
+        return fields | {"jac": as_result(self.weighted(f, jacobian())[1])}
 
     def restore(self, result: Result) -> Result:
         """The result in the user's structures."""
@@ -178,6 +210,7 @@ def least_squares_problem(
     loss: Any = "linear",
     f_scale: Any = 1.0,
     diff_step: Any = None,
+    jac_sparsity: Any = None,
     args: tuple = (),
     kwargs: dict[str, Any] | None = None,
 ) -> tuple[LeastSquaresProblem, Array]:
@@ -185,7 +218,7 @@ def least_squares_problem(
 
     Parameters
     ----------
-    fun, x0, jac, bounds, loss, f_scale, diff_step, args, kwargs
+    fun, x0, jac, bounds, loss, f_scale, diff_step, jac_sparsity, args, kwargs
         As for `least_squares`.
 
     Returns
@@ -214,7 +247,9 @@ def least_squares_problem(
     check_finite(x)
     check_inside(x, lower, upper)
     args = as_tuple(args)
-    scheme = resolve(jac, diff_step)
+    scheme = (
+        MatrixFree() if isinstance(jac, str) and jac == MATRIX_FREE else resolve(jac, diff_step)
+    )
     complex_too = isinstance(scheme, ComplexStep)
     residuals = _Residuals(UserFunction.lifted(fun, restore, args, kwargs, complex_too=complex_too))
     out = residuals.fun.out_shape
@@ -224,7 +259,9 @@ def least_squares_problem(
     floats = [leaf.dtype for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating)]
     precision = max(float(jnp.finfo(d).eps) for d in [dtype, *floats])
     if callable(jac) and not isinstance(jac, AbstractJacobian):
-        scheme = resolve(_lift_jacobian(jac, restore, args, kwargs, out), diff_step)
+        scheme = _users_scheme(jac, restore, args, kwargs, out, (m, x.size))
+    if jac_sparsity is not None:
+        scheme = _compressed(scheme, jac_sparsity, residuals, x, m)
     problem = LeastSquaresProblem(
         residuals=residuals,
         jacobian=scheme,
@@ -239,8 +276,40 @@ def least_squares_problem(
     return problem, x
 
 
-def _lift_jacobian(jac: Callable, restore: Unravel, args: tuple, kwargs: Any, f: Any) -> _Jacobian:
+def _scheme(jac: Any, diff_step: Any) -> AbstractJacobian | AbstractStructured:
+    return MatrixFree() if isinstance(jac, str) and jac == MATRIX_FREE else resolve(jac, diff_step)
+
+
+def _compressed(
+    scheme: AbstractJacobian | AbstractStructured, pattern: Any, fun: Callable, x: Array, m: int
+) -> Compressed:
+    """The scheme, by the colours of a pattern."""
+    if isinstance(scheme, (AbstractStructured, UserJacobian)):
+        raise ValueError(
+            "`jac_sparsity` is for Jacobians that are computed: with a callable `jac`, or "
+            "jac='matrix-free', leave it out."
+        )
+    if isinstance(pattern, str) and pattern == "auto":
+        pattern = detected(fun, x)
+    return Compressed.of(scheme, sparsity(pattern, (m, x.size)))
+
+
+def _users_scheme(
+    jac: Callable, restore: Unravel, args: tuple, kwargs: Any, f: Any, shape: tuple[int, int]
+) -> AbstractJacobian | AbstractStructured:
+    """A callable's: sparse if that is what it returns."""
     lifted = UserFunction.lifted(jac, restore, args, kwargs, name="`jac`")
+    if not isinstance(lifted.out_shape, BCOO):
+        return resolve(_lift_jacobian(lifted, f, restore))
+    if tuple(lifted.out_shape.shape) != shape:
+        raise ValueError(
+            f"The return value of `jac` has wrong shape: expected {shape}, "
+            f"actual {tuple(lifted.out_shape.shape)}."
+        )
+    return UserSparse(lifted)
+
+
+def _lift_jacobian(lifted: UserFunction, f: Any, restore: Unravel) -> _Jacobian:
     out = lifted.out_shape
     if any(jnp.issubdtype(leaf.dtype, jnp.complexfloating) for leaf in jax.tree.leaves(out)):
         raise ValueError("`jac` must return real values, got complex ones.")

@@ -11,6 +11,7 @@ from typing import Any
 from ..jax_support.export import exportable
 from .base import CALLBACK_STOP, RUNNING, AbstractResult
 
+WRONG_SPARSITY = -7
 NONFINITE_JACOBIAN = -6
 PLATEAU = -5
 STALLED = -4
@@ -23,6 +24,8 @@ XTOL = 3
 FTOL_AND_XTOL = 4
 
 MESSAGES = {
+    WRONG_SPARSITY: "`jac_sparsity` lacks entries: residuals change with variables on which they "
+    "do not depend by that pattern.",
     NONFINITE_JACOBIAN: "The Jacobian is not finite in the initial point, although the residuals "
     "are: start elsewhere, or take jac='2-point', whose differences look beside that point.",
     PLATEAU: "A parameter which had an effect on the residuals has lost it: the solve ended on a "
@@ -47,9 +50,9 @@ class Result(AbstractResult):
 
     A pytree: it can be returned from ``jit``, ``vmap`` and ``scan``. Fields are read as
     attributes or, as in SciPy, as items. Outside a trace ``status``, ``success`` and the
-    counters are plain Python numbers. Where nothing could be solved (status -1, -3, -6), ``cost``
-    is infinite, so that no choice of the best of many starts falls on it; ``fun``, ``jac``,
-    ``grad`` and ``optimality`` are NaN.
+    counters are plain Python numbers. Where nothing could be solved (status -1, -3, -6, -7),
+    ``cost`` is infinite, so that no choice of the best of many starts falls on it; ``fun``,
+    ``jac``, ``grad`` and ``optimality`` are NaN.
 
     Attributes
     ----------
@@ -74,7 +77,7 @@ class Result(AbstractResult):
     status : int
         Why it ended: 1 gtol, 2 ftol, 3 xtol, 4 both, 0 out of evaluations, -1 bad input,
         -2 callback, -3 non-finite start, -4 stalled away from a stationary point, -5 plateau,
-        -6 residuals finite at the start but not their Jacobian.
+        -6 residuals finite at the start but not their Jacobian, -7 `jac_sparsity` lacks entries.
         None in what a callback gets, of which only x, fun, cost, optimality, nit and nfev are set.
     """
 

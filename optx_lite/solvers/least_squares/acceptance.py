@@ -12,12 +12,15 @@ evaluations become 30.
 
 from __future__ import annotations
 
+import functools as ft
 from typing import NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from ...linalg.jacobians import Jacobian, column_sizes, divide, scale_columns
 from ...problem.least_squares import LeastSquaresProblem
 from ...problem.losses import LEAST_BEND
 from .model import LinearModel
@@ -57,7 +60,7 @@ def linearized(
     outcome: Outcome,
     cost: Array,
     unit: Array,
-    jacobian: Array,
+    jacobian: Jacobian,
 ) -> tuple[LinearModel, Array, Array]:
     """The model at the trial and True; the old one and False if the new one is not taken.
 
@@ -74,11 +77,11 @@ def linearized(
         return slow & without_effect(problem, norms, secant, longest, cost)
 
     f, jacobian = problem.weighted(outcome.f, jacobian, LEAST_BEND)
-    largest = jnp.max(jnp.abs(jacobian), axis=1)
-    units = units_of_variables(problem, state.trial.x, largest, unit)
+    sizes = column_sizes(jacobian)
+    units = units_of_variables(problem, state.trial.x, sizes, unit)
     units = jnp.where(first, units, old.units)
     model = old.relinearized(
-        (jacobian * units[:, None]) / unit,
+        divide(scale_columns(jacobian, units), unit),
         f / unit,
         units,
         rescale=state.unit / unit,
@@ -90,4 +93,9 @@ def linearized(
     refused = is_refused(problem, state, model.column_norms, cost)
     taken = model.is_finite() & ~refused & (state.probing == 0)
     passed = model.is_finite() & passes(problem, state, model.column_norms, model.gradient)
-    return jax.tree.map(lambda new, old: jnp.where(taken, new, old), model, old), taken, passed
+    return jax.tree.map(ft.partial(_either, taken), model, old), taken, passed
+
+
+def _either(taken: Array, new: Array, old: Array) -> Array:
+    """Of the two models' arrays; the places of entries, integers, are those of any."""
+    return jnp.where(taken, new, old) if eqx.is_inexact_array(old) else old

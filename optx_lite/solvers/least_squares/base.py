@@ -20,5 +20,5 @@ class AbstractLeastSquaresSolver(AbstractSolver[LeastSquaresProblem, State]):
         Whether ``njev`` counts Jacobians by finite differences; else it is None for those.
     """
 
-    BAD_STARTS = (codes.NONFINITE, codes.NONFINITE_JACOBIAN)
+    BAD_STARTS = (codes.NONFINITE, codes.NONFINITE_JACOBIAN, codes.WRONG_SPARSITY)
     COUNTS_DIFFERENCES: ClassVar[bool] = True

@@ -79,6 +79,8 @@ class LinearModel(eqx.Module):
     ----------
     units : array (n,)
         u.
+    jacobian : array (n, m) or operator (m, n)
+        J, in the form that the problem gives it.
     gradient : array (n,)
         J^T f.
     column_norms : array (n,)
@@ -88,6 +90,7 @@ class LinearModel(eqx.Module):
     """
 
     units: eqx.AbstractVar[Array]
+    jacobian: eqx.AbstractVar[Any]
     gradient: eqx.AbstractVar[Array]
     column_norms: eqx.AbstractVar[Array]
     secant: eqx.AbstractVar[Array]
@@ -177,10 +180,6 @@ class LinearModel(eqx.Module):
         ``diagonal`` is C's, ``newton`` z of the Gauss-Newton step, ``damping`` a first guess. A
         correction that is wanted, and short, is the answer.
         """
-
-    @abc.abstractmethod
-    def dense_jacobian(self) -> Array:
-        """J, (m, n), weighted, in units."""
 
     def predicted_reduction(self, step: Array) -> Array:
         """By what (1) falls along a step, ()."""
@@ -320,10 +319,6 @@ class DenseModel(LinearModel):
             scaled, self.qtf, diagonal, newton, self.singular, radius, damping, first
         )
         return TrustRegionStep(answer.step, answer.alpha, answer.limited, answer.corrected)
-
-    def dense_jacobian(self) -> Array:
-        """J."""
-        return self.jacobian.T
 
 
 def _secant(change: Array, step: Array, rounding: Array) -> Array:

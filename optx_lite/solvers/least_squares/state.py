@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array
 
 from ...linalg import safe_sqrt
-from .model import DenseModel, LinearModel, gradient_in
+from .model import LinearModel, gradient_in
 
 
 class Trial(eqx.Module):
@@ -66,7 +66,7 @@ class State(eqx.Module):
         return gradient_in(self.model, self.unit)
 
 
-def initial_state(x0: Array, m: int) -> State:
+def initial_state(x0: Array, m: int, model: LinearModel) -> State:
     """Nothing evaluated yet; x0 is the first trial, m the number of residuals."""
     n, dtype = x0.shape[0], x0.dtype
 
@@ -80,7 +80,7 @@ def initial_state(x0: Array, m: int) -> State:
         f=constant(0, (m,)),
         cost=infinite,
         unit=constant(1),
-        model=DenseModel.empty(n, m, dtype),
+        model=model,
         longest=zeros,
         scale=zeros + 1,
         radius=infinite,

@@ -24,6 +24,7 @@ from jaxtyping import Array
 
 from ...jax_support.control_flow import cond
 from ...linalg import norm, reciprocal, safe_divide
+from ...linalg.jacobians import Jacobian, as_result, scale_columns, scale_rows
 from ...problem.bounds import active_mask, coleman_li, within
 from ...problem.least_squares import LeastSquaresProblem
 from ...problem.losses import LEAST_BEND
@@ -34,7 +35,8 @@ from .acceptance import Outcome, cut_by_bound, linearized, rounding
 from .base import AbstractLeastSquaresSolver
 from .convergence import Tolerances, judge, possible_reduction
 from .correction import correction_of, radius_after
-from .model import Correction, LinearModel
+from .model import Correction, DenseModel, LinearModel
+from .operator_model import LinearSolver, OperatorModel
 from .plateau import REFUSALS, SMALL_DECREASE, lands, probe, verify
 from .prediction import Prediction, predict
 from .scaling import FALL, Scaling
@@ -67,6 +69,8 @@ class TrustRegionSolver(AbstractLeastSquaresSolver[State]):
         Take it from the columns of the Jacobian and from nothing else, 'jac' in SciPy.
     max_nfev : int or None
         Most evaluations; None: 100 n.
+    linear_solver : LinearSolver
+        Of problems whose Jacobian is an operator.
     """
 
     ftol: Any = 1e-8
@@ -75,18 +79,30 @@ class TrustRegionSolver(AbstractLeastSquaresSolver[State]):
     x_scale: Any = None
     max_nfev: Any = None
     from_jacobian: bool = eqx.field(static=True, default=False)
+    linear_solver: LinearSolver = LinearSolver()
 
     # -- the solver ---------------------------------------------------------------------
 
     def init(self, problem: LeastSquaresProblem, x0: Array) -> State:
         """Nothing evaluated yet; x0 is the first trial."""
         m = jax.eval_shape(problem.residuals, x0).shape[0]
-        state = initial_state(x0, m)
-        if not problem.bounded:
-            return state
-        bad = jnp.any(problem.lower > problem.upper) | ~within(x0, problem.lower, problem.upper)
-        status = jnp.where(bad, codes.BAD_INPUT, codes.RUNNING).astype(jnp.int32)
-        return replace(state, status=status)
+        state = initial_state(x0, m, self._blank_model(problem, x0, m))
+        status = state.status
+        if problem.bounded:
+            bad = jnp.any(problem.lower > problem.upper)
+            bad = bad | ~within(x0, problem.lower, problem.upper)
+            status = jnp.where(bad, codes.BAD_INPUT, status)
+        if problem.has_pattern:
+            wrong = jnp.any(problem.sparsity_mismatch(x0) > 1)
+            status = jnp.where(wrong, codes.WRONG_SPARSITY, status)
+        return replace(state, status=jnp.asarray(status, jnp.int32))
+
+    def _blank_model(self, problem: LeastSquaresProblem, x0: Array, m: int) -> LinearModel:
+        n, dtype = x0.shape[0], x0.dtype
+        jacobian = problem.blank_jacobian(x0)
+        if jacobian is None:
+            return DenseModel.empty(n, m, dtype)
+        return OperatorModel.empty(jacobian, m, n, dtype, self.linear_solver)
 
     def running(self, problem: LeastSquaresProblem, state: State) -> Array:
         """Whether there is to be another step."""
@@ -321,7 +337,7 @@ class TrustRegionSolver(AbstractLeastSquaresSolver[State]):
             x=state.x,
             cost=cost,
             fun=fun,
-            jac=_jacobian(problem, state) * known,
+            jac=as_result(_jacobian(problem, state, known)),
             grad=state.gradient * known,
             optimality=self.optimality(problem, state) * known,
             active_mask=mask,
@@ -378,11 +394,10 @@ def _cost_and_residuals(problem: LeastSquaresProblem, state: State) -> tuple[Arr
     return cost, jnp.where(none, jnp.nan, state.f)
 
 
-def _jacobian(problem: LeastSquaresProblem, state: State) -> Array:
-    """J in the user's units, (m, n), with the loss in it as in SciPy."""
-    model = state.model
-    jacobian = (model.dense_jacobian() * state.unit) * reciprocal(model.units)[None, :]
-    if problem.loss.is_linear:
-        return jacobian
-    own, scipys = (problem.loss.weights(state.f, least)[0] for least in (LEAST_BEND, 0.0))
-    return jacobian * safe_divide(scipys, own)[:, None]
+def _jacobian(problem: LeastSquaresProblem, state: State, known: Array) -> Jacobian:
+    """J in the user's units, with the loss in it as in SciPy; times ``known``."""
+    model, weight = state.model, jnp.broadcast_to(known * state.unit, state.f.shape)
+    if not problem.loss.is_linear:
+        own, scipys = (problem.loss.weights(state.f, least)[0] for least in (LEAST_BEND, 0.0))
+        weight = weight * safe_divide(scipys, own)
+    return scale_columns(scale_rows(model.jacobian, weight), reciprocal(model.units))

@@ -1,0 +1,278 @@
+"""Sparse Jacobians from as many products, or values, as their columns have colours.
+
+See `coloring`. The colours and the places of the entries are arrays of the scheme, inputs of the
+compiled program like all others: its text does not grow with the number of variables.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from ..linalg.band import BandMatrix
+from ..linalg.norms import safe_divide
+from ..linalg.operators import AbstractOperator
+from ..linalg.sparse import Grouped, SparseMatrix
+from ..linalg.two_groups import Pairs, TwoGroupMatrix
+from .autodiff import Forward, Reverse
+from .base import (
+    AbstractJacobian,
+    AbstractSampled,
+    FlatFunction,
+    higher_precision,
+    lower_eps,
+)
+from .blocks import two_groups
+from .coloring import Coloring, color
+from .complex_step import ComplexStep
+from .finite_difference import FiniteDifference
+from .sparsity import Sparsity
+from .structured import AbstractStructured
+
+WIDEST = 5  # diagonals of a matrix that is kept by them
+FULL = 0.5  # of a band that has entries
+SEEN = 100  # times rounding: a change of f beyond that is none of rounding
+LARGEST = 6000  # variables of the smaller group: its matrix is dense
+
+
+class Compressed(AbstractStructured):
+    """A Jacobian whose pattern is known, computed by the colours of its columns and rows."""
+
+    base: AbstractJacobian
+    forward: Int[Array, " n"]  # colours, -1 for none
+    reverse: Int[Array, " m"]
+    layout: _Band | _TwoGroups | _Entries
+    forward_colors: int = eqx.field(static=True)
+    reverse_colors: int = eqx.field(static=True)
+
+    @classmethod
+    def of(cls, base: AbstractJacobian, entries: Sparsity) -> Compressed:
+        """For the scheme `base` and the pattern `entries`."""
+        colors = _colors(base, entries)
+        layout = _layout(entries)
+        return cls(
+            base,
+            colors.forward,
+            colors.reverse,
+            layout,
+            colors.forward_colors,
+            colors.reverse_colors,
+        )
+
+    def linearize(
+        self,
+        fun: FlatFunction,
+        x: Float[Array, " n"],
+        lower: Float[Array, " n"],
+        upper: Float[Array, " n"],
+    ) -> tuple[Float[Array, " m"], Callable[[], AbstractOperator]]:
+        """The function at x, and a thunk for its Jacobian there, as of `AbstractJacobian`."""
+        if isinstance(self.base, AbstractSampled):
+            f = fun(x)
+
+            def by_colors() -> _Products:
+                groups = _groups(self.forward, self.forward_colors)
+                sampled = self.base.sampled(fun, x, f, lower, upper, groups)
+                return _Products(*sampled, None, self.forward, self.reverse)
+        else:
+            f, by_colors = self._automatic(fun, x)
+        dtype = higher_precision(x, f)
+        return f, lambda: self.layout.gather(by_colors(), dtype)
+
+    @property
+    def direct(self) -> bool:
+        """Narrow bands, and two groups of which the smaller makes no large matrix."""
+        return self.layout.direct
+
+    def blank(self, fun: FlatFunction, x: Float[Array, " n"], m: int) -> AbstractOperator:
+        """No products known: all entries are 0."""
+        nothing = _Products(None, None, None, self.forward, self.reverse)
+        return self.layout.gather(nothing, x.dtype)
+
+    def mismatch(
+        self,
+        fun: FlatFunction,
+        x: Float[Array, " n"],
+        lower: Float[Array, " n"],
+        upper: Float[Array, " n"],
+    ) -> Float[Array, " m"]:
+        """By how much f changes along a direction beyond what J says, over what may be rounding.
+
+        Above 1 where the pattern lacks an entry of that row.
+        """
+        f, jacobian = self.linearize(fun, x, lower, upper)
+        matrix = jacobian()
+        if isinstance(self.base, AbstractSampled):
+            scheme = self.base if isinstance(self.base, ComplexStep) else FiniteDifference()
+            everything = jnp.ones((1, x.size), bool)
+            weights, changes = scheme.sampled(fun, x, f, lower, upper, everything)
+            along, change = safe_divide(jnp.ones_like(weights[0]), weights[0]), changes[0, 0]
+            noise = SEEN * lower_eps(x, f) * jnp.abs(f).astype(change.dtype)
+        else:
+            signs = jax.random.rademacher(jax.random.key(0), x.shape, x.dtype)
+            along = signs * jnp.maximum(jnp.abs(x), 1)
+            change = jax.jvp(fun, (x,), (along,))[1].astype(matrix.dtype)
+            along, noise = along.astype(matrix.dtype), jnp.zeros_like(change)
+        missed = jnp.abs(change - matrix.apply(along))
+        least = SEEN * lower_eps(x, f) ** 0.5 * matrix.absolute().apply(jnp.abs(along))
+        return safe_divide(missed, least + noise) + jnp.where(
+            (least + noise == 0) & (missed > 0), 2, 0
+        )
+
+    def missing_entry(
+        self, fun: FlatFunction, x: Float[Array, " n"], entries: Float[Array, " m"]
+    ) -> tuple[int, int]:
+        """The entry (i, j) which the pattern lacks, where `mismatch` is largest. On the host."""
+        i = int(jnp.argmax(jnp.where(jnp.isnan(entries), 0, entries)))
+        _, pullback = jax.vjp(fun, x)
+        unit = jnp.zeros(entries.shape, jax.eval_shape(fun, x).dtype).at[i].set(1)
+        (row,) = pullback(unit)
+        nothing = self.blank(fun, x, entries.size)
+        places = nothing.to_bcoo().indices
+        known = places[:, 1][(places[:, 0] == i)]
+        return i, int(jnp.argmax(jnp.abs(row).at[known].set(0)))
+
+    def _automatic(self, fun: FlatFunction, x: Array) -> tuple[Array, Callable[[], _Products]]:
+        pushforward = pullback = None
+        if self.forward_colors:
+            f, pushforward = jax.linearize(fun, x)
+        if self.reverse_colors:
+            f, pullback = jax.vjp(fun, x)
+        if not (self.forward_colors or self.reverse_colors):
+            f = fun(x)
+
+        def by_colors() -> _Products:
+            along = of_rows = None
+            if pushforward is not None:
+                groups = _groups(self.forward, self.forward_colors).astype(x.dtype)
+                along = jax.vmap(pushforward)(groups)[None]
+            if pullback is not None:
+                groups = _groups(self.reverse, self.reverse_colors).astype(f.dtype)
+                (of_rows,) = jax.vmap(pullback)(groups)
+            return _Products(None, along, of_rows, self.forward, self.reverse)
+
+        return f, by_colors
+
+
+class _Products(eqx.Module):
+    """All that is known of a Jacobian, before its entries are taken out of it."""
+
+    weights: Float[Array, "p n"] | None  # of parameters; None: 1
+    along: Float[Array, "p k m"] | None  # J times groups of columns
+    of_rows: Float[Array, "l n"] | None  # groups of rows times J
+    forward: Int[Array, " n"]
+    reverse: Int[Array, " m"]
+
+    def entries(self, i: Int[Array, "*s"], j: Int[Array, "*s"], dtype: Any) -> Float[Array, "*s"]:
+        """J_ij."""
+        by_column = by_row = jnp.zeros(i.shape, dtype)
+        if self.along is not None:
+            change = self.along[:, self.forward[j], i].astype(dtype)
+            weight = 1 if self.weights is None else self.weights[:, j]
+            by_column = jnp.sum(weight * change, axis=0)
+        if self.of_rows is None:
+            return by_column
+        color = self.reverse[i]
+        by_row = self.of_rows[color, j].astype(dtype)
+        return jnp.where(color >= 0, by_row, by_column)
+
+
+class _Entries(eqx.Module):
+    """Of any pattern."""
+
+    i: Int[Array, " nnz"]
+    j: Int[Array, " nnz"]
+    rows: Grouped
+    columns: Grouped
+
+    direct: ClassVar[bool] = False
+
+    @classmethod
+    def of(cls, entries: Sparsity) -> _Entries:
+        m, n = entries.shape
+        i, j = entries.rows.astype(np.int32), entries.cols.astype(np.int32)
+        return cls(i, j, Grouped.by(i, j, m), Grouped.by(j, i, n))
+
+    def gather(self, products: _Products, dtype: Any) -> SparseMatrix:
+        return SparseMatrix.of(products.entries(self.i, self.j, dtype), self.rows, self.columns)
+
+
+class _Band(eqx.Module):
+    """Of a band most of which has entries."""
+
+    inside: Bool[Array, "w m"]  # entries of the pattern
+    lower: int = eqx.field(static=True)
+    columns: int = eqx.field(static=True)
+
+    direct: ClassVar[bool] = True
+
+    @classmethod
+    def of(cls, entries: Sparsity) -> _Band:
+        lower, upper = entries.band
+        inside = np.zeros((lower + upper + 1, entries.shape[0]), bool)
+        inside[entries.cols - entries.rows + lower, entries.rows] = True
+        return cls(inside, lower, entries.shape[1])
+
+    def gather(self, products: _Products, dtype: Any) -> BandMatrix:
+        w, m = self.inside.shape
+        i = jnp.broadcast_to(jnp.arange(m, dtype=jnp.int32)[None], (w, m))
+        j = i + (jnp.arange(w, dtype=jnp.int32) - self.lower)[:, None]
+        j = jnp.clip(j, 0, self.columns - 1)
+        diagonals = jnp.where(self.inside, products.entries(i, j, dtype), 0)
+        return BandMatrix(diagonals, self.lower, self.columns)
+
+
+class _TwoGroups(eqx.Module):
+    """Of two groups of blocks."""
+
+    pairs: Pairs
+
+    @property
+    def direct(self) -> bool:
+        return self.pairs.few.size <= LARGEST
+
+    def gather(self, products: _Products, dtype: Any) -> TwoGroupMatrix:
+        pairs = self.pairs
+        i = pairs.rows[:, :, None]
+
+        def part(columns: Int[Array, "O d"]) -> Float[Array, "O dr d"]:
+            shape = (*pairs.rows.shape, columns.shape[1])
+            j = jnp.broadcast_to(columns[:, None, :], shape)
+            return products.entries(jnp.broadcast_to(i, shape), j, dtype)
+
+        of_few, of_many = pairs.few[pairs.of_few], pairs.many[pairs.of_many]
+        return TwoGroupMatrix(part(of_few), part(of_many), pairs)
+
+
+def _layout(entries: Sparsity) -> _Band | _TwoGroups | _Entries:
+    if _is_band(entries):
+        return _Band.of(entries)
+    groups = two_groups(entries)
+    return _Entries.of(entries) if groups is None else _TwoGroups(Pairs.of(*groups))
+
+
+def _is_band(entries: Sparsity) -> bool:
+    lower, upper = entries.band
+    width = lower + upper + 1
+    return width <= WIDEST and entries.nnz > FULL * width * min(entries.shape)
+
+
+def _colors(base: AbstractJacobian, entries: Sparsity) -> Coloring:
+    """By the modes that the scheme has; both only where that halves the products."""
+    if isinstance(base, Reverse):
+        return color(entries, ("reverse",))
+    alone = color(entries, ("forward",))
+    if isinstance(base, Forward):
+        both = color(entries)
+        return both if 2 * both.products <= alone.products else alone
+    return alone
+
+
+def _groups(colors: Int[Array, " n"], count: int) -> Bool[Array, "k n"]:
+    return jnp.arange(count, dtype=jnp.int32)[:, None] == colors[None, :]

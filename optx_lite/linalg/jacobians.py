@@ -1,0 +1,100 @@
+"""What every form of a Jacobian can do: dense, transposed (n, m), or an operator (m, n)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float
+
+from .operators import AbstractOperator
+
+Jacobian = Any  # an array (n, m), or an operator with `scaled` and `squared_columns`
+
+
+def scale_columns(jacobian: Jacobian, factors: Float[Array, " n"]) -> Jacobian:
+    """J diag(factors)."""
+    if isinstance(jacobian, AbstractOperator):
+        return jacobian.scaled(jnp.ones((jacobian.shape[0],), factors.dtype), factors)
+    return jacobian * factors[:, None]
+
+
+def scale_rows(jacobian: Jacobian, factors: Float[Array, " m"]) -> Jacobian:
+    """diag(factors) J."""
+    if isinstance(jacobian, AbstractOperator):
+        return jacobian.scaled(factors, jnp.ones((jacobian.shape[1],), factors.dtype))
+    return jacobian * factors[None, :]
+
+
+def divide(jacobian: Jacobian, unit: Float[Array, ""]) -> Jacobian:
+    """J / unit, a power of two."""
+    if isinstance(jacobian, AbstractOperator):
+        return scale_rows(jacobian, jnp.broadcast_to(1 / unit, jacobian.shape[:1]))
+    return jacobian / unit
+
+
+def without_columns(jacobian: Jacobian, which: Bool[Array, " n"]) -> Jacobian:
+    """J with columns of zeros."""
+    if isinstance(jacobian, AbstractOperator):
+        return scale_columns(jacobian, (~which).astype(jacobian.dtype))
+    return jnp.where(which[:, None], 0, jacobian)
+
+
+def column_sizes(jacobian: Jacobian) -> Float[Array, " n"]:
+    """The size of each column: its largest entry, or its norm where that is what is known."""
+    if isinstance(jacobian, AbstractOperator):
+        return jnp.sqrt(jacobian.squared_columns())
+    return jnp.max(jnp.abs(jacobian), axis=1)
+
+
+def cast_jacobian(jacobian: Jacobian, dtype: Any) -> Jacobian:
+    """With entries of this dtype."""
+    return jax.tree.map(lambda a: a.astype(dtype) if eqx.is_inexact_array(a) else a, jacobian)
+
+
+def as_result(jacobian: Jacobian) -> Any:
+    """As a result shows it: dense (m, n), JAX's sparse array, or an operator."""
+    if not isinstance(jacobian, AbstractOperator):
+        return jacobian.T
+    if isinstance(jacobian, DenseOperator):
+        return jacobian.columns.T
+    return jacobian.to_bcoo() if hasattr(jacobian, "to_bcoo") else jacobian
+
+
+class DenseOperator(AbstractOperator):
+    """A matrix (m, n) by its columns."""
+
+    columns: Float[Array, "n m"]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(m, n)."""
+        return self.columns.shape[1], self.columns.shape[0]
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Of the entries."""
+        return self.columns.dtype
+
+    def apply(self, v: Float[Array, " n"]) -> Float[Array, " m"]:
+        """A v."""
+        return v @ self.columns
+
+    def adjoint(self) -> DenseOperator:
+        """A^T."""
+        return DenseOperator(self.columns.T)
+
+    def squared_columns(self) -> Float[Array, " n"]:
+        """Sums of the squares of the columns."""
+        return jnp.sum(self.columns**2, axis=1)
+
+    def scaled(self, left: Float[Array, " m"], right: Float[Array, " n"]) -> DenseOperator:
+        """diag(left) A diag(right)."""
+        return DenseOperator(self.columns * left[None, :] * right[:, None])
+
+    def absolute(self) -> DenseOperator:
+        """|A|, entry by entry."""
+        return DenseOperator(jnp.abs(self.columns))

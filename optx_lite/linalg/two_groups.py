@@ -1,0 +1,255 @@
+r"""Least squares in which each residual touches one block of variables of either of two groups.
+
+    J = [A B],    J^T J = [ U    W ]      U, V block diagonal                              (1)
+                          [ W^T  V ]
+
+Bundle adjustment's shape: U of the cameras, V of the points. The many blocks of V are eliminated,
+
+    (U - W V^-1 W^T) a = g_a - W V^-1 g_b,      b = V^-1 (g_b - W^T a)                    (2)
+
+and what is left, the Schur complement, is a dense matrix of the few (D. C. Brown, "A solution to
+the general problem of multiple station analytical stereotriangulation", 1958; B. Triggs, P. F.
+McLauchlan, R. I. Hartley and A. W. Fitzgibbon, "Bundle adjustment: a modern synthesis", 2000).
+W V^-1 W^T is a sum over pairs of residuals that share a block of V.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.experimental.sparse import BCOO
+from jaxtyping import Array, Float, Int
+
+from ..jax_support.control_flow import scan
+from .operators import AbstractOperator
+
+CHUNK = 1024  # pairs whose products stay in the cache
+
+
+class Pairs(eqx.Module):
+    """Where things stand: arrays of integers, inputs of a program like all others."""
+
+    few: Int[Array, "C dc"]  # columns of the blocks that are kept
+    many: Int[Array, "P dp"]  # and of those that are eliminated
+    of_few: Int[Array, " O"]
+    of_many: Int[Array, " O"]  # sorted
+    rows: Int[Array, "O dr"]
+    first: Int[Array, " Q"]  # pairs of observations of one point, the cameras in order
+    second: Int[Array, " Q"]
+    twice: bool = eqx.field(static=True)  # whether a camera has two observations of one point
+
+    @classmethod
+    def of(cls, few: Any, many: Any, of_few: Any, of_many: Any, rows: Any) -> Pairs:
+        """With the pairs of observations that share a block of the many."""
+        begins = np.searchsorted(of_many, np.arange(len(many) + 1))
+        sizes = np.diff(begins)
+        first, second = [], []
+        for size in np.unique(sizes):
+            at = begins[:-1][sizes == size]
+            i, j = np.triu_indices(size)
+            first.append((at[:, None] + i).ravel())
+            second.append((at[:, None] + j).ravel())
+        one, two = np.concatenate(first), np.concatenate(second)
+        flip = of_few[one] > of_few[two]
+        one, two = np.where(flip, two, one), np.where(flip, one, two)
+        order = np.lexsort((of_few[two], of_few[one]))
+        arrays = few, many, of_few, of_many, rows, one[order], two[order]
+        twice = bool(np.any((of_few[one] == of_few[two]) & (one != two)))
+        return cls(*(np.asarray(array, np.int32) for array in arrays), twice)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(m, n)."""
+        return self.rows.size, self.few.size + self.many.size
+
+
+class TwoGroupMatrix(AbstractOperator):
+    """J of (1): the parts of each observation that touch one group and the other."""
+
+    of_few: Float[Array, "O dr dc"]
+    of_many: Float[Array, "O dr dp"]
+    pairs: Pairs
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(m, n)."""
+        return self.pairs.shape
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Of the entries."""
+        return self.of_few.dtype
+
+    def apply(self, v: Float[Array, " n"]) -> Float[Array, " m"]:
+        """J v."""
+        pairs = self.pairs
+        a, b = v[pairs.few][pairs.of_few], v[pairs.many][pairs.of_many]
+        parts = jnp.sum(self.of_few * a[:, None], 2) + jnp.sum(self.of_many * b[:, None], 2)
+        return jnp.zeros((self.shape[0],), v.dtype).at[pairs.rows].set(parts)
+
+    def adjoint(self) -> AbstractOperator:
+        """J^T."""
+        return _Adjoint(self)
+
+    def apply_adjoint(self, u: Float[Array, " m"]) -> Float[Array, " n"]:
+        """J^T u."""
+        parts = u[self.pairs.rows][:, :, None]
+        a, b = jnp.sum(self.of_few * parts, axis=1), jnp.sum(self.of_many * parts, axis=1)
+        return self._joined(self._over_few(a), self._over_many(b))
+
+    def squared_columns(self) -> Float[Array, " n"]:
+        """Sums of the squares of the columns."""
+        a, b = jnp.sum(self.of_few**2, axis=1), jnp.sum(self.of_many**2, axis=1)
+        return self._joined(self._over_few(a), self._over_many(b))
+
+    def scaled(self, left: Float[Array, " m"], right: Float[Array, " n"]) -> TwoGroupMatrix:
+        """diag(left) J diag(right)."""
+        pairs = self.pairs
+        rows = left[pairs.rows][:, :, None]
+        a, b = right[pairs.few][pairs.of_few], right[pairs.many][pairs.of_many]
+        return TwoGroupMatrix(
+            self.of_few * rows * a[:, None], self.of_many * rows * b[:, None], pairs
+        )
+
+    def absolute(self) -> TwoGroupMatrix:
+        """|J|, entry by entry."""
+        return TwoGroupMatrix(jnp.abs(self.of_few), jnp.abs(self.of_many), self.pairs)
+
+    def to_bcoo(self) -> BCOO:
+        """As JAX's sparse array."""
+        pairs = self.pairs
+        columns = pairs.few[pairs.of_few], pairs.many[pairs.of_many]
+
+        def indices(j: Int[Array, "O d"]) -> Int[Array, "k 2"]:
+            shape = (*pairs.rows.shape, j.shape[1])
+            i = jnp.broadcast_to(pairs.rows[:, :, None], shape)
+            return jnp.stack([i.ravel(), jnp.broadcast_to(j[:, None], shape).ravel()], axis=1)
+
+        values = jnp.concatenate([self.of_few.ravel(), self.of_many.ravel()])
+        places = jnp.concatenate([indices(j) for j in columns])
+        return BCOO((values, places), shape=self.shape, unique_indices=True)
+
+    def solve_normal(self, diag: Float[Array, " n"], b: Float[Array, " n"]) -> Float[Array, " n"]:
+        """x with (J^T J + diag(diag)) x = b, by (2)."""
+        pairs = self.pairs
+        count, dc = pairs.few.shape
+        u = self._over_few(_transposed_times(self.of_few, self.of_few))
+        v = self._over_many(_transposed_times(self.of_many, self.of_many))
+        u, v = u + _diagonals(diag[pairs.few]), v + _diagonals(diag[pairs.many])
+        root = _inverse_root(v)  # L^-1 with L L^T = V
+        of_many = _times_transposed(self.of_many, root[pairs.of_many])  # B L^-T
+        w = _transposed_times(self.of_few, of_many)  # W L^-T
+        gb = jnp.sum(root * b[pairs.many][:, None], axis=2)  # L^-1 g_b
+        ga = b[pairs.few] - self._over_few(jnp.sum(w * gb[pairs.of_many][:, None], axis=2))
+        schur = self._schur(u, w)
+        a = _solve_equilibrated(schur, ga.reshape(-1)).reshape(count, dc)
+        change = self._over_many(jnp.sum(w * a[pairs.of_few][:, :, None], axis=1))
+        return self._joined(a, jnp.sum(root * (gb - change)[:, :, None], axis=1))
+
+    def _schur(self, u: Float[Array, "C dc dc"], w: Float[Array, "O dc dp"]) -> Array:
+        """U - W V^-1 W^T, dense: its upper triangle of blocks is summed, then mirrored."""
+        pairs = self.pairs
+        count, dc = pairs.few.shape
+        padding = -pairs.first.size % CHUNK
+        # Past the end: added to a block beyond the last.
+        first, second = (jnp.pad(of, (0, padding)) for of in (pairs.first, pairs.second))
+        places = pairs.of_few[first] * count + pairs.of_few[second]
+        places = jnp.where(jnp.arange(first.size) < pairs.first.size, places, count * count)
+
+        def add(blocks: Array, part: tuple[Array, Array, Array]) -> tuple[Array, None]:
+            one, two, place = part
+            product = _times_transposed(w[one], w[two])
+            if pairs.twice:
+                again = (pairs.of_few[one] == pairs.of_few[two]) & (one != two)
+                product = jnp.where(
+                    again[:, None, None], product + jnp.swapaxes(product, 1, 2), product
+                )
+            return blocks.at[place].add(product, indices_are_sorted=True), None
+
+        parts = tuple(array.reshape(-1, CHUNK) for array in (first, second, places))
+        blocks = scan(add, jnp.zeros((count * count + 1, dc, dc), w.dtype), parts)[0][:-1]
+        blocks = -blocks.reshape(count, count, dc, dc)
+        mirrored = blocks + jnp.transpose(blocks, (1, 0, 3, 2))
+        same = jnp.eye(count, dtype=bool)[:, :, None, None]
+        whole = jnp.where(same, blocks + u[:, None], mirrored)
+        return jnp.transpose(whole, (0, 2, 1, 3)).reshape(count * dc, count * dc)
+
+    def _over_few(self, parts: Array) -> Array:
+        return jax.ops.segment_sum(parts, self.pairs.of_few, self.pairs.few.shape[0])
+
+    def _over_many(self, parts: Array) -> Array:
+        count = self.pairs.many.shape[0]
+        return jax.ops.segment_sum(parts, self.pairs.of_many, count, indices_are_sorted=True)
+
+    def _joined(self, a: Float[Array, "C dc"], b: Float[Array, "P dp"]) -> Float[Array, " n"]:
+        out = jnp.zeros((self.shape[1],), a.dtype)
+        return out.at[self.pairs.few].set(a).at[self.pairs.many].set(b)
+
+
+class _Adjoint(AbstractOperator):
+    of: TwoGroupMatrix
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.of.shape[::-1]
+
+    @property
+    def dtype(self) -> np.dtype:
+        return self.of.dtype
+
+    def apply(self, v: Array) -> Array:
+        return self.of.apply_adjoint(v)
+
+    def adjoint(self) -> AbstractOperator:
+        return self.of
+
+
+def _times_transposed(a: Float[Array, "k i r"], b: Float[Array, "k j r"]) -> Array:
+    """A B^T of many small matrices, written out: XLA's own product takes them one by one."""
+    return sum(
+        (a[:, :, None, r] * b[:, None, :, r] for r in range(1, a.shape[2])),
+        a[:, :, None, 0] * b[:, None, :, 0],
+    )
+
+
+def _transposed_times(a: Float[Array, "k r i"], b: Float[Array, "k r j"]) -> Array:
+    """A^T B, likewise."""
+    return _times_transposed(jnp.swapaxes(a, 1, 2), jnp.swapaxes(b, 1, 2))
+
+
+def _diagonals(rows: Float[Array, "k d"]) -> Float[Array, "k d d"]:
+    return rows[:, :, None] * jnp.eye(rows.shape[1], dtype=rows.dtype)[None]
+
+
+def _inverse_root(v: Float[Array, "P d d"]) -> Float[Array, "P d d"]:
+    """L^-1, L the Cholesky factor, the columns written out; 0 for a pivot that is not positive."""
+    d = v.shape[1]
+    lower = [[jnp.zeros_like(v[:, 0, 0])] * d for _ in range(d)]
+    for j in range(d):
+        square = v[:, j, j] - sum((lower[j][k] ** 2 for k in range(j)), jnp.zeros_like(v[:, 0, 0]))
+        positive = square > 0
+        # 1 / l_jj
+        lower[j][j] = jnp.where(positive, lax.rsqrt(jnp.where(positive, square, 1)), 0)
+        for i in range(j + 1, d):
+            dot = sum((lower[i][k] * lower[j][k] for k in range(j)), jnp.zeros_like(square))
+            lower[i][j] = (v[:, i, j] - dot) * lower[j][j]
+    inverse = [[jnp.zeros_like(v[:, 0, 0])] * d for _ in range(d)]
+    for j in range(d):
+        inverse[j][j] = lower[j][j]
+        for i in range(j + 1, d):
+            terms = (lower[i][k] * inverse[k][j] for k in range(j, i))
+            inverse[i][j] = -lower[i][i] * sum(terms, jnp.zeros_like(v[:, 0, 0]))
+    return jnp.stack([jnp.stack(row, axis=1) for row in inverse], axis=1)
+
+
+def _solve_equilibrated(matrix: Float[Array, "k k"], b: Float[Array, " k"]) -> Float[Array, " k"]:
+    size = jnp.diagonal(matrix)
+    scale = lax.rsqrt(jnp.where(size > 0, size, 1))
+    unit = matrix * scale[:, None] * scale[None, :]
+    factor = jax.scipy.linalg.cho_factor(unit, lower=True)
+    return jax.scipy.linalg.cho_solve(factor, b * scale) * scale
