@@ -26,5 +26,7 @@ from .solvers import AbstractSolver as AbstractSolver
 from .solvers import Dogbox as Dogbox
 from .solvers import LevenbergMarquardt as LevenbergMarquardt
 from .solvers import TrustRegionReflective as TrustRegionReflective
+from .statistics.covariance import Covariance as Covariance
+from .statistics.covariance import covariance as covariance
 
 __version__ = "0.1.0"

@@ -410,20 +410,26 @@ class TrustRegionSolver(AbstractLeastSquaresSolver[State]):
 
     def finish(self, problem: LeastSquaresProblem, state: State) -> Result:
         """The answer on flat vectors."""
+        cost, fun = _cost_and_residuals(problem, state)
+        known = jnp.where(jnp.isfinite(state.cost), 1, jnp.nan).astype(cost.dtype)
+        jac = state.model.rows.T * (known * state.unit) * reciprocal(state.model.units)[None, :]
         mask = jnp.zeros(state.x.shape, jnp.int32)
         if problem.bounded:
-            # On a bound: within what xtol takes for nothing, in the metric.
+            # On a bound: within what xtol takes for nothing, in the metric; and not free to stay
+            # there, as a variable may be which is small beside the others: alone it would leave.
             scale = state.scale * state.model.units
             nothing = self.xtol * norm(state.x / scale) * scale
             mask = active_mask(state.x, problem.lower, problem.upper, nothing)
-        cost, fun = _cost_and_residuals(problem, state)
-        known = jnp.where(jnp.isfinite(state.cost), 1, jnp.nan).astype(cost.dtype)
+            distance, _ = coleman_li(state.x, state.gradient, problem.lower, problem.upper)
+            length = jax.vmap(norm)(jac.T)
+            leaves = jnp.abs(state.gradient) > distance * length * length
+            on = (state.x == problem.lower) | (state.x == problem.upper)
+            mask = jnp.where(on | (leaves & (mask * state.gradient < 0)), mask, 0)
         return Result(
             x=state.x,
             cost=cost,
             fun=fun,
-            jac=(state.model.rows.T * (known * state.unit))
-            * reciprocal(state.model.units)[None, :],
+            jac=jac,
             grad=state.gradient * known,
             optimality=self.optimality(problem, state) * known,
             active_mask=mask,
