@@ -1,6 +1,8 @@
 """SciPy's optimisers in JAX: inside jit, vmap and grad, over pytrees, differentiable."""
 
 from . import elementwise as elementwise
+from .api.curve_fit import OptimizeWarning as OptimizeWarning
+from .api.curve_fit import curve_fit as curve_fit
 from .api.derivatives import approx_derivative as approx_derivative
 from .api.derivatives import check_derivative as check_derivative
 from .api.least_squares import least_squares as least_squares
@@ -28,5 +30,8 @@ from .solvers import LevenbergMarquardt as LevenbergMarquardt
 from .solvers import TrustRegionReflective as TrustRegionReflective
 from .statistics.covariance import Covariance as Covariance
 from .statistics.covariance import covariance as covariance
+from .statistics.curve import CurveFit as CurveFit
+from .statistics.report import FitReport as FitReport
+from .statistics.report import fit_report as fit_report
 
 __version__ = "0.1.0"

@@ -48,6 +48,7 @@ from .names import names_of
 from .singular import describe_null
 
 HESSIANS = ("gauss-newton", "exact")
+FIXED = 2  # in `active_mask`
 NOT_AT_MINIMUM = 0.1  # of a standard deviation: a minimum of a likelihood is told more exactly
 
 
@@ -68,7 +69,8 @@ class Covariance(eqx.Module):
     null : array, shape (n, n)
         Its columns that are not 0 are directions in which nothing is known.
     active_mask : array, shape (n,), int
-        -1 and 1 for a parameter on its lower and upper bound (or fixed), which has no error.
+        -1 and 1 for a parameter on its lower and upper bound, 2 for one that is fixed: these have
+        no error.
     rank, dof : array, shape (), int
         Directions that are determined; data less that number.
     known : array, shape (), bool
@@ -133,9 +135,7 @@ class Covariance(eqx.Module):
 
     @property
     def correlation(self) -> Array:
-        """The correlations, (n, n): 1 on the diagonal, NaN where there is no error or none known.
-
-        """
+        """The correlations, (n, n): 1 on the diagonal, NaN beside it where an error is missing."""
         factor = self.scaled_factor
         length = safe_sqrt(jnp.sum(factor**2, axis=1))
         unit = factor / jnp.where(length > 0, length, jnp.nan)[:, None]
@@ -153,10 +153,10 @@ class Covariance(eqx.Module):
         """
         if not bool(self.known):
             return ["The fit did not end at a minimum, so nothing is known of its errors."]
-        sides = {-1: "lower", 1: "upper"}
+        sides = {-1: "is on its lower bound", 1: "is on its upper bound", FIXED: "is fixed"}
         notes = [
-            f"{name} is fixed, or on its {sides[int(side)]} bound: its error is 0, and the others' "
-            "are those of a fit in which it is fixed."
+            f"{name} {sides[int(side)]}: its error is 0, and the others' are those of a fit in "
+            "which it does not move."
             for name, side in zip(self.names, np.asarray(self.active_mask), strict=True)
             if side
         ]
@@ -201,8 +201,8 @@ def covariance(
     args, kwargs : tuple and dict, optional
         Its further arguments.
     bounds : optional
-        Those of the fit. `least_squares` says in its result what they hold; for `minimize` they
-        are needed if there were any.
+        Those of the fit. `least_squares` says in its result what they hold, and they only tell
+        what is fixed from what is on its bound; for `minimize` they are needed if there were any.
     loss, f_scale : optional
         Those of the fit.
     absolute_sigma : bool
@@ -262,7 +262,7 @@ def covariance(
     mask = ravel(result.active_mask, jnp.int32)
     if bounds is not None:
         lower, upper, _ = check_bounds(bounds, result.x, x)
-        mask = _on_bounds(x, lower, upper)
+        mask = jnp.where(lower == upper, FIXED, mask)
     residuals = None
     if hessian == "exact":
         problem, _ = least_squares_problem(fun, result.x, args=args, kwargs=kwargs)  # type: ignore[arg-type]
@@ -292,7 +292,8 @@ def _layout(x: Any, names: Any) -> tuple[tuple[str, ...], Unravel, Array]:
 
 
 def _on_bounds(x: Array, lower: Array, upper: Array) -> Array:
-    return jnp.where(x == lower, -1, jnp.where(x == upper, 1, 0)).astype(jnp.int32)
+    side = jnp.where(x == lower, -1, jnp.where(x == upper, 1, 0))
+    return jnp.where(lower == upper, FIXED, side).astype(jnp.int32)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -325,7 +326,7 @@ def _of_least_squares(
     if not loss.is_linear:  # (2)
         scores = jnp.where(held[None, :], 0, jac) * loss.slope(f)[:, None]
         factor = factor @ (scores @ factor).T
-        variance = _per_dof(jnp.asarray(nobs, x.dtype), dof)
+        variance = _per_dof(jnp.asarray(nobs).astype(x.dtype), dof)
     elif absolute_sigma:
         variance = jnp.ones_like(cost)
     else:  # (1)
@@ -335,7 +336,7 @@ def _of_least_squares(
 
 
 def _per_dof(total: Array, dof: Array) -> Array:
-    return jnp.where(dof > 0, total / jnp.maximum(dof, 1), jnp.inf)
+    return jnp.where(dof > 0, total / jnp.maximum(dof, 1).astype(total.dtype), jnp.inf)
 
 
 def _slope_of_psi(loss: Loss, f: Array) -> Array:

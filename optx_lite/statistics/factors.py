@@ -60,12 +60,12 @@ def inverse_of_gram(jac: Array, held: Array, rcond: float) -> tuple[Array, Array
     null : array, shape (n, n)
         Columns that span the directions of no effect, in the variables' own units; 0 elsewhere.
     """
-    jac = jnp.where(held, 0, jac)
+    jac = jnp.where(held[None, :], 0, jac)
     length = jax.vmap(norm)(jac.T)
     inverse_length = jnp.where(length > 0, 1 / jnp.where(length > 0, length, 1), 1)
     unit = jac * inverse_length[None, :]
     eye = jnp.eye(jac.shape[1], dtype=jac.dtype)
-    r_factor = triangularize(unit.T, jnp.zeros_like(unit[:, 0]))[0] + jnp.where(held, eye, 0)
+    r_factor = triangularize(unit.T, jnp.zeros_like(unit[:, 0]))[0] + jnp.where(held[None, :], eye, 0)
     inverse = jax.vmap(solve_upper, (None, 1), 1)(r_factor, eye)
     # ||R|| ||R^-1|| in Frobenius' norm bounds the condition number from above.
     condition = jnp.sqrt(jnp.sum(r_factor**2) * jnp.sum(inverse**2))
@@ -74,8 +74,8 @@ def inverse_of_gram(jac: Array, held: Array, rcond: float) -> tuple[Array, Array
 
     def by_singular_values(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         _, s, vt = jnp.linalg.svd(jnp.where(finite, r_factor, eye))
-        zero = s <= rcond * s[0]
-        factor = jnp.where(zero, 0, vt.T / jnp.where(zero, 1, s))
+        zero = (s <= rcond * s[0])[None, :]
+        factor = jnp.where(zero, 0, vt.T / jnp.where(zero, 1, s[None, :]))
         return factor, jnp.where(zero, vt.T, 0), jnp.zeros_like(state[2])
 
     factor, null, _ = while_loop(
@@ -89,7 +89,7 @@ def inverse_of_gram(jac: Array, held: Array, rcond: float) -> tuple[Array, Array
 def _inverse_of_gram_jvp(rcond, primals, tangents):  # type: ignore[no-untyped-def]
     jac, held = primals
     factor, null = inverse_of_gram(jac, held, rcond)
-    seen, d_seen = (jnp.where(held, 0, j) @ factor for j in (jac, tangents[0]))
+    seen, d_seen = (jnp.where(held[None, :], 0, j) @ factor for j in (jac, tangents[0]))
     d_factor = -factor @ (seen.T @ d_seen)
     return (factor, null), (_unless_singular(d_factor, null), jnp.zeros_like(null))
 
@@ -109,8 +109,8 @@ def inverse_of_hessian(hessian: Array, held: Array, rcond: float) -> tuple[Array
     unit = hessian * inverse_length[:, None] * inverse_length[None, :]
     finite = jnp.all(jnp.isfinite(unit))
     values, vectors = jnp.linalg.eigh(jnp.where(finite, 0.5 * (unit + unit.T), eye))
-    size = jnp.abs(values)
-    zero = size <= max(rcond**2, DIGITS * eps) * jnp.max(size)
+    values = values[None, :]
+    zero = jnp.abs(values) <= max(rcond**2, DIGITS * eps) * jnp.max(jnp.abs(values))
     factor = jnp.where(zero, 0, vectors / jnp.sqrt(jnp.where(zero | (values < 0), 1, values)))
     at_minimum = finite & jnp.all(zero | (values > 0))
     factor = jnp.where(at_minimum, factor, jnp.nan)
@@ -133,7 +133,7 @@ def _in_own_units(
     null = null * inverse_length[:, None]
     size = jnp.max(jnp.abs(null), axis=0)
     factor = jnp.where(held[:, None], 0, factor * inverse_length[:, None])
-    return factor, null / jnp.where(size > 0, size, 1)
+    return factor, null / jnp.where(size > 0, size, 1)[None, :]
 
 
 def _unless_singular(d_factor: Array, null: Array) -> Array:

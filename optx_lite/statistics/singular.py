@@ -38,7 +38,9 @@ def describe_null(
     if not directions.shape[1]:
         return []
     size = np.where(x == 0, 1, np.abs(x))
-    return [_sentence(v, x, names, unchanged) for v in _echelon(directions / size[:, None]).T * size]
+    return [
+        _sentence(v, x, names, unchanged) for v in _echelon(directions / size[:, None]).T * size
+    ]
 
 
 def _echelon(directions: np.ndarray) -> np.ndarray:

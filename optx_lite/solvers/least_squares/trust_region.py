@@ -424,7 +424,8 @@ class TrustRegionSolver(AbstractLeastSquaresSolver[State]):
             length = jax.vmap(norm)(jac.T)
             leaves = jnp.abs(state.gradient) > distance * length * length
             on = (state.x == problem.lower) | (state.x == problem.upper)
-            mask = jnp.where(on | (leaves & (mask * state.gradient < 0)), mask, 0)
+            pressed = jnp.where(mask < 0, state.gradient > 0, state.gradient < 0)
+            mask = jnp.where(on | (leaves & pressed), mask, 0)
         return Result(
             x=state.x,
             cost=cost,
