@@ -11,10 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..problem.arguments import as_tuple
 from ..problem.pytrees import is_concrete
 from ..solvers import AbstractLeastSquaresSolver
 from ..statistics.covariance import covariance
-from ..statistics.curve import CurveFit, Data, Model, pivoted_factors, residuals
+from ..statistics.curve import CurveFit, Data, Model, minpack_code, pivoted_factors, residuals
 from .curve_fit_arguments import (
     bounds_of,
     data_of,
@@ -235,8 +236,10 @@ def _fit_of(
     by_lm = method == "lm"
     factors = pivoted_factors(result.jac, result.fun) if by_lm and settings["full_output"] else None
     fit = CurveFit(
-        popt, pcov, result, estimate, data, nobs, factors, model, **settings, minpack_codes=by_lm
-    )
+        popt=popt, pcov=pcov, result=result, covariance=estimate, data=data, nobs=nobs,
+        factors=factors, box=box, f_scale=options.get("f_scale", 1.0),
+        loss=options.get("loss", "linear"), model=model, minpack_codes=by_lm, **settings,
+    )  # fmt: skip
     if concrete and is_concrete(singular) and bool(singular):
         why = " ".join(fit.explain())
         warnings.warn(
@@ -258,3 +261,110 @@ def _matrix(estimate: Any) -> tuple[Any, Any]:
     """SciPy's: inf throughout if any parameter has no error; and whether that is so."""
     singular = jnp.any(estimate.undetermined)
     return jnp.where(singular & estimate.known, jnp.inf, estimate.matrix), singular
+
+
+def leastsq(
+    func: Callable[..., Any],
+    x0: Any,
+    args: Any = (),
+    Dfun: Callable | None = None,
+    full_output: bool = False,
+    col_deriv: bool = False,
+    ftol: float = 1.49012e-8,
+    xtol: float = 1.49012e-8,
+    gtol: float = 0.0,
+    maxfev: int = 0,
+    epsfcn: float | None = None,
+    factor: float = 100,
+    diag: Any = None,
+) -> tuple:
+    """Minimise a sum of squares, with the outputs of SciPy's ``leastsq``.
+
+    Legacy: `least_squares` by ``method='lm'`` is the same solver, with a result that says more.
+
+    Parameters
+    ----------
+    func : callable
+        ``func(x, *args)`` gives the residuals, shape (m,), m >= n.
+    x0 : array_like, shape (n,) or scalar
+        Initial guess.
+    args : tuple, optional
+        Further arguments of ``func`` and ``Dfun``.
+    Dfun : callable, optional
+        The Jacobian, shape (m, n), or (n, m) with ``col_deriv``. By default by automatic
+        differentiation.
+    full_output : bool
+        Whether to give all outputs, rather than x and ``ier``.
+    ftol, xtol, gtol : float
+        Tolerances as for `least_squares`.
+    maxfev : int
+        Most evaluations; 0 for 100 n.
+    epsfcn, factor
+        Without effect: of finite differences, and of MINPACK's first step.
+    diag : array_like, shape (n,), optional
+        One over the sizes of the unknowns.
+
+    Returns
+    -------
+    x : array, shape (n,)
+        The solution.
+    cov_x : array, shape (n, n), or None
+        (J^T J)^-1; None if it is singular (inf inside of ``jit``). With ``full_output``, as what
+        follows.
+    infodict : dict
+        ``nfev``, ``fvec`` (m,), ``fjac`` (n, m), ``ipvt`` (n,), ``qtf`` (n,).
+    mesg : str
+        Why it ended; None inside of ``jit``.
+    ier : int
+        1 ftol, 2 xtol, 3 both, 4 gtol; above that, no solution was found.
+
+    Raises
+    ------
+    TypeError
+        For fewer residuals than unknowns, or a Jacobian of wrong shape.
+
+    Warns
+    -----
+    RuntimeWarning
+        If no solution was found, without ``full_output``.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp, optx_lite as ox
+    >>> x, ier = ox.leastsq(lambda x: jnp.array([x[0] - 3.0, 2.0 * (x[1] + 1.0)]), [0.0, 0.0])
+    >>> print(x.round(3), ier in (1, 2, 3, 4))
+    [ 3. -1.] True
+    """
+    x0 = x0.reshape(-1) if isinstance(x0, jax.Array) else np.asarray(x0).reshape(-1)
+    jac = Dfun
+    if Dfun is not None and col_deriv:
+        jac = lambda x, *args: jnp.asarray(Dfun(x, *args)).T  # noqa: E731
+    try:
+        result = least_squares(
+            func, x0, jac="jacfwd" if jac is None else jac, method="lm", ftol=ftol or None,
+            xtol=xtol or None, gtol=gtol or None, max_nfev=maxfev or None, args=as_tuple(args),
+            x_scale=None if diag is None else 1 / jnp.asarray(diag),
+        )  # fmt: skip
+    except ValueError as error:
+        if "`jac` has wrong shape" in str(error):
+            raise TypeError(str(error).replace("`jac`", "`Dfun`")) from error
+        raise
+    (m, n) = result.jac.shape
+    if m < n:
+        raise TypeError(
+            f"Improper input: func input vector length N={n} must not exceed func output vector "
+            f"length M={m}"
+        )
+    concrete = isinstance(result.status, int)
+    ier = minpack_code(result.status)
+    if not full_output:
+        if concrete and not result.success:
+            warnings.warn(result.message, RuntimeWarning, stacklevel=2)
+        return result.x, ier
+    cov, singular = _matrix(covariance(result, absolute_sigma=True))
+    if concrete and (bool(singular) or not result.success):
+        cov = None
+    names = ("fjac", "ipvt", "qtf")
+    factors = dict(zip(names, pivoted_factors(result.jac, result.fun), strict=True))
+    infodict = {"nfev": result.nfev, "fvec": result.fun, **factors}
+    return result.x, cov, infodict, result.message if concrete else None, ier

@@ -111,6 +111,12 @@ class CurveFit(eqx.Module):
         The function that was fitted.
     nobs : int
         The number of data.
+    factors : tuple of arrays, or None
+        MINPACK's, for ``infodict``.
+    box : bounds, or None
+        Those of the fit, what is fixed included.
+    loss, f_scale
+        Those of the fit; ``loss`` static.
     """
 
     popt: Any
@@ -120,6 +126,9 @@ class CurveFit(eqx.Module):
     data: Data
     nobs: Any
     factors: Any
+    box: Any
+    f_scale: Any
+    loss: Any = eqx.field(static=True)
     model: Model = eqx.field(static=True)
     absolute_sigma: bool = eqx.field(static=True)
     full_output: bool = eqx.field(static=True)
@@ -141,12 +150,8 @@ class CurveFit(eqx.Module):
     @property
     def ier(self) -> Any:
         """Why it ended: 1 to 4 for success."""
-        if not self.minpack_codes:
-            return self.result.status
-        codes = np.array([5, 4, 1, 2, 3])  # of 0 spent, 1 gtol, 2 ftol, 3 xtol, 4 both
-        if isinstance(self.result.status, int):
-            return int(codes[max(self.result.status, 0)])
-        return jnp.asarray(codes)[jnp.maximum(self.result.status, 0)]
+        status = self.result.status
+        return minpack_code(status) if self.minpack_codes else status
 
     @property
     def mesg(self) -> str | None:
@@ -198,6 +203,14 @@ class CurveFit(eqx.Module):
 
     def __getitem__(self, index: Any) -> Any:
         return self._values()[index]
+
+
+def minpack_code(status: Any) -> Any:
+    """MINPACK's number for a status: 1 ftol, 2 xtol, 3 both, 4 gtol, 5 spent, 7 stuck, 0 wrong."""
+    if isinstance(status, int):
+        return {0: 5, 1: 4, 2: 1, 3: 2, 4: 3, -1: 0}.get(status, 7)
+    codes = jnp.array([5, 4, 1, 2, 3])[jnp.clip(status, 0, 4)]
+    return jnp.where(status >= 0, codes, jnp.where(status == -1, 0, 7))
 
 
 def pivoted_factors(jac: Array, f: Array) -> tuple[Array, Array, Array]:

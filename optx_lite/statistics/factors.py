@@ -65,7 +65,9 @@ def inverse_of_gram(jac: Array, held: Array, rcond: float) -> tuple[Array, Array
     inverse_length = jnp.where(length > 0, 1 / jnp.where(length > 0, length, 1), 1)
     unit = jac * inverse_length[None, :]
     eye = jnp.eye(jac.shape[1], dtype=jac.dtype)
-    r_factor = triangularize(unit.T, jnp.zeros_like(unit[:, 0]))[0] + jnp.where(held[None, :], eye, 0)
+    r_factor = triangularize(unit.T, jnp.zeros_like(unit[:, 0]))[0] + jnp.where(
+        held[None, :], eye, 0
+    )
     inverse = jax.vmap(solve_upper, (None, 1), 1)(r_factor, eye)
     # ||R|| ||R^-1|| in Frobenius' norm bounds the condition number from above.
     condition = jnp.sqrt(jnp.sum(r_factor**2) * jnp.sum(inverse**2))

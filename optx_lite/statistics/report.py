@@ -21,7 +21,7 @@ import numpy as np
 from ..problem.pytrees import is_concrete
 from ..results.least_squares import Result
 from ..results.minimize import MinimizeResult
-from .covariance import FIXED, Covariance, covariance
+from .covariance import Covariance, covariance
 
 
 @dataclasses.dataclass(frozen=True)
