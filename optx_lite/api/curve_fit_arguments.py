@@ -67,15 +67,17 @@ def model_of(f: Callable, p0: Any) -> Model:
     """How f takes its parameters: one by one as for SciPy, by name, or as p0 is."""
     if jax.tree_util.all_leaves([p0]):
         return Model(f, "positional")
-    for style, binding in (("keyword", dict), ("positional", (list, tuple))):
-        if isinstance(p0, binding) and not hasattr(p0, "_fields"):
-            arguments = ((), p0) if style == "keyword" else (p0, {})
-            try:
-                inspect.signature(f).bind(None, *arguments[0], **arguments[1])
-            except (TypeError, ValueError):
-                continue
-            return Model(f, style)
-    return Model(f, "whole")
+    if isinstance(p0, dict) and all(isinstance(key, str) for key in p0):
+        style, arguments, named = "keyword", (), p0
+    elif type(p0) in (list, tuple):
+        style, arguments, named = "positional", p0, {}
+    else:
+        return Model(f, "whole")
+    try:
+        inspect.signature(f).bind(None, *arguments, **named)
+    except (TypeError, ValueError):
+        return Model(f, "whole")
+    return Model(f, style)
 
 
 def parameter_names(model: Model, p0: Any) -> tuple[str, ...]:

@@ -278,7 +278,7 @@ def covariance(
             "`loss` and `f_scale` must be those of the fit: the cost of `result` is "
             f"{float(result.cost):.6g}, which is not that of its residuals under them."
         )
-    return Covariance(x, *estimate, names, restore)
+    return Covariance(x=x, **estimate, names=names, restore=restore)
 
 
 def _layout(x: Any, names: Any) -> tuple[tuple[str, ...], Unravel, Array]:
@@ -308,7 +308,7 @@ def _of_least_squares(
     loss: Loss,
     nobs: Array,
     residuals: Callable | None,
-) -> tuple[tuple, Array]:
+) -> tuple[dict[str, Array], Array]:
     """The fields of a `Covariance`, and whether the loss is that of the result."""
     absolute_sigma, rcond = static
     held = mask != 0
@@ -332,7 +332,7 @@ def _of_least_squares(
     else:  # (1)
         variance = _per_dof(2 * cost, dof)
     known = success & consistent & jnp.all(jnp.isfinite(factor))
-    return (factor, variance, null, mask, rank.astype(jnp.int32), dof, known), consistent
+    return _fields(factor, variance, null, mask, rank, dof, known), consistent
 
 
 def _per_dof(total: Array, dof: Array) -> Array:
@@ -387,13 +387,13 @@ def _of_likelihood(
             f"{NOT_AT_MINIMUM} of its standard error away. `fun` and `bounds` must be those of the "
             "fit, and `fun` a negative log-likelihood; else minimize with a smaller `gtol`."
         )
-    return Covariance(x, *estimate, names, restore)
+    return Covariance(x=x, **estimate, names=names, restore=restore)
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _of_objective(
     rcond: float, problem: Any, x: Array, mask: Array, success: Array
-) -> tuple[tuple, Array]:
+) -> tuple[dict[str, Array], Array]:
     """The fields of a `Covariance` by (3), and whether x is a minimum."""
     held = mask != 0
     gradient = jnp.where(held, 0, problem.gradient(x))
@@ -402,6 +402,20 @@ def _of_objective(
     at_minimum = ~(away > NOT_AT_MINIMUM**2) | ~success
     rank = held.shape[0] - jnp.sum(held) - jnp.sum(jnp.any(null != 0, axis=0))
     known = success & at_minimum & jnp.all(jnp.isfinite(factor))
-    one = jnp.ones_like(x[0])
-    rank = rank.astype(jnp.int32)
-    return (factor, one, null, mask, rank, jnp.zeros_like(rank), known), at_minimum
+    one, no_dof = jnp.ones_like(x[0]), jnp.zeros_like(rank)
+    return _fields(factor, one, null, mask, rank, no_dof, known), at_minimum
+
+
+def _fields(
+    factor: Array, variance: Array, null: Array, mask: Array, rank: Array, dof: Array, known: Array
+) -> dict[str, Array]:
+    """Those of a `Covariance` which are computed."""
+    return {
+        "factor": factor,
+        "variance": variance,
+        "null": null,
+        "active_mask": mask,
+        "rank": rank.astype(jnp.int32),
+        "dof": dof.astype(jnp.int32),
+        "known": known,
+    }

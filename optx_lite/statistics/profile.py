@@ -247,7 +247,7 @@ def _along(
         at = jnp.clip(x + d * ray, problem.lower, problem.upper)
         lower, upper = (jnp.where(held, at, side) for side in (problem.lower, problem.upper))
         there = eqx.tree_at(lambda p: (p.lower, p.upper), problem, (lower, upper))
-        res = ImplicitAdjoint().solve(solver, there, jnp.where(held, at, start))
+        res: Any = ImplicitAdjoint().solve(solver, there, jnp.where(held, at, start))
         rise = 2 * (res.cost - cost) / variance
         return jnp.sqrt(jnp.maximum(rise, 0)), res.x, _verdict(res, rise, q, eps)
 
@@ -280,10 +280,10 @@ def _along(
         jnp.minimum(q, longest), zero, zero + longest, -q, zero, zero > 0, x,
         jnp.zeros_like(held[0], jnp.int32), jnp.full_like(held[0], SEARCHING, jnp.int32),
     )  # fmt: skip
-    ray = while_loop(lambda s: s.status == SEARCHING, turn, start)
-    bad = (ray.status == LOWER) | (ray.status == FAILED)
-    distance = jnp.where(ray.status == OPEN, jnp.inf, ray.trial)
-    return jnp.where(bad, jnp.nan, distance), ray.status
+    end: _Ray = while_loop(lambda s: s.status == SEARCHING, turn, start)
+    bad = (end.status == LOWER) | (end.status == FAILED)
+    distance = jnp.where(end.status == OPEN, jnp.inf, end.trial)
+    return jnp.where(bad, jnp.nan, distance), end.status
 
 
 def _verdict(res: Any, rise: Array, q: Array, eps: Any) -> Array:

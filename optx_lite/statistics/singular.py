@@ -65,8 +65,8 @@ def _sentence(
     names: Sequence[str],
     unchanged: Callable[[np.ndarray], bool] | None,
 ) -> str:
-    (moving,) = np.nonzero(v)
-    who = [names[j] for j in moving]
+    moving = np.flatnonzero(v)
+    who = [names[int(j)] for j in moving]
     if len(moving) == 1:
         return f"{who[0]} is not determined: the residuals do not depend on it here."
     together = f"{', '.join(who[:-1])} and {who[-1]}"
