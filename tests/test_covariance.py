@@ -397,7 +397,7 @@ class TestProfiles:
         assert_allclose(ends.upper - fit.popt, q * fit.perr, rtol=1e-5)
         assert_allclose(fit.popt - ends.lower, q * fit.perr, rtol=1e-5)
         curve, status = ox.contour(fit, "a", "b", points=8)
-        away = np.asarray(curve - fit.popt)
+        away = np.asarray(curve) - np.asarray(fit.popt)
         size = np.einsum("ij,jk,ik->i", away, np.linalg.inv(fit.pcov), away)
         level = 0.6826894921370859
         expected = (
