@@ -136,12 +136,12 @@ def curve_fit(
     >>> y = decay(t, 2.0, 1.0) + 0.1 * jnp.cos(40 * t)
     >>> popt, pcov = ox.curve_fit(decay, t, y)
     >>> print(popt.round(2), jnp.sqrt(jnp.diag(pcov)).round(2))
-    [2.02 1.02] [0.06 0.05]
+    [2.05 1.03] [0.06 0.05]
     >>> fit = ox.curve_fit(
     ...     decay, t, y, {"height": 1.0, "rate": 1.0}, fixed={"height": False, "rate": True}
     ... )
-    >>> print(fit.popt["height"].round(2), fit.perr["rate"])
-    2.0 0.0
+    >>> print(f"{fit.popt['height']:.2f} {fit.perr['rate']:.1f}")
+    2.03 0.0
     >>> def rate(y):
     ...     return ox.curve_fit(decay, t, y)[0][1]
     >>> jax.grad(rate)(y).shape

@@ -136,8 +136,8 @@ def root(
     >>> ox.root(lambda x: x**2 + 1.0, [1.0]).success
     False
     >>> slope = jax.grad(lambda c: ox.root(f, [1.0, 1.0], args=(c,)).x[0])(4.0)
-    >>> print(slope.round(3))
-    0.567
+    >>> print(f"{slope:.3f}")
+    0.684
     """
     if method not in RUNS:
         raise ValueError(f"`method` must be one of {list(RUNS)}, got {method!r}.")
@@ -251,7 +251,7 @@ def fixed_point(
     Examples
     --------
     >>> import jax.numpy as jnp, optx_lite as ox
-    >>> print(ox.fixed_point(jnp.cos, 1.0).round(4))
+    >>> print(f"{ox.fixed_point(jnp.cos, 1.0):.4f}")
     0.7391
     """
     if method not in ("del2", "iteration"):

@@ -116,7 +116,7 @@ def profile_intervals(
     >>> fit = ox.curve_fit(lambda t, a, b: a * jnp.exp(-b * t), t, y)
     >>> ends = ox.profile_intervals(fit, ["b"])
     >>> print(ends.lower.round(2), ends.upper.round(2))
-    [0.96 1.07]
+    [0.98] [1.09]
     """
     rows = _rows(fit, names)
     x, sigma = fit.covariance.x, fit.covariance.flat_stderr
