@@ -332,8 +332,8 @@ def leastsq(
     --------
     >>> import jax.numpy as jnp, optx_lite as ox
     >>> x, ier = ox.leastsq(lambda x: jnp.array([x[0] - 3.0, 2.0 * (x[1] + 1.0)]), [0.0, 0.0])
-    >>> print(x.round(3), ier in (1, 2, 3, 4))
-    [ 3. -1.] True
+    >>> print([f"{value:.2f}" for value in x], ier in (1, 2, 3, 4))
+    ['3.00', '-1.00'] True
     """
     x0 = x0.reshape(-1) if isinstance(x0, jax.Array) else np.asarray(x0).reshape(-1)
     jac = Dfun

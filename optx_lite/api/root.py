@@ -131,8 +131,8 @@ def root(
     >>> def f(x, c):
     ...     return jnp.array([x[0] * jnp.cos(x[1]) - c, x[1] * x[0] - x[1] - 5.0])
     >>> res = ox.root(f, [1.0, 1.0], args=(4.0,))
-    >>> print(res.x.round(3), res.success)
-    [6.504 0.908] True
+    >>> print([f"{value:.3f}" for value in res.x], res.success)
+    ['6.504', '0.908'] True
     >>> ox.root(lambda x: x**2 + 1.0, [1.0]).success
     False
     >>> slope = jax.grad(lambda c: ox.root(f, [1.0, 1.0], args=(c,)).x[0])(4.0)

@@ -56,8 +56,8 @@ def influence(fit: CurveFit) -> Influence:
     >>> import jax.numpy as jnp, optx_lite as ox
     >>> x = jnp.array([0.0, 1.0, 2.0, 3.0, 10.0])
     >>> fit = ox.curve_fit(lambda x, a, b: a * x + b, x, jnp.array([0.1, 0.9, 2.1, 2.9, 10.2]))
-    >>> print(ox.influence(fit).leverage.round(2))
-    [0.36 0.28 0.22 0.2  0.94]
+    >>> print([f"{h:.2f}" for h in ox.influence(fit).leverage])
+    ['0.36', '0.28', '0.22', '0.20', '0.94']
     """
     if fit.loss != "linear":
         raise ValueError(f"`fit` must be one without a robust loss, got loss={fit.loss!r}.")

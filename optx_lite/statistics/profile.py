@@ -115,8 +115,8 @@ def profile_intervals(
     >>> y = 2.0 * jnp.exp(-t) + 0.1 * jnp.cos(40 * t)
     >>> fit = ox.curve_fit(lambda t, a, b: a * jnp.exp(-b * t), t, y)
     >>> ends = ox.profile_intervals(fit, ["b"])
-    >>> print(ends.lower.round(2), ends.upper.round(2))
-    [0.98] [1.09]
+    >>> print(f"{ends.lower[0]:.2f} {ends.upper[0]:.2f}")
+    0.98 1.09
     """
     rows = _rows(fit, names)
     x, sigma = fit.covariance.x, fit.covariance.flat_stderr

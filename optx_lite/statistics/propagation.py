@@ -141,8 +141,8 @@ def band(
     >>> y = 2.0 * jnp.exp(-t) + 0.1 * jnp.cos(40 * t)
     >>> fit = ox.curve_fit(lambda t, a, b: a * jnp.exp(-b * t), t, y)
     >>> b = ox.band(fit, jnp.array([0.0, 1.0]))
-    >>> print(b.lower.round(2), b.upper.round(2))
-    [1.91 0.66] [2.19 0.8 ]
+    >>> print([f"{low:.2f} to {high:.2f}" for low, high in zip(b.lower, b.upper)])
+    ['1.91 to 2.19', '0.66 to 0.80']
     """
     if kind not in KINDS:
         raise ValueError(f"`kind` must be one of {KINDS}, got {kind!r}.")
