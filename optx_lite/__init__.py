@@ -1,6 +1,9 @@
 """SciPy's optimisers in JAX: inside jit, vmap and grad, over pytrees, differentiable."""
 
 from . import elementwise as elementwise
+from .api.curve_fit import OptimizeWarning as OptimizeWarning
+from .api.curve_fit import curve_fit as curve_fit
+from .api.curve_fit import leastsq as leastsq
 from .api.derivatives import approx_derivative as approx_derivative
 from .api.derivatives import check_derivative as check_derivative
 from .api.least_squares import least_squares as least_squares
@@ -9,6 +12,9 @@ from .api.minimize import fmin_l_bfgs_b as fmin_l_bfgs_b
 from .api.minimize import minimize as minimize
 from .api.minimize_scalar import minimize_scalar as minimize_scalar
 from .api.optax_transformation import lbfgsb as lbfgsb
+from .api.root import RootResult as RootResult
+from .api.root import fixed_point as fixed_point
+from .api.root import root as root
 from .driver.adjoint import AbstractAdjoint as AbstractAdjoint
 from .driver.adjoint import ImplicitAdjoint as ImplicitAdjoint
 from .driver.adjoint import UnrolledAdjoint as UnrolledAdjoint
@@ -27,5 +33,19 @@ from .solvers import AbstractSolver as AbstractSolver
 from .solvers import Dogbox as Dogbox
 from .solvers import LevenbergMarquardt as LevenbergMarquardt
 from .solvers import TrustRegionReflective as TrustRegionReflective
+from .statistics.covariance import Covariance as Covariance
+from .statistics.covariance import covariance as covariance
+from .statistics.curve import CurveFit as CurveFit
+from .statistics.influence import Influence as Influence
+from .statistics.influence import influence as influence
+from .statistics.padding import pad_data as pad_data
+from .statistics.profile import ProfileIntervals as ProfileIntervals
+from .statistics.profile import contour as contour
+from .statistics.profile import profile_intervals as profile_intervals
+from .statistics.propagation import Band as Band
+from .statistics.propagation import band as band
+from .statistics.propagation import propagate as propagate
+from .statistics.report import FitReport as FitReport
+from .statistics.report import fit_report as fit_report
 
 __version__ = "0.1.0"

@@ -10,6 +10,7 @@ PACKAGE = Path(__file__).parents[1] / "optx_lite"
 LAYERS = [
     {""},  # the public namespaces
     {"api"},
+    {"statistics"},
     {"driver"},
     {"solvers"},
     {"problem"},

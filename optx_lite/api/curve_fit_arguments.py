@@ -1,0 +1,310 @@
+"""What `curve_fit` does with its arguments: SciPy's rules for data, sigma, start and options."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..problem.arguments import spread
+from ..problem.pytrees import as_array_or_tree, is_concrete, is_numbers, ravel
+from ..statistics.curve import Data, Model
+from ..statistics.names import names_of
+
+NAN_POLICIES = (None, "raise", "omit")
+POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+
+
+def first_parameters(f: Callable, p0: Any, bounds: Any) -> Any:
+    """p0, or SciPy's default: ones, within bounds their middle, or one inside the finite one."""
+    if p0 is not None:
+        return as_array_or_tree(p0)
+    names = _positional(f)
+    if not names:
+        raise ValueError(
+            "Unable to determine number of fit parameters: `f` must name them after `x`, or `p0` "
+            "be given."
+        )
+    lower, upper = (_flat_bound(side, len(names)) for side in _sides(bounds))
+    xp = np if is_concrete((lower, upper)) else jnp
+    low, high = xp.isfinite(lower), xp.isfinite(upper)
+    inside = xp.where(low, lower + 1, xp.where(high, upper - 1, xp.ones_like(lower)))
+    middle = 0.5 * (xp.where(low, lower, 0) + xp.where(high, upper, 0))
+    return xp.where(low & high, middle, inside)
+
+
+def _sides(bounds: Any) -> tuple[Any, Any]:
+    if bounds is None:
+        return -np.inf, np.inf
+    if hasattr(bounds, "lb") and hasattr(bounds, "ub"):
+        return bounds.lb, bounds.ub
+    return tuple(bounds)
+
+
+def _flat_bound(side: Any, n: int) -> Any:
+    array = side if isinstance(side, jax.Array) else np.asarray(as_array_or_tree(side), float)
+    if array.ndim and array.shape != (n,):
+        raise ValueError(
+            f"Inconsistent shapes: `bounds` have {array.shape}, and there are {n} parameters."
+        )
+    return (jnp if isinstance(array, jax.Array) else np).broadcast_to(array, (n,))
+
+
+def _positional(f: Callable) -> list[str]:
+    """The names of f's parameters after the first."""
+    try:
+        parameters = inspect.signature(f).parameters.values()
+    except (TypeError, ValueError):
+        return []
+    return [p.name for p in parameters if p.kind in POSITIONAL][1:]
+
+
+def model_of(f: Callable, p0: Any) -> Model:
+    """How f takes its parameters: one by one as for SciPy, by name, or as p0 is."""
+    if jax.tree_util.all_leaves([p0]):
+        return Model(f, "positional")
+    if isinstance(p0, dict) and all(isinstance(key, str) for key in p0):
+        style, arguments, named = "keyword", (), p0
+    elif type(p0) in (list, tuple):
+        style, arguments, named = "positional", p0, {}
+    else:
+        return Model(f, "whole")
+    try:
+        inspect.signature(f).bind(None, *arguments, **named)
+    except (TypeError, ValueError):
+        return Model(f, "whole")
+    return Model(f, style)
+
+
+def parameter_names(model: Model, p0: Any) -> tuple[str, ...]:
+    """Those of the signature for an array of parameters, else their paths in p0."""
+    names = names_of(p0)
+    named = tuple(_positional(model.fun))
+    alone = jax.tree_util.all_leaves([p0])
+    return named if alone and len(named) == len(names) else names
+
+
+def data_of(
+    xdata: Any, ydata: Any, sigma: Any, mask: Any, p0: Any, check_finite: Any, nan_policy: Any
+) -> tuple[Data, Any]:
+    """The data in one floating dtype, and p0 in it."""
+    if check_finite is None:
+        check_finite = nan_policy is None
+    if nan_policy == "propagate":
+        raise ValueError("`nan_policy='propagate'` is not supported by this function.")
+    if nan_policy not in NAN_POLICIES:
+        raise ValueError(
+            f"nan_policy must be one of {{None, 'raise', 'omit'}}: `nan_policy` is {nan_policy!r}."
+        )
+    x, y = _as_arrays(xdata), as_array_or_tree(ydata)
+    y = y if isinstance(y, jax.Array) else np.asarray(y)
+    if y.size == 0:
+        raise ValueError("`ydata` must not be empty!")
+    sigma = None if sigma is None else as_array_or_tree(sigma)
+    sigma = sigma if isinstance(sigma, jax.Array) or sigma is None else np.asarray(sigma)
+    dtype = _dtype(p0, x, y, sigma)
+    p0 = jax.tree.map(lambda leaf: _cast(leaf, dtype), p0)
+    x = jax.tree.map(lambda leaf: _cast(leaf, dtype, integers=_is_array(x)), x)
+    y = _cast(y, dtype).reshape(y.shape if y.ndim == 0 else -1)
+    mask = _check_mask(mask, y)
+    if nan_policy == "omit":
+        mask = _and(mask, _is_there(x, y))
+        if is_concrete(mask) and bool(np.all(mask)):
+            mask = None
+    if mask is not None:
+        x, y = _filled(x, y, mask)
+    if check_finite or nan_policy == "raise":
+        _check_values(x, y, "nan" if not check_finite else "finite")
+    return Data(x, y, None if sigma is None else _weight(sigma, y, mask, dtype), mask), p0
+
+
+def _is_array(x: Any) -> bool:
+    return isinstance(x, (np.ndarray, jax.Array))
+
+
+def _as_arrays(xdata: Any) -> Any:
+    """xdata as SciPy reads it: lists and tuples of numbers, or of arrays of one shape, are one."""
+    if _is_array(xdata):
+        return xdata
+    if type(xdata) in (list, tuple) and not is_numbers(xdata):
+        shapes = {np.shape(leaf) for leaf in xdata} if all(map(_has_shape, xdata)) else set()
+        if len(shapes) == 1:
+            xp = jnp if any(isinstance(leaf, jax.Array) for leaf in xdata) else np
+            return xp.stack([xp.asarray(leaf) for leaf in xdata])
+        if not shapes and not any(isinstance(leaf, (dict, str)) for leaf in xdata):
+            return np.asarray(xdata, float)
+    return as_array_or_tree(xdata)
+
+
+def _has_shape(leaf: Any) -> bool:
+    return _is_array(leaf) or isinstance(leaf, (int, float))
+
+
+def is_data(x: Any) -> bool:
+    """Whether all of it is arrays and numbers, which may be inputs of a program."""
+    return all(
+        _is_array(leaf) or isinstance(leaf, (int, float, complex, np.generic))
+        for leaf in jax.tree.leaves(x)
+    )
+
+
+def _dtype(p0: Any, *data: Any) -> Any:
+    """JAX's arrays and an array p0 decide; NumPy's data become the default, as for SciPy."""
+    leaves = [leaf for leaf in jax.tree.leaves(data) if isinstance(leaf, jax.Array)]
+    leaves += [leaf for leaf in jax.tree.leaves(p0) if isinstance(leaf, jax.Array)]
+    floats = [leaf.dtype for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    default = jnp.result_type(float)
+    host = [leaf for leaf in jax.tree.leaves(data) if isinstance(leaf, np.ndarray) and leaf.ndim]
+    if not floats or any(leaf.dtype.kind == "f" for leaf in host):
+        floats.append(default)
+    return max(floats, key=lambda dtype: jnp.finfo(dtype).bits)
+
+
+def _cast(leaf: Any, dtype: Any, integers: bool = True) -> Any:
+    """In the dtype, if it is real; integers only where they are an array for SciPy."""
+    if not is_data(leaf):
+        return leaf
+    array = leaf if isinstance(leaf, jax.Array) else np.asarray(leaf)
+    kind = jnp.issubdtype(array.dtype, jnp.floating) or (integers and array.dtype.kind in "iub")
+    return array.astype(dtype) if kind else array
+
+
+def _check_mask(mask: Any, y: Any) -> Any:
+    if mask is None:
+        return None
+    mask = mask if isinstance(mask, jax.Array) else np.asarray(mask)
+    if mask.size != y.size or y.ndim == 0:
+        raise ValueError(f"`mask` must have the shape of `ydata`, {y.shape}, got {mask.shape}.")
+    return mask.reshape(-1).astype(bool)
+
+
+def _and(a: Any, b: Any) -> Any:
+    return b if a is None else a & b
+
+
+def _columns(x: Any, m: int) -> list[Any]:
+    """The leaves of x that have a value for each of m data, in their last axis."""
+    return [
+        leaf for leaf in jax.tree.leaves(x) if _is_array(leaf) and leaf.shape[-1:] == (m,)
+    ]  # fmt: skip
+
+
+def _is_there(x: Any, y: Any) -> Any:
+    """Where neither x nor y is NaN, (m,)."""
+    xp = np if is_concrete((x, y)) else jnp
+    there = ~xp.isnan(xp.atleast_1d(y))
+    for leaf in _columns(x, y.size):
+        if jnp.issubdtype(leaf.dtype, jnp.inexact):
+            there = there & ~xp.isnan(leaf).reshape(-1, y.size).any(axis=0)
+    return there
+
+
+def _filled(x: Any, y: Any, mask: Any) -> tuple[Any, Any]:
+    """Where there is no datum, the x of one that is there (as good as any), and y = 0."""
+    if is_concrete(mask) and not np.any(mask):
+        raise ValueError("`ydata` must not be empty: all of it is NaN, or left out by `mask`.")
+    xp = np if is_concrete((x, y, mask)) else jnp
+    first = xp.argmax(mask)
+
+    def fill(leaf: Any) -> Any:
+        if not _is_array(leaf) or leaf.shape[-1:] != (y.size,):
+            return leaf
+        there = xp.take(leaf, first, axis=-1)
+        return xp.where(mask, leaf, there[..., None])
+
+    return jax.tree.map(fill, x), xp.where(mask, y, xp.zeros_like(y))
+
+
+def _check_values(x: Any, y: Any, what: str) -> None:
+    leaves = [leaf for leaf in jax.tree.leaves((x, y)) if _is_array(leaf) and is_concrete(leaf)]
+    for leaf in leaves:
+        values = np.asarray(leaf)
+        if values.dtype.kind not in "fc":
+            continue
+        if what == "nan" and np.isnan(values).any():
+            raise ValueError("The input contains nan values: `xdata` or `ydata`.")
+        if what == "finite" and not np.isfinite(values).all():
+            raise ValueError("array must not contain infs or NaNs: `xdata` or `ydata` does.")
+
+
+def _weight(sigma: Any, y: Any, mask: Any, dtype: Any) -> Any:
+    """1 / sigma, or the factor of the covariance sigma."""
+    if jnp.iscomplexobj(sigma) or not jnp.issubdtype(sigma.dtype, np.number):
+        raise ValueError(f"`sigma` must be real numbers, got dtype {sigma.dtype}.")
+    sigma, m = sigma.astype(dtype), y.size
+    if sigma.size == 1:
+        return 1 / sigma.reshape(())
+    if sigma.shape == (m,):
+        return _check_factor(1 / sigma) if mask is None else _masked_inverse(sigma, mask)
+    if sigma.shape != (m, m):
+        raise ValueError(
+            f"`sigma` has incorrect shape: expected (), {(m,)} or {(m, m)}, got {sigma.shape}."
+        )
+    if mask is not None:
+        xp = np if is_concrete((sigma, mask)) else jnp
+        sigma = xp.where(mask[:, None] & mask[None, :], sigma, xp.eye(m, dtype=dtype))
+    factor = jnp.linalg.cholesky(jnp.asarray(sigma))
+    if is_concrete(factor) and not np.all(np.isfinite(np.asarray(factor))):
+        raise ValueError("`sigma` must be positive definite.")
+    return factor
+
+
+def _check_factor(weight: Any) -> Any:
+    if is_concrete(weight) and not np.all(np.isfinite(np.asarray(weight))):
+        raise ValueError("`sigma` must not be 0 or NaN.")
+    return weight
+
+
+def _masked_inverse(sigma: Any, mask: Any) -> Any:
+    xp = np if is_concrete((sigma, mask)) else jnp
+    return _check_factor(1 / xp.where(mask, sigma, xp.ones_like(sigma)))
+
+
+def bounds_of(bounds: Any, fixed: Any, p0: Any) -> Any:
+    """The bounds, closed on p0 where a parameter is fixed."""
+    if fixed is None:
+        return bounds
+    x = ravel(p0, jax.tree.leaves(p0)[0].dtype)
+    as_numbers = jax.tree.map(lambda flag: np.asarray(flag, float), fixed)
+    where = np.asarray(spread(as_numbers, 0.0, p0, x, "`fixed`")) != 0
+    sides = [
+        spread(side, missing, p0, x, "`bounds`")
+        for side, missing in zip(_sides(bounds), (-np.inf, np.inf), strict=True)
+    ]
+    xp = np if is_concrete((x, sides)) else jnp
+    restore = _restorer(p0)
+    return tuple(restore(xp.where(where, x, side)) for side in sides)
+
+
+def _restorer(p0: Any) -> Callable:
+    """From a flat vector to the structure of p0; arrays of NumPy stay such."""
+    leaves, treedef = jax.tree.flatten(p0)
+    ends = np.cumsum([np.size(leaf) for leaf in leaves])[:-1]
+
+    def restore(vector: Any) -> Any:
+        pieces = (np if isinstance(vector, np.ndarray) else jnp).split(vector, ends)
+        shaped = [p.reshape(np.shape(leaf)) for p, leaf in zip(pieces, leaves, strict=True)]
+        return jax.tree.unflatten(treedef, shaped)
+
+    return restore
+
+
+def options_of(method: Any, options: dict[str, Any]) -> dict[str, Any]:
+    """SciPy's keyword arguments, those of `leastsq` among them, as those of `least_squares`."""
+    unsupported = {"args", "kwargs"} & set(options)
+    if unsupported:
+        raise ValueError(f"'{unsupported.pop()}' is not a supported keyword argument.")
+    options = dict(options)
+    maxfev = options.pop("maxfev", None)
+    if "max_nfev" not in options:
+        options["max_nfev"] = maxfev or None
+    diag = options.pop("diag", None)
+    if diag is not None:
+        options["x_scale"] = 1 / jnp.asarray(diag)
+    for no_effect in ("epsfcn", "factor"):  # of differences, and of the first step, in MINPACK
+        options.pop(no_effect, None)
+    return options

@@ -1,0 +1,1 @@
+"""What a fit is worth: covariance, report, bands, intervals, propagation of errors."""

@@ -1,0 +1,220 @@
+"""A model with its data, and what came of fitting it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array
+
+from ..problem.pytrees import is_concrete
+from .covariance import Covariance
+from .report import fit_report
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """The user's function of the independent variable and the parameters.
+
+    Attributes
+    ----------
+    fun : callable
+    style : {'positional', 'keyword', 'whole'}
+        ``fun(x, *p)``, ``fun(x, **p)`` or ``fun(x, p)``.
+    """
+
+    fun: Callable[..., Any]
+    style: str
+
+    def __call__(self, x: Any, p: Any) -> Any:
+        """The curve at x."""
+        if self.style == "positional":
+            return self.fun(x, *p)
+        return self.fun(x, **p) if self.style == "keyword" else self.fun(x, p)
+
+
+class Data(eqx.Module):
+    """What was measured, with the weights of the residuals.
+
+    Attributes
+    ----------
+    x : pytree
+        The independent variable, as the model takes it.
+    y : array, shape (m,) or ()
+    weight : array, shape (), (m,) or (m, m), or None
+        1 / sigma, or the lower Cholesky factor of the covariance of y.
+    mask : array, shape (m,), bool, or None
+        Where there is a datum.
+    """
+
+    x: Any
+    y: Any
+    weight: Any
+    mask: Any
+
+    def whiten(self, difference: Array) -> Array:
+        """A difference of curve and data, (m,) or (m, n), in standard deviations of y."""
+        column = (slice(None),) + (None,) * (difference.ndim - 1)
+        if self.mask is not None:
+            difference = jnp.where(self.mask[column], difference, 0)
+        if self.weight is None:
+            return difference
+        if self.weight.ndim == 2:
+            matrix = difference.reshape(difference.shape[0], -1)
+            white = lax.linalg.triangular_solve(self.weight, matrix, left_side=True, lower=True)
+            return white.reshape(difference.shape)
+        return difference * (self.weight[column] if self.weight.ndim else self.weight)
+
+    def count(self, m: int) -> Any:
+        """How many of m residuals stand for a datum: those with a weight."""
+        counts = jnp.ones((m,), bool) if self.mask is None else self.mask
+        if self.weight is not None and self.weight.ndim == 1:
+            counts = counts & (self.weight != 0)
+        elif self.mask is None:
+            return m
+        return jnp.sum(counts)
+
+
+def residuals(model: Model, p: Any, data: Data) -> Array:
+    """The residuals of the model, (m,), in standard deviations where these are given."""
+    curve = jnp.ravel(jnp.asarray(model(data.x, p)))
+    if not jnp.issubdtype(curve.dtype, jnp.inexact):
+        curve = curve.astype(data.y.dtype)
+    return data.whiten(curve - data.y.astype(curve.dtype))
+
+
+class CurveFit(eqx.Module):
+    """The answer of `curve_fit`: unpacks as SciPy's, and knows more.
+
+    ``popt, pcov = fit``, or the five values of ``full_output=True``. A pytree; printed it is a
+    report (see `fit_report`).
+
+    Attributes
+    ----------
+    popt : pytree like ``p0``
+        The parameters; NaN inside of ``jit`` where the fit did not succeed.
+    pcov : array, shape (n, n)
+        Their covariance, in the order of ``covariance.names``; inf if it is singular.
+    result : Result
+        That of `least_squares`.
+    covariance : Covariance
+        Says which parameters have an error, and why others have none.
+    data : Data
+        As the model was given it.
+    model : Model, static
+        The function that was fitted.
+    nobs : int
+        The number of data.
+    factors : tuple of arrays, or None
+        MINPACK's, for ``infodict``.
+    box : bounds, or None
+        Those of the fit, what is fixed included.
+    loss, f_scale
+        Those of the fit; ``loss`` static.
+    """
+
+    popt: Any
+    pcov: Any
+    result: Any
+    covariance: Covariance
+    data: Data
+    nobs: Any
+    factors: Any
+    box: Any
+    f_scale: Any
+    loss: Any = eqx.field(static=True)
+    model: Model = eqx.field(static=True)
+    absolute_sigma: bool = eqx.field(static=True)
+    full_output: bool = eqx.field(static=True)
+    minpack_codes: bool = eqx.field(static=True)
+
+    @property
+    def perr(self) -> Any:
+        """The standard errors, in the structure of the parameters."""
+        return self.covariance.stderr
+
+    @property
+    def infodict(self) -> dict[str, Any]:
+        """SciPy's: nfev, fvec, and by 'lm' the factors of the Jacobian."""
+        info = {"nfev": self.result.nfev, "fvec": self.result.fun}
+        if self.factors is not None:
+            info |= dict(zip(("fjac", "ipvt", "qtf"), self.factors, strict=True))
+        return info
+
+    @property
+    def ier(self) -> Any:
+        """Why it ended: 1 to 4 for success."""
+        status = self.result.status
+        return minpack_code(status) if self.minpack_codes else status
+
+    @property
+    def mesg(self) -> str | None:
+        """The same in words; None inside of ``jit``."""
+        return self.result.message if is_concrete(self.result.status) else None
+
+    @property
+    def r_squared(self) -> Array:
+        """1 - chi² / chi²_0, the latter of the best constant with the same weights."""
+        f = self.result.fun
+        y = jnp.broadcast_to(self.data.y, f.shape)
+        one, y = self.data.whiten(jnp.ones_like(f)), self.data.whiten(y.astype(f.dtype))
+        from_constant = y - one * ((one @ y) / (one @ one))
+        return 1 - (f @ f) / (from_constant @ from_constant)
+
+    def predict(self, x: Any = None) -> Array:
+        """The fitted curve at x, by default at the data."""
+        return self.model(self.data.x if x is None else x, self.popt)
+
+    def unchanged(self, flat: np.ndarray) -> bool:
+        """Whether other parameters, (n,), give the same residuals; on the host."""
+        p = self.covariance.restore(jnp.asarray(flat, self.covariance.x.dtype))
+        other, here = np.asarray(residuals(self.model, p, self.data)), np.asarray(self.result.fun)
+        span = np.ptp(np.asarray(self.data.whiten(jnp.ravel(self.predict()))))
+        return bool(np.max(np.abs(other - here)) <= np.finfo(here.dtype).eps ** 0.5 * span)
+
+    def explain(self) -> list[str]:
+        """Sentences on the parameters that have no error, and why."""
+        return self.covariance.explain(self.unchanged)
+
+    def __repr__(self) -> str:
+        if not is_concrete(self) or jnp.ndim(self.pcov) != 2:
+            return eqx.tree_pformat(self)
+        return str(fit_report(self))
+
+    def _repr_html_(self) -> str:
+        return fit_report(self)._repr_html_()
+
+    def _values(self) -> tuple:
+        if not self.full_output:
+            return self.popt, self.pcov
+        return self.popt, self.pcov, self.infodict, self.mesg, self.ier
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._values())
+
+    def __len__(self) -> int:
+        return len(self._values())
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._values()[index]
+
+
+def minpack_code(status: Any) -> Any:
+    """MINPACK's number for a status: 1 ftol, 2 xtol, 3 both, 4 gtol, 5 spent, 7 stuck, 0 wrong."""
+    if isinstance(status, int):
+        return {0: 5, 1: 4, 2: 1, 3: 2, 4: 3, -1: 0}.get(status, 7)
+    codes = jnp.array([5, 4, 1, 2, 3])[jnp.clip(status, 0, 4)]
+    return jnp.where(status >= 0, codes, jnp.where(status == -1, 0, 7))
+
+
+def pivoted_factors(jac: Array, f: Array) -> tuple[Array, Array, Array]:
+    """MINPACK's fjac (n, m), ipvt (n,) and qtf (n,); the rest of fjac is 0."""
+    q, r, ipvt = jax.scipy.linalg.qr(jac, mode="economic", pivoting=True)  # type: ignore[misc]
+    fjac = jnp.zeros_like(jac.T).at[:, : r.shape[0]].set(r.T)
+    return fjac, ipvt, q.T @ f
