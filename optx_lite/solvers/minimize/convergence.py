@@ -46,8 +46,8 @@ Kinks. Steps shrink to nothing at a kink as well, and with them q: but the gradi
 smooth f has at x - k d, d the step of the quadratic to its minimum, the gradient (1 + k) g; at a
 kink that is still g, since x - k d lies on the same side. So one evaluation more looks back, k =
 `BACK`, before a success is claimed whose gradient has not visibly gone to 0: it is more than
-`VANISHED` times its largest change in the memory. (Of those 76 problems six were not so.) What has
-not grown `GROWS` times there, must be a small part, `SHARE`, of |g|.|d|.
+`VANISHED` times its largest change in the memory. (Of those 76 problems six were not so.) The
+components which have not grown `GROWS` times there must be a small part, `SHARE`, of g_F and of G.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from ...linalg import dot, safe_divide
+from ...linalg import dot, norm, safe_divide
 from ...problem.minimization import MinimizationProblem
 from ...results.minimize import FTOL, GTOL, RUNNING
 from .line_search import DOUBT, NOISE
@@ -70,7 +70,7 @@ PATIENCE = 5
 SECOND = 2  # time at which (1) counts while the quadratic is untested
 BACK = 16  # steps behind x
 GROWS = 4  # times: of the 17 that a quadratic promises there, as a model may be too stiff
-SHARE = 0.1  # of |g|.|d|
+SHARE = 0.1  # of the gradient
 VANISHED = 1e-3  # of the largest change of the gradient
 RESOLVED = 64  # times epsilon, relative to x: differences of the gradient are not rounding
 
@@ -188,11 +188,9 @@ def look_back(problem: MinimizationProblem, x: Array, step: Array) -> Array:
     return jnp.clip(behind, problem.lower, problem.upper) if problem.bounded else behind
 
 
-def vanishes(descent: Array, grad_behind: Array, step: Array) -> Array:
-    """Whether the projected gradient at x goes to 0, by the gradient where `look_back` said.
-
-    ``step`` leads from the one point to the other.
-    """
-    left = dot(jnp.abs(descent), jnp.abs(step))
+def vanishes(x: Array, descent: Array, grad_behind: Array) -> Array:
+    """Whether the projected gradient at x goes to 0, by the gradient where `look_back` said."""
     stays = ~(jnp.abs(grad_behind) >= GROWS * jnp.abs(descent))  # or is not finite
-    return dot(jnp.abs(jnp.where(stays, descent, 0)), jnp.abs(step)) <= SHARE * left
+    stuck = jnp.where(stays, descent, 0)
+    in_f = reach_of(x, stuck) <= SHARE * reach_of(x, descent)
+    return in_f & (norm(stuck) <= SHARE * norm(descent))

@@ -188,7 +188,7 @@ def first_order(transformation: Any, problem: MinimizationProblem, x: Array) -> 
 def _looked_back(problem: MinimizationProblem, state: State, grad: Array) -> State:
     """After a look behind x, whether the gradient vanishes there."""
     descent = projected_descent(problem, state.x, state.grad)
-    confirmed = vanishes(descent, grad, state.x - state.trial)
+    confirmed = vanishes(state.x, descent, grad)
     status = jnp.where(confirmed, state.pending, KINK).astype(jnp.int32)
     return eqx.tree_at(
         lambda s: (s.nfev, s.status, s.pending),

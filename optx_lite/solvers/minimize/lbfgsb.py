@@ -159,9 +159,8 @@ class LBFGSB(AbstractMinimizer[State]):
             for new, old in ((line.trial, state.x), (value, state.value), (grad, state.grad))
         )
         over = (search.trials >= self.maxls) | (search.step == search.best.step)
-        confirmed = looking & vanishes(
-            _projected(problem, state.x, state.grad), grad, state.x - line.trial
-        )
+        descent = _projected(problem, state.x, state.grad)
+        confirmed = looking & vanishes(state.x, descent, grad)
         kinks = state.kinks + (looking & ~confirmed).astype(jnp.int32)
         start = line.search.start
         # A probe tells of the gradient at the base, wherever it leads.
@@ -261,6 +260,11 @@ class LBFGSB(AbstractMinimizer[State]):
         visible = norm(scaled) * unit <= VANISHED * changed
         doubtful = ((status == GTOL) | (status == FTOL)) & moving & ~visible
         doubtful = doubtful & (state.status == RUNNING)
+        # Along what has made the claim: the quadratic, or the probe and the curvature it has found.
+        by_probe = exhausted | failed
+        known = jnp.where(state.line.known < jnp.inf, state.line.known, 0)
+        length = jnp.maximum(2 * safe_divide(known, norm(scaled) * unit), _short(state))
+        step = jnp.where(by_probe, safe_divide(scaled, norm(scaled)) * length, direction)
         pending = jnp.where(doubtful, status, RUNNING)
         status = jnp.where(doubtful, RUNNING, status)
         if problem.bounded:
@@ -270,7 +274,7 @@ class LBFGSB(AbstractMinimizer[State]):
             base=x,
             grad=grad,
             direction=direction,
-            trial=jnp.where(doubtful, look_back(problem, x, direction), target),
+            trial=jnp.where(doubtful, look_back(problem, x, step), target),
             search=begin(state.value, slope, jnp.ones_like(slope), longest),
             unit_g=unit,
             unit_d=unit_d,
@@ -388,12 +392,18 @@ def _without_model(
     def onto(target: Array) -> Array:
         return jnp.clip(target, problem.lower, problem.upper) if problem.bounded else target
 
-    x, size = state.x, norm(state.x)
+    x = state.x
     plain = onto(x + unit_step * (scaled / state.memory.theta))
     probing = failed | ~(jnp.all(jnp.isfinite(plain)) & jnp.any(plain != x))
-    size = SHORT * jnp.sqrt(jnp.finfo(size.dtype).eps) * jnp.where(size > 0, size, state.unit_x)
-    probe = onto(x + safe_divide(scaled, norm(scaled)) * size)
+    probe = onto(x + safe_divide(scaled, norm(scaled)) * _short(state))
     return jnp.where(probing, probe, plain), probing
+
+
+def _short(state: State) -> Array:
+    """The length of a step that is a finite difference."""
+    size = norm(state.x)
+    size = jnp.where(size > 0, size, state.unit_x)
+    return SHORT * jnp.sqrt(jnp.finfo(size.dtype).eps) * size
 
 
 def _subspace_minimum(
