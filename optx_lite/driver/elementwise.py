@@ -205,8 +205,10 @@ def _at_limits(
     f_limit = jnp.where(f_limit < jnp.inf, f_limit, jnp.inf)
 
     narrow = (found.status == BAD_INPUT) & (limits[0] <= limits[1]) & finite[0] & finite[1]
-    fl, _, fr = found.f_bracket
-    to_lower = jnp.where(narrow, f_limit[0] <= f_limit[1], fl < fr)
+    (xl, _, xr), (fl, _, fr) = found.bracket, found.f_bracket
+    at_lower, at_upper = xl == limits[0], xr == limits[1]
+    to_lower = jnp.where(at_lower == at_upper, fl < fr, at_lower)
+    to_lower = jnp.where(narrow, f_limit[0] <= f_limit[1], to_lower)
     arrived = narrow | ((found.status == LIMIT) & jnp.where(to_lower, *finite))
     status = jnp.where(arrived, CONVERGED, status)
     x, f = (
