@@ -65,6 +65,7 @@ from .line_search import DOUBT, NOISE, LineSearch, advance, begin, believable
 
 LONGEST = 1e10  # times d, where no bound limits a step
 KINKS = 2  # found: then it is one
+DEVIATION = 0.1  # of a change of f, from that of a quadratic
 SHORT = 10.0  # times the root of epsilon and |x|: the step of a probe
 
 
@@ -151,7 +152,8 @@ class LBFGSB(AbstractMinimizer[State]):
         first, looking = state.nfev == 0, state.pending != RUNNING
         lower = finite & (value < state.value) & ~looking
         probed = line.probing & (line.search.trials == 0) & ~looking
-        done, search = advance(line.search, value, _slope(line, grad))
+        slope = _slope(line, grad)
+        done, search = advance(line.search, value, slope)
         done = finite & (done | (probed & lower)) & ~looking
         taken = first | done | lower
         x, value_x, grad_x = (
@@ -168,7 +170,8 @@ class LBFGSB(AbstractMinimizer[State]):
         unit_g = cond(first, lambda: unit_of(grad), lambda: state.unit_g)
         pair = _pair(line, at, grad_at, state.unit_x, unit_g)
         slopes = cond(probed, lambda: _slopes(line, value), lambda: state.slopes)
-        known = jnp.where(probed & finite, pair.promised, line.known)
+        seen = probed & finite & _as_a_quadratic(line, value, slope)
+        known = jnp.where(seen, pair.promised, line.known)
         exhausted = (known <= NOISE * rounding(start.value, line.reach)) & ~looking
         ended = first | done | exhausted | jnp.where(looking, ~confirmed, over)
         accepted = ended & ~first & believable(line.search, value_x) & jnp.any(x != line.base)
@@ -297,6 +300,14 @@ class LBFGSB(AbstractMinimizer[State]):
     def slopes(self, state: State) -> Array:
         """Found by the last probe, if there was one."""
         return state.slopes
+
+
+def _as_a_quadratic(line: Line, value: Array, slope: Array) -> Array:
+    """Whether f has changed along a probe as by its slopes at both ends."""
+    start = line.search.start
+    expected = 0.5 * line.search.step * (start.slope + slope)
+    error = jnp.abs(value - start.value - expected)
+    return error <= DEVIATION * jnp.abs(expected) + NOISE * rounding(start.value, line.reach)
 
 
 def _search_on(problem: MinimizationProblem, line: Line) -> Line:
