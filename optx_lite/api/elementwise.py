@@ -79,8 +79,8 @@ def find_minimum(
         ``callback(res)``, before the first iteration and after each. Raise StopIteration to end
         the search.
     polish : bool
-        Then take Newton's steps on f', inside the bracket. Values alone tell a minimiser to about
-        the root of eps, f' tells it to eps. They count in neither ``nit`` nor ``nfev``.
+        Then take Newton's steps on f', inside the bracket. Values alone give a minimiser to about
+        the root of eps, f' gives it to eps. They count in neither ``nit`` nor ``nfev``.
 
     Returns
     -------
@@ -285,7 +285,7 @@ class _Caller(AbstractListener):
     def step(self, report: ElementwiseResult, moved: bool, lane: int) -> bool:
         """After an iteration; True asks for the end."""
 
-        def tell() -> None:
+        def call() -> None:
             self.callback(jax.tree.map(np.asarray, report))
 
-        return self.ask(tell)
+        return self.ask(call)

@@ -222,14 +222,14 @@ def fmin_l_bfgs_b(
     }  # fmt: skip
     res = minimize(func, x0, args, jac=jac, bounds=bounds, callback=callback, options=options)
     status = res.status
-    told = {
+    described = {
         "grad": res.jac,
         "task": None if isinstance(status, Tracer) else res.message,
         "funcalls": res.nfev,
         "nit": res.nit,
         "warnflag": status,
     }
-    return res.x, res.fun, told
+    return res.x, res.fun, described
 
 
 def _check_method(method: Any) -> str:

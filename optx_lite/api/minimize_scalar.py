@@ -71,7 +71,7 @@ def minimize_scalar(
         maxiter : int, 500
             Most iterations, once a bracket is found.
         polish : bool, True
-            Newton's steps on the derivative at the end, which tell x to eps rather than to the
+            Newton's steps on the derivative at the end, which give x to eps rather than to the
             root of eps; for a function that has two derivatives.
         disp : bool, False
             Print why the search ended (not inside a trace).
@@ -94,8 +94,8 @@ def minimize_scalar(
     -----
     Where ``fun`` is NaN or infinite the search turns away, as from a wall. Functions without a
     derivative will do (`jax.pure_callback`), or with one in a single mode (`jax.custom_vjp`,
-    `jax.lax.while_loop`). x is told to eps times the distance between the bounds at best: a minimum
-    that is closer to a bound may not be told from it.
+    `jax.lax.while_loop`). x is right to eps times the distance between the bounds at best: a minimum
+    that is closer to a bound may not be distinguished from it.
 
     Examples
     --------

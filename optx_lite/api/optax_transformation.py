@@ -1,4 +1,4 @@
-"""L-BFGS-B as an optax transformation: the machine, its evaluations made by the user's loop.
+"""L-BFGS-B as an optax transformation: the solver, its evaluations made by the user's loop.
 
 Reverse communication, which is how the original code was meant to be used: each ``update`` gets
 the value and gradient of the point it asked for, and answers with the way to the next one, be it
@@ -44,7 +44,7 @@ class LbfgsbState(NamedTuple):
     status: Any
 
 
-class _Told(eqx.Module):
+class _Evaluated(eqx.Module):
     """A problem of which one value is known."""
 
     value: Array
@@ -81,7 +81,7 @@ def lbfgsb(
     Returns
     -------
     optax.GradientTransformationExtraArgs
-        Its ``update`` needs ``params`` and ``value``. ``state.status`` tells when it has ended.
+        Its ``update`` needs ``params`` and ``value``. ``state.status`` shows when it has ended.
 
     Raises
     ------
@@ -107,7 +107,7 @@ def lbfgsb(
     solver = LBFGSB(ftol=ftol, gtol=gtol, maxfun=NO_LIMIT, maxiter=NO_LIMIT, maxls=maxls,
                     maxcor=maxcor)  # fmt: skip
 
-    def told(params: Any, value: Any, grads: Any) -> tuple[Any, _Told, Array]:
+    def evaluated(params: Any, value: Any, grads: Any) -> tuple[Any, _Evaluated, Array]:
         dtypes = [leaf.dtype for leaf in jax.tree.leaves(params)]
         if not dtypes or not all(jnp.issubdtype(d, jnp.floating) for d in dtypes):
             raise ValueError(f"`params` must be real arrays of floating dtype, got {dtypes}.")
@@ -119,7 +119,7 @@ def lbfgsb(
         typed = eqx.tree_at(
             lambda s: (s.ftol, s.gtol), solver, (as_dtype(ftol, dtype), as_dtype(gtol, dtype))
         )
-        problem = _Told(
+        problem = _Evaluated(
             jnp.asarray(value, dtype), jnp.asarray(ravel(grads, dtype)), jnp.asarray(lower),
             jnp.asarray(upper), bounded,
         )  # fmt: skip
@@ -127,7 +127,7 @@ def lbfgsb(
 
     def init(params: Any) -> LbfgsbState:
         params = jax.tree.map(jnp.asarray, params)
-        typed, problem, x = told(params, 0, params)
+        typed, problem, x = evaluated(params, 0, params)
         machine = typed.init(problem, x)
         return LbfgsbState(machine, machine.status)
 
@@ -140,7 +140,7 @@ def lbfgsb(
                 f"`{missing}` is missing: call `update(grads, state, params, value=value)`."
             )
         params = jax.tree.map(jnp.asarray, params)
-        typed, problem, x = told(params, value, updates)
+        typed, problem, x = evaluated(params, value, updates)
         step, machine = _turn(typed, problem, state.machine, x)
         return Unravel.like(params)(step), LbfgsbState(machine, machine.status)
 
@@ -149,10 +149,10 @@ def lbfgsb(
 
 @jax.jit
 def _turn(solver: LBFGSB, problem: Any, before: Any, x: Array) -> tuple[Array, Any]:
-    """The machine's step with what the loop evaluated at x, and the way from there."""
+    """The solver's step with what the loop evaluated at x, and the way from there."""
     before = eqx.tree_at(lambda s: s.line.trial, before, x)
     after = solver.step(problem, before)
-    # A point that is not in the box, as the first may be, tells nothing but the way into it.
+    # A point that is not in the box, as the first may be, says nothing but the way into it.
     inside = jnp.clip(x, problem.lower, problem.upper)
     outside = jnp.any(inside != x)
     rests = outside | (before.status != RUNNING)
@@ -162,7 +162,7 @@ def _turn(solver: LBFGSB, problem: Any, before: Any, x: Array) -> tuple[Array, A
     return (_to(goal, x, problem) if problem.bounded else goal - x), after
 
 
-def _to(goal: Array, x: Array, problem: _Told) -> Array:
+def _to(goal: Array, x: Array, problem: _Evaluated) -> Array:
     """goal - x, made smaller by a rounding where x + (goal - x) would leave the box."""
     step = goal - x
     outside = (x + step > problem.upper) | (x + step < problem.lower)

@@ -67,7 +67,7 @@ class Search(eqx.Module):
         size = math.prod(problem.shape)
         status: Any = MAXITER
         if watch is not None:
-            state, status = _heard(task, task.begin(size), watch, problem.shape)
+            state, status = _watched(task, task.begin(size), watch, problem.shape)
         else:
             state = work_off(task, size) if may_be_parted else task.run(task.begin(size))
         ended = jnp.where(state.status == RUNNING, status, state.status)
@@ -82,7 +82,7 @@ class Polished(eqx.Module):
     search: Search
 
     def __call__(self, problem: ElementwiseProblem, watch: Watch | None) -> Found:
-        """The minimiser, told to eps."""
+        """The minimiser, right to eps."""
         result, width = self.search(problem, watch)
         low, _, high = result.bracket
         x, f = _polish(problem, result.x, result.f_x, (low, high), result.success)
@@ -247,12 +247,12 @@ def _in_shape(result: Any, shape: tuple[int, ...]) -> Any:
     return jax.tree.map(lambda leaf: leaf.reshape(shape), result)
 
 
-def _heard(task: Task, state: Any, watch: Watch, shape: tuple[int, ...]) -> tuple[Any, Any]:
-    """Step with somebody listening, who hears of the bracket first, then of every iteration."""
+def _watched(task: Task, state: Any, watch: Watch, shape: tuple[int, ...]) -> tuple[Any, Any]:
+    """Step with a callback, which gets the bracket first, then every iteration."""
 
-    def tell(state: Any, active: Any) -> Array:
-        report = _in_shape(task.solver.finish(state), shape)
-        return watch.asks_for_the_end(report, active, active)
+    def report(state: Any, active: Any) -> Array:
+        result = _in_shape(task.solver.finish(state), shape)
+        return watch.asks_for_the_end(result, active, active)
 
     def more(carry: Any) -> Array:
         state, stopped = carry
@@ -261,9 +261,9 @@ def _heard(task: Task, state: Any, watch: Watch, shape: tuple[int, ...]) -> tupl
     def turn(carry: Any) -> Any:
         active = more(carry)
         state = task.step(carry[0])
-        return state, tell(state, active)
+        return state, report(state, active)
 
-    carry = (state, tell(state, jnp.array(True)))
+    carry = (state, report(state, jnp.array(True)))
     state, stopped = while_loop(more, turn, carry)
     return state, jnp.where(stopped, CALLBACK_STOP, MAXITER)
 

@@ -9,7 +9,7 @@ import numpy as np
 from ..jax_support.export import exportable
 from .base import CALLBACK_STOP, PROCEEDING, RUNNING, AbstractResult
 
-# Why a solver ended; `status` tells less.
+# Why a solver ended; `status` is coarser.
 GTOL, FTOL, MAXFUN, MAXITER, FAILED, NONFINITE, ALL_FIXED, LOST = range(1, 9)
 BAD_BOUNDS, STUCK, KINK = range(9, 12)
 

@@ -27,7 +27,7 @@ class AbstractElementwiseState(eqx.Module):
 
 
 class AbstractElementwiseSolver(eqx.Module, Generic[State]):
-    """A state machine for arrays of scalar problems, none of which waits for another.
+    """A solver of arrays of scalar problems, none of which waits for another.
 
     Every call of `step` evaluates the function once, on all elements. One that has ended stays
     as it is.
@@ -83,7 +83,7 @@ def swapped(condition: Array, a: Array, b: Array) -> tuple[Array, Array]:
 
 
 def not_valid(*tolerances: Any) -> Array:
-    """Whether one is negative or NaN: told by the status where it cannot be raised."""
+    """Whether one is negative or NaN: a status where nothing can be raised."""
     return ~ft.reduce(operator.and_, [jnp.asarray(tol) >= 0 for tol in tolerances])
 
 

@@ -13,7 +13,7 @@ F the variables which g does not hold at a bound. The first says that there are 
 to be gained. The second says that of x: G is by what f changes, to first order, if all x_j change
 by |x_j|. As q = -g.d / 2, a step d is small relative to x, weighted by g. (An f that is right to
 ftol goes with an x that is right to the root of it. Half of the way from there to ftol costs next
-to nothing where steps shrink superlinearly, and tells that from a slow walk along a valley.) It is
+to nothing where steps shrink superlinearly, and tells it apart from a slow walk along a valley.) It is
 what ends a solve whose f goes to 0. Neither depends on the units of f and of each x_j.
 
     gtol    (1)  and  ||P(x - g) - x||_inf <= gtol                                    (2)
@@ -33,7 +33,7 @@ time where the quadratic comes of less than two pairs: a leap onto a plateau is 
 must have held as often as ftol asks for digits, at most `MOST_DIGITS`. (3) counts at once if (4)
 is small in the sense of (1), with ftol itself; if it is with the root of ftol, after as many
 iterations as ftol asks for digits, otherwise after `PATIENCE` times as many (where ftol asks for
-all that values can tell, there is nothing to wait for); and after as many as there are variables
+all that values can show, there is nothing to wait for); and after as many as there are variables
 if q and f_before - f are rounding. On 76 problems of CUTEst (n <= 1000), recorded paths ended by
 these rules take 1.02 times SciPy's evaluations in the median, by (2) at the second time and
 (3) never at once 1.06; what they claim falsely is the same.
@@ -106,7 +106,7 @@ def reach_of(x: Array, descent: Array) -> Array:
 
 
 def at_least_noise(ftol: Any, dtype: Any) -> Array:
-    """``ftol``, but no less than values can tell."""
+    """``ftol``, but no less than values can show."""
     return jnp.maximum(ftol, NOISE * jnp.finfo(dtype).eps)
 
 

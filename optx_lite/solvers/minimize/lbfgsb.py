@@ -4,7 +4,7 @@ R. H. Byrd, P. Lu, J. Nocedal, C. Zhu, "A limited memory algorithm for bound con
 optimization", SIAM J. Sci. Comput. 16 (1995); J. L. Morales, J. Nocedal, "Remark on Algorithm
 778", ACM TOMS 38 (2011). An iteration, from x with gradient g and the matrix B of `bfgs_matrix`:
 
-1. The generalized Cauchy point x^c tells which variables are held at bounds (`cauchy_point`).
+1. The generalized Cauchy point x^c decides which variables are held at bounds (`cauchy_point`).
 2. The quadratic is minimised in the others, F, from there:
 
        x^ = x^c + Z B_F^-1 r,    r = -Z^T (g + B (x^c - x))                         (5.4)-(5.11)
@@ -61,7 +61,7 @@ from .bfgs_matrix import matrix_of
 from .cauchy_point import cauchy_point
 from .convergence import VANISHED, look_back, rounding, vanishes
 from .limited_memory import Memory
-from .line_search import DOUBT, NOISE, LineSearch, advance, begin, believable
+from .line_search import DOUBT, NOISE, LineSearch, advance, begin, is_gain
 
 LONGEST = 1e10  # times d, where no bound limits a step
 KINKS = 2  # found: then it is one
@@ -86,7 +86,7 @@ class Line(eqx.Module):
 
 
 class Pair(eqx.Module):
-    """What a step s from the base of a line, and the change y of the gradient there, tell."""
+    """What a step s from the base of a line, and the change y of the gradient, show."""
 
     step: Array  # (n,), in units of the solver
     change: Array  # (n,), too
@@ -165,7 +165,7 @@ class LBFGSB(AbstractMinimizer[State]):
         confirmed = looking & vanishes(state.x, descent, grad)
         kinks = state.kinks + (looking & ~confirmed).astype(jnp.int32)
         start = line.search.start
-        # A probe tells of the gradient at the base, wherever it leads.
+        # A probe is a difference of the gradient at the base, wherever it leads.
         at, grad_at = jnp.where(probed, line.trial, x), jnp.where(probed, grad, grad_x)
         unit_g = cond(first, lambda: unit_of(grad), lambda: state.unit_g)
         pair = _pair(line, at, grad_at, state.unit_x, unit_g)
@@ -174,7 +174,7 @@ class LBFGSB(AbstractMinimizer[State]):
         known = jnp.where(seen, pair.promised, line.known)
         exhausted = (known <= NOISE * rounding(start.value, line.reach)) & ~looking
         ended = first | done | exhausted | jnp.where(looking, ~confirmed, over)
-        accepted = ended & ~first & believable(line.search, value_x) & jnp.any(x != line.base)
+        accepted = ended & ~first & is_gain(line.search, value_x) & jnp.any(x != line.base)
         status = jnp.where(confirmed, state.pending, state.status)
         status = jnp.where(kinks >= KINKS, KINK, status)
         status = jnp.where(first & ~finite, NONFINITE, status).astype(jnp.int32)

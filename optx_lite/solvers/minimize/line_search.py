@@ -16,7 +16,7 @@ Different from MINPACK-2's ``dcsrch``:
   promises no more for the step 1 than a hundred times that, the difference is taken from the
   slopes, t (phi'(0) + phi'(t)) / 2, right to third order, and (1.1) becomes the approximate
   Wolfe condition of Hager & Zhang (SIAM J. Optim. 16, 2005). If it promises more, the slope is
-  not believed: it may belong to a wrong gradient.
+  not relied on: it may belong to a wrong gradient.
 - A value that is not finite cuts the step to a quarter of the way from the best one, at the k-th
   trial to 4^-k of it, and nothing beyond is tried again.
 - A first step may be too long by any factor, where x0 = 0 and so no size of x is known. Then the
@@ -41,7 +41,7 @@ MU, ETA, XTOL = 1e-3, 0.9, 0.1  # as in L-BFGS-B
 NOISE = 8  # times epsilon and |phi|: what a value may be wrong by
 DOUBT = 100  # times that: a slope that promises no more may be right though no value shows it
 SHRINK = 0.25  # of a step to a point where the function is not finite
-WIDE = 1e3  # ratio of the ends
+WIDE = 1e6  # ratio of the ends
 LOST = 64  # times epsilon and the interval: a cubic's minimum so close to its end is not known
 
 
@@ -111,7 +111,7 @@ def _choose(condition: Array, yes: Any, no: Any) -> Any:
     return jax.tree.map(lambda a, b: jnp.where(condition, a, b), yes, no)
 
 
-def believable(search: LineSearch, value: Array) -> Array:
+def is_gain(search: LineSearch, value: Array) -> Array:
     """Whether ``value`` is a gain over the start that the slope there does not belie."""
     noise = _noise(search.start, value)
     return (value < search.start.value - noise) | (jnp.abs(search.start.slope) <= DOUBT * noise)
@@ -154,8 +154,9 @@ def _narrow(search: LineSearch, trial: Knot, tilt: Array) -> LineSearch:
 
     # Closed: bisect if two updates have not made a third of it vanish. Open: go on outward.
     width = jnp.abs(other.step - best.step)
-    slow = closed & (width >= 0.66 * search.last_width)
-    step = jnp.where(slow, _halfway(best.step, other.step), step)
+    slow = width >= 0.66 * search.last_width
+    halved = slow | _are_far_apart(best.step, other.step)
+    step = jnp.where(closed & halved, _halfway(best.step, other.step), step)
     ends = jnp.minimum(best.step, other.step), jnp.maximum(best.step, other.step)
     low = jnp.where(closed, ends[0], step + 1.1 * (step - best.step))
     high = jnp.where(closed, ends[1], step + 4 * (step - best.step))
@@ -177,11 +178,15 @@ def _narrow(search: LineSearch, trial: Knot, tilt: Array) -> LineSearch:
     )
 
 
+def _are_far_apart(a: Array, b: Array) -> Array:
+    """Two steps >= 0, of which neither is 0, in orders of magnitude."""
+    near = jnp.minimum(a, b)
+    return (near > 0) & (jnp.maximum(a, b) > WIDE * near)
+
+
 def _halfway(a: Array, b: Array) -> Array:
-    """Between two steps >= 0, on the scale of logarithms if they are so far apart."""
-    near, far = jnp.minimum(a, b), jnp.maximum(a, b)
-    wide = (near > 0) & (far > WIDE * near)
-    return jnp.where(wide, safe_sqrt(near) * safe_sqrt(far), a + 0.5 * (b - a))
+    """Between two steps, on the scale of logarithms if they are far apart."""
+    return jnp.where(_are_far_apart(a, b), safe_sqrt(a) * safe_sqrt(b), a + 0.5 * (b - a))
 
 
 def _interpolate(best: Knot, other: Knot, trial: Knot, search: LineSearch) -> Array:
