@@ -94,8 +94,8 @@ def minimize_scalar(
     -----
     Where ``fun`` is NaN or infinite the search turns away, as from a wall. Functions without a
     derivative will do (`jax.pure_callback`), or with one in a single mode (`jax.custom_vjp`,
-    `jax.lax.while_loop`). x is right to eps times the distance between the bounds at best: a minimum
-    that is closer to a bound may not be distinguished from it.
+    `jax.lax.while_loop`). x is right to eps times the distance between the bounds at best: a
+    minimum that is closer to a bound may not be distinguished from it.
 
     Examples
     --------

@@ -9,12 +9,12 @@ k steps its front is at
 
 where xr and xm are the first ones: without a limit the steps grow, with one they shrink, so that a
 minimum before it is not stepped over. Where (2) does not move any more, the limit itself is next.
-As in SciPy. With a ``resolution``, eps of the dtype, three things differ. A limit of 0 would be next
-only where the steps underflow, after a thousand of them; so it is next where they are below the
-resolution, as a part of the first distance to it. Values that differ by their rounding only show no
-bracket: one side must rise by more than `NOISE` times resolution and |f|. And where such values
-have shown the wrong way, so that f rises in front and not behind, or has not fallen as far as a
-limit, the walk turns round.
+As in SciPy. With a ``resolution``, eps of the dtype, three things differ. A limit of 0 would be
+next only where the steps underflow, after a thousand of them; so it is next where they are below
+the resolution, as a part of the first distance to it. Values that differ by their rounding only
+show no bracket: one side must rise by more than `NOISE` times resolution and |f|. And where such
+values have shown the wrong way, so that f rises in front and not behind, or has not fallen as far
+as a limit, the walk turns round.
 """
 
 from __future__ import annotations
@@ -35,7 +35,6 @@ from .base import (
     kept,
     swapped,
 )
-
 
 NOISE = 8  # times the resolution and |f|: what a value may be wrong by
 

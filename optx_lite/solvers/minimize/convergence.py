@@ -13,7 +13,7 @@ F the variables which g does not hold at a bound. The first says that there are 
 to be gained. The second says that of x: G is by what f changes, to first order, if all x_j change
 by |x_j|. As q = -g.d / 2, a step d is small relative to x, weighted by g. (An f that is right to
 ftol goes with an x that is right to the root of it. Half of the way from there to ftol costs next
-to nothing where steps shrink superlinearly, and tells it apart from a slow walk along a valley.) It is
+to nothing where steps shrink superlinearly, and is not met on a slow walk along a valley.) It is
 what ends a solve whose f goes to 0. Neither depends on the units of f and of each x_j.
 
     gtol    (1)  and  ||P(x - g) - x||_inf <= gtol                                    (2)

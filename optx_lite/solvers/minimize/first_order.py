@@ -81,8 +81,8 @@ class FirstOrder(AbstractMinimizer[State]):
         x0 = x0 + projected_descent(problem, x0, zeros)
         return State(
             x=x0, value=zero + jnp.nan, grad=zeros + jnp.nan, nfev=none, nit=none,
-            unchanged=none, status=status_of_bounds(problem), trial=x0, last=x0, last_value=zero + jnp.inf,
-            last_grad=zeros, last_reach=zero, flatness=zero, idle=none,
+            unchanged=none, status=status_of_bounds(problem), trial=x0, last=x0,
+            last_value=zero + jnp.inf, last_grad=zeros, last_reach=zero, flatness=zero, idle=none,
             pending=none,
             inner=self.start(problem.restore_x(x0)),
         )  # fmt: skip
