@@ -17,8 +17,8 @@ Different from MINPACK-2's ``dcsrch``:
   slopes, t (phi'(0) + phi'(t)) / 2, right to third order, and (1.1) becomes the approximate
   Wolfe condition of Hager & Zhang (SIAM J. Optim. 16, 2005). If it promises more, the slope is
   not relied on: it may belong to a wrong gradient.
-- A value that is not finite cuts the step to a quarter of the way from the best one, at the k-th
-  trial to 4^-k of it, and nothing beyond is tried again.
+- A value that is not finite cuts the step to a quarter of the way from the best one, in later
+  trials to ever smaller parts of it, and nothing beyond is tried again.
 - A first step may be too long by any factor, where x0 = 0 and so no size of x is known. Then the
   cubic's minimum may be lost in rounding, beside the other end, and the quadratic's counts; and
   where the two, or the ends of an interval, differ by more than `WIDE`, that is halved on the scale
@@ -41,7 +41,8 @@ MU, ETA, XTOL = 1e-3, 0.9, 0.1  # as in L-BFGS-B
 NOISE = 8  # times epsilon and |phi|: what a value may be wrong by
 DOUBT = 100  # times that: a slope that promises no more may be right though no value shows it
 SHRINK = 0.25  # of a step to a point where the function is not finite
-WIDE = 1e6  # ratio of the ends
+PATIENT = 3  # trials before such steps shrink faster and faster
+WIDE = 1e12  # ratio of two steps; to come so far by a sixth at a time takes 15 trials
 LOST = 64  # times epsilon and the interval: a cubic's minimum so close to its end is not known
 
 
@@ -135,7 +136,7 @@ def _above_the_noise(search: LineSearch, trial: Knot) -> Array:
 
 def _shorten(search: LineSearch) -> LineSearch:
     """After a value that is not finite."""
-    part = SHRINK ** search.trials.astype(search.step.dtype)
+    part = SHRINK ** jnp.maximum(search.trials - PATIENT, 1).astype(search.step.dtype)
     step = search.best.step + part * (search.step - search.best.step)
     return eqx.tree_at(
         lambda s: (s.step, s.high, s.longest), search, (step, search.step, search.step)
