@@ -21,8 +21,8 @@ Different from MINPACK-2's ``dcsrch``:
   trials to ever smaller parts of it, and nothing beyond is tried again.
 - A first step may be too long by any factor, where x0 = 0 and so no size of x is known. Then the
   cubic's minimum may be lost in rounding, beside the other end, and the quadratic's counts; and
-  where the two, or the ends of an interval, differ by more than `WIDE`, that is halved on the scale
-  of logarithms.
+  where the two, after `PATIENT` trials, or the ends of an interval differ by more than `WIDE`, that
+  is halved on the scale of logarithms.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ MU, ETA, XTOL = 1e-3, 0.9, 0.1  # as in L-BFGS-B
 NOISE = 8  # times epsilon and |phi|: what a value may be wrong by
 DOUBT = 100  # times that: a slope that promises no more may be right though no value shows it
 SHRINK = 0.25  # of a step to a point where the function is not finite
-PATIENT = 3  # trials before such steps shrink faster and faster
+PATIENT = 6  # trials before a step is taken to be too long by orders of magnitude
 WIDE = 1e12  # ratio of two steps; to come so far by a sixth at a time takes 15 trials
 LOST = 64  # times epsilon and the interval: a cubic's minimum so close to its end is not known
 
@@ -210,7 +210,8 @@ def _interpolate(best: Knot, other: Knot, trial: Knot, search: LineSearch) -> Ar
     between = jnp.where(near, from_best, from_best + 0.5 * (quadratic - from_best))
     to_quadratic, to_cubic = jnp.abs(quadratic - best.step), jnp.abs(from_best - best.step)
     middle = jnp.sign(gap) * safe_sqrt(to_quadratic) * safe_sqrt(to_cubic)
-    between = jnp.where(to_cubic > WIDE * to_quadratic, best.step + middle, between)
+    apart = (to_cubic > WIDE * to_quadratic) & (search.trials > PATIENT)
+    between = jnp.where(apart, best.step + middle, between)
     lost = jnp.abs(ratio[0]) <= LOST * jnp.finfo(ratio.dtype).eps
     between = jnp.where(lost, quadratic, between)
 
