@@ -312,3 +312,107 @@ def test_a_line_search_that_ignores_the_box_ends():
     assert not res.success
     assert res.nfev < 1000
     assert "optax" in res.message
+
+
+# ---------------------------------------------------------------------------------------
+# Kinks: steps shrink to nothing there, and the gradient does not
+
+KINKS = ("sum of abs", "max", "relu", "lasso", "valley", "steeper on one side")
+SMOOTH = ("quadratic", "exponential", "rounded abs")
+
+
+def kinked_or_smooth(x, data):
+    z = x / data["unit"]
+    r, t = data["a"] @ z - data["b"], data["q"] @ (z - data["c"])
+    values = [
+        jnp.sum(jnp.abs(r)),
+        jnp.max(r) + 0.1 * (t @ t),
+        jnp.sum(jax.nn.relu(r)) + 0.1 * (t @ t) + 0.3 * jnp.sum(z),
+        t @ t + 0.7 * jnp.sum(jnp.abs(z)),
+        jnp.abs(r[0]) + 0.1 * (t @ t),
+        jnp.sum(jnp.maximum(-r[:3], data["steep"] * r[:3])),
+        t @ t,
+        jnp.sum(jnp.exp(t) + jnp.exp(-t)),
+        jnp.sum(jnp.sqrt(r * r + 1e-2)),
+    ]
+    return data["scale"] * jnp.stack(values)[data["kind"]]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("bounded", [False, True])
+def test_no_success_at_a_kink(dtype, bounded):
+    """The gradient at the answer is the oracle: at a kink it is as large as anywhere."""
+    n, lanes = 3, 450
+    rng = np.random.default_rng(11)
+    top = 6 if dtype == np.float32 else 60
+    data = {
+        "a": rng.standard_normal((lanes, 5, n)),
+        "b": rng.standard_normal((lanes, 5)),
+        "q": np.linalg.qr(rng.standard_normal((lanes, n, n)))[0],
+        "c": rng.standard_normal((lanes, n)),
+        "steep": 10 ** rng.uniform(-1, 1, lanes),
+        "unit": 10 ** rng.uniform(-top, top, lanes),
+        "scale": 10 ** rng.uniform(-top, top, lanes),
+    }
+    x0 = data["unit"][:, None] * 3 * rng.standard_normal((lanes, n))
+    data, x0 = jax.tree.map(lambda leaf: leaf.astype(dtype), (data, x0))
+    data["kind"] = np.arange(lanes) % (len(KINKS) + len(SMOOTH))
+    room = np.where(rng.uniform(size=(lanes, n)) < 0.5, INF, data["unit"][:, None]).astype(dtype)
+
+    def solve(x0, room, data):
+        bounds = jnp.stack([-room, room], axis=1) if bounded else None
+        options = {"maxfun": 2000}
+        return ox.minimize(kinked_or_smooth, x0, args=(data,), bounds=bounds, options=options)
+
+    res = jax.jit(jax.vmap(solve))(x0, room, data)
+    unit, scale = data["unit"][:, None].astype(float), data["scale"].astype(float)
+    x, f = np.asarray(res.x, float), np.asarray(res.fun, float) / scale
+    g = np.asarray(res.jac, float) * unit / scale[:, None]
+    held = bounded & (((x <= -room) & (g > 0)) | ((x >= room) & (g < 0)))
+    largest = np.max(np.where(held, 0, np.abs(g)), axis=1)
+    kinked = data["kind"] < len(KINKS)
+    tolerance = max(2.2e-9, 8 * np.finfo(dtype).eps)
+    steep = largest > 100 * np.sqrt(tolerance) * np.maximum(np.abs(f), 1)
+    success = np.asarray(res.success)
+    # A quarter of them, before there was a look back.
+    assert np.sum(success & kinked & steep) <= 0.02 * np.sum(kinked)
+    assert np.all(success[~kinked])
+    assert not np.any(steep[~kinked])
+    assert np.sum(steep & kinked) > 100  # most kinks are seen for what they are
+
+
+@pytest.mark.parametrize("method", [None, optax.adam(optax.exponential_decay(0.3, 1, 0.97))])
+def test_a_kink_is_no_success_and_has_no_derivative(method):
+    def solve(a):
+        fun = lambda x: jnp.sum(jnp.abs(x - a)) + 1
+        return ox.minimize(fun, [0.0, 1.0], method=method, options={"maxfun": 3000})
+
+    res = jax.jit(jax.vmap(solve))(jnp.array([0.37, -1.31, 2.43]))
+    assert not np.any(res.success)
+    assert "kink" in res.message[0] or "not smooth" in res.message[0]
+    assert np.all(np.isnan(jax.jacrev(lambda a: solve(a).x)(0.37)))
+
+
+# ---------------------------------------------------------------------------------------
+# A start at 0, where no size of x is known
+
+FROM_ZERO = {
+    "quadratic": lambda t: (t[0] - 1) ** 2 + 3 * (t[1] + 0.5) ** 2,
+    "quartic": lambda t: jnp.sum((t - 1) ** 4 + (t - 1) ** 2),
+    "exponential": lambda t: jnp.sum(jnp.exp(t) - 2 * t),
+}
+ANSWERS = {"quadratic": [1, -0.5], "quartic": [1, 1], "exponential": [np.log(2)] * 2}
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("family", FROM_ZERO)
+def test_from_zero_in_any_unit_of_x(family, dtype):
+    top = 15 if dtype == np.float32 else 60
+    units = (10.0 ** np.linspace(-top, top, 11)).astype(dtype)
+    fun = FROM_ZERO[family]
+    solve = lambda unit: ox.minimize(lambda x: fun(x / unit), jnp.zeros(2, dtype))
+    res = jax.jit(jax.vmap(solve))(units)
+    assert np.all(res.success)
+    z = np.asarray(res.x, float) / units[:, None]
+    assert_allclose(z, np.broadcast_to(ANSWERS[family], z.shape), atol=2e-3)

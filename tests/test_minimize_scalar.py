@@ -119,6 +119,39 @@ def test_no_success_without_a_minimum(settings):
     assert jax.grad(kept)(2.0) == 1
 
 
+@pytest.mark.parametrize("dtype, top", [(jnp.float32, 18), (jnp.float64, 140)])
+@pytest.mark.parametrize("where", ["bracket", "above", "below"])
+def test_flat_to_rounding_where_the_search_begins(where, dtype, top):
+    """The minimum is far away, so that the first values differ by their rounding only."""
+    random = np.random.default_rng(1)
+    n = 600
+    c = 10 ** random.uniform(0, top, n) * random.choice([-1, 1], n)
+    settings = {
+        "bracket": {"bracket": (dtype(-3), dtype(2))},
+        "above": {"bounds": (dtype(0), None)},
+        "below": {"bounds": (None, dtype(7))},
+    }[where]
+    c = {"bracket": c, "above": abs(c), "below": -abs(c)}[where]
+    kind, offset = random.integers(0, 3, n), random.choice([0, 1, 1e3], n)
+    c, offset = jnp.asarray(c, dtype), jnp.asarray(offset, dtype)
+
+    def f(x, kind, c, offset):
+        t = x / c - 1
+        choices = [t * t, jnp.logaddexp(t, -t), jnp.sqrt(1 + t * t)]
+        return jnp.select([kind == k for k in range(3)], choices) + offset
+
+    res = ox.minimize_scalar(f, args=(kind, c, offset), **settings)
+    assert res.success.all()
+    eps = float(jnp.finfo(dtype).eps)
+    error = abs(np.asarray(res.x, float) / np.asarray(c, float) - 1)
+    assert (error < 50 * eps**0.5 * np.maximum(np.asarray(offset, float), 1) ** 0.5).all()
+
+
+def test_a_function_without_a_minimum_is_a_failure():
+    res = ox.minimize_scalar(lambda x: jnp.full_like(x, 3), bracket=(0.0, 1.0))
+    assert not res.success
+
+
 KINDS = 8
 
 

@@ -1,4 +1,4 @@
-"""L-BFGS-B as an optax transformation: the machine, its evaluations made by the user's loop.
+"""L-BFGS-B as an optax transformation: the solver, its evaluations made by the user's loop.
 
 Reverse communication, which is how the original code was meant to be used: each ``update`` gets
 the value and gradient of the point it asked for, and answers with the way to the next one, be it
@@ -149,7 +149,7 @@ def lbfgsb(
 
 @jax.jit
 def _turn(solver: LBFGSB, problem: Any, before: Any, x: Array) -> tuple[Array, Any]:
-    """The machine's step with what the loop evaluated at x, and the way from there."""
+    """The solver's step with what the loop evaluated at x, and the way from there."""
     before = eqx.tree_at(lambda s: s.line.trial, before, x)
     after = solver.step(problem, before)
     # A point that is not in the box, as the first may be, says nothing but the way into it.

@@ -144,7 +144,8 @@ class BracketAndSearch(eqx.Module):
         search = self._search_within(width)
         within = problem.within(found.bracket, found.f_bracket).walled(highest)
         inside, width = search(within, watch)
-        status = jnp.where(found.status == CONVERGED, inside.status, found.status)
+        status = jnp.where(found.status == LIMIT, NONFINITE, found.status)  # at an infinite one
+        status = jnp.where(found.status == CONVERGED, inside.status, status)
         x, f = inside.x, inside.f_x
         side = jnp.zeros(problem.shape, jnp.int32)
         if self.bounded:
@@ -204,10 +205,11 @@ def _at_limits(
     f_limit = jnp.where(f_limit < jnp.inf, f_limit, jnp.inf)
 
     narrow = (found.status == BAD_INPUT) & (limits[0] <= limits[1]) & finite[0] & finite[1]
-    fl, _, fr = found.f_bracket
-    to_lower = jnp.where(narrow, f_limit[0] <= f_limit[1], fl < fr)
+    (xl, _, xr), (fl, _, fr) = found.bracket, found.f_bracket
+    at_lower, at_upper = xl == limits[0], xr == limits[1]
+    to_lower = jnp.where(at_lower == at_upper, fl < fr, at_lower)
+    to_lower = jnp.where(narrow, f_limit[0] <= f_limit[1], to_lower)
     arrived = narrow | ((found.status == LIMIT) & jnp.where(to_lower, *finite))
-    status = jnp.where(found.status == LIMIT, NONFINITE, status)  # at an infinite limit
     status = jnp.where(arrived, CONVERGED, status)
     x, f = (
         jnp.where(arrived, jnp.where(to_lower, *at_limit), inside)

@@ -9,8 +9,9 @@ import numpy as np
 from ..jax_support.export import exportable
 from .base import CALLBACK_STOP, PROCEEDING, RUNNING, AbstractResult
 
-# Why a solver ended; `status` tells less.
-GTOL, FTOL, MAXFUN, MAXITER, FAILED, NONFINITE, ALL_FIXED, LOST, BAD_BOUNDS, STUCK = range(1, 11)
+# Why a solver ended; `status` is coarser.
+GTOL, FTOL, MAXFUN, MAXITER, FAILED, NONFINITE, ALL_FIXED, LOST = range(1, 9)
+BAD_BOUNDS, STUCK, KINK = range(9, 12)
 
 MESSAGES = {
     GTOL: "CONVERGENCE: NORM OF PROJECTED GRADIENT <= PGTOL",
@@ -29,6 +30,8 @@ MESSAGES = {
     BAD_BOUNDS: "ABNORMAL: `bounds` are reversed, or NaN.",
     STUCK: "ABNORMAL: the line search of `method` has found no lower value for many iterations. "
     "Those of optax do not know of `bounds`.",
+    KINK: "ABNORMAL: `fun` has a kink at `x` (as abs, max, relu have) or next to it: its gradient "
+    "does not go to 0 there. `x` may be a minimum, but no test can say so.",
     CALLBACK_STOP: "`callback` raised `StopIteration`.",
 }
 NOWHERE = (
@@ -36,7 +39,7 @@ NOWHERE = (
     "`fun` or its gradient is not finite there."
 )
 CONVERGED = (GTOL, FTOL, ALL_FIXED)
-ABNORMAL = (FAILED, NONFINITE, LOST, BAD_BOUNDS, STUCK)
+ABNORMAL = (FAILED, NONFINITE, LOST, BAD_BOUNDS, STUCK, KINK)
 STATUS = {CALLBACK_STOP: 99, **dict.fromkeys(ABNORMAL, 2), **dict.fromkeys(CONVERGED, 0)}
 LIMIT = 1  # the status of all the others
 
@@ -65,7 +68,7 @@ class MinimizeResult(AbstractResult):
         Why it ended, in more detail than ``status``; ``message`` says it in words. 1 gtol, 2 ftol,
         3 maxfun, 4 maxiter, 5 no lower value found, 6 not finite at ``x0``, 7 all variables
         fixed, 8 not finite at a later point, 9 bounds reversed or NaN, 10 the line search of a
-        transformation is stuck, -2 stopped by the callback. 0 or None, in the
+        transformation is stuck, 11 a kink, -2 stopped by the callback. 0 or None, in the
         ``intermediate_result`` of a callback: it has not ended.
     status : int
         0 converged, 1 limit of evaluations or iterations, 2 abnormal, 99 stopped by the callback.

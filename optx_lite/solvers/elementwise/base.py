@@ -27,7 +27,7 @@ class AbstractElementwiseState(eqx.Module):
 
 
 class AbstractElementwiseSolver(eqx.Module, Generic[State]):
-    """A state machine for arrays of scalar problems, none of which waits for another.
+    """A solver of arrays of scalar problems, none of which waits for another.
 
     Every call of `step` evaluates the function once, on all elements. One that has ended stays
     as it is.

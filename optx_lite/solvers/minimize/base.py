@@ -1,41 +1,4 @@
-"""What the solvers of a scalar function share: when they end, and what they report.
-
-The end. SciPy's L-BFGS-B stops where the last reduction of f was small relative to max(|f|, 1),
-or where the projected gradient is small. Both are met far from a minimum if f is flat there, or
-is measured in small units; and a test relative to f where the solve began, or to what f has
-fallen by, is met anywhere if it began high enough. So a solver has to say what there is still to
-be gained from here, q, by its quadratic, and no test counts unless that is small beside what f, g
-and x are here:
-
-    q <= ftol |f|    or    q <= ftol^3/4 G / 2,    G = |g_F|.|x_F|,                    (1)
-
-F the variables which g does not hold at a bound. The first says that there are no more digits of f
-to be gained. The second says that of x: G is by what f changes, to first order, if all x_j change
-by |x_j|. As q = -g.d / 2, a step d is small relative to x, weighted by g. (An f that is right to
-ftol goes with an x that is right to the root of it. Half of the way from there to ftol costs next
-to nothing where steps shrink superlinearly, and tells that from a slow walk along a valley.) It is
-what ends a solve whose f goes to 0. Neither depends on the units of f and of each x_j.
-
-    gtol    (1)  and  ||P(x - g) - x||_inf <= gtol                                    (2)
-    ftol    (1)  and  f_before - f <= ftol |f|  or  <= ftol^3/4 G_before / 2          (3)
-
-The rounding of f is eps (|f| + G), that of its computation and that of x; so ftol counts as no less
-than `NOISE` times epsilon. Far from a minimum a quadratic made of unsuitable pairs may promise
-nothing for some iterations on end, while the gradient hides more than that: if all of it lay along
-the flattest direction that was seen, it could be
-
-    g_F.g_F / (2 kappa),    kappa the least s.y / s.s.                                (4)
-
-(2) counts where (1) held one iteration before as well, so that a step as small as that has shown
-that the quadratic is right; and as often as ftol asks for digits, at most `CALM`, if (4) is not
-small in the sense of (1). (3) counts if it has held that often; for `PATIENCE` times as many
-iterations if (4) is not small (where ftol asks for all that values can tell, there is nothing to
-wait for); and only as often as there are variables if q and f_before - f are rounding.
-
-Values may be noisier than that, or the gradient too rough to bring q so low. Where f stands
-still, and q is no more than what makes the line search go by slopes instead of values, `DOUBT`
-times `NOISE` times the rounding, a solve ends as well, if that lasts `PATIENCE` times as long.
-"""
+"""What the solvers of a scalar function share: their end (`convergence`), and what they report."""
 
 from __future__ import annotations
 
@@ -46,13 +9,11 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from ...linalg import dot, norm
+from ...linalg import norm
 from ...problem.bounds import projected_descent
 from ...problem.minimization import MinimizationProblem
 from ...results.minimize import (
     BAD_BOUNDS,
-    FTOL,
-    GTOL,
     LIMIT,
     MAXFUN,
     MAXITER,
@@ -61,11 +22,7 @@ from ...results.minimize import (
     MinimizeResult,
 )
 from ..base import AbstractSolver, Report
-from .line_search import DOUBT, NOISE
-
-CALM = 10
-PATIENCE = 5
-CONFIRM = 2
+from .convergence import Prospect, at_least_noise, judge, negligible
 
 
 def status_of_bounds(problem: MinimizationProblem) -> Array:
@@ -76,22 +33,6 @@ def status_of_bounds(problem: MinimizationProblem) -> Array:
     return jnp.where(ordered, RUNNING, BAD_BOUNDS).astype(jnp.int32)
 
 
-def negligible(value: Array, reach: Any, tolerance: Any) -> Array:
-    """What no digit of f, to ``tolerance``, and none of x can show; ``reach`` is G of (1)."""
-    return jnp.maximum(tolerance * jnp.abs(value), 0.5 * tolerance**0.75 * reach)
-
-
-def rounding(value: Array, reach: Any) -> Array:
-    """What f may be wrong by, its own rounding and that of x, and at the end of its range."""
-    info = jnp.finfo(value.dtype)
-    return info.eps * (jnp.abs(value) + reach) + info.smallest_normal
-
-
-def reach_of(x: Array, descent: Array) -> Array:
-    """G of (1), of a projected gradient, (n,)."""
-    return dot(jnp.abs(x), jnp.abs(descent))
-
-
 class BestSeen(eqx.Module):
     """Where a solver stands; the states of all begin with this."""
 
@@ -100,7 +41,7 @@ class BestSeen(eqx.Module):
     grad: Array  # (n,)
     nfev: Array  # () evaluations
     nit: Array  # () iterations that are done
-    calm: Array  # () how many of the last ones met the test on f
+    unchanged: Array  # () for how many of them on end the test on f has held
     status: Array  # () 0 while it runs
 
 
@@ -130,7 +71,7 @@ class AbstractMinimizer(AbstractSolver[MinimizationProblem, State]):
         """Where the iteration at work began: x and f."""
 
     def inverse_hessian(self, state: State) -> Any:
-        """What the algorithm knows of it."""
+        """The approximation that the algorithm has made, if any."""
         return None
 
     def slopes(self, state: State) -> Any:
@@ -138,7 +79,7 @@ class AbstractMinimizer(AbstractSolver[MinimizationProblem, State]):
         return None
 
     def running(self, problem: MinimizationProblem, state: State) -> Array:
-        """Whether the solver wants another step."""
+        """Whether there is to be another step."""
         return (state.status == RUNNING) & (state.nfev < self.maxfun)
 
     def most_steps(self, n: int) -> Any:
@@ -155,41 +96,31 @@ class AbstractMinimizer(AbstractSolver[MinimizationProblem, State]):
         reach: Any = 0.0,
         reach_before: Any = 0.0,
         lasted: Any = None,
+        tested: Any = False,
     ) -> tuple[Array, Array]:
-        """The status by (2) and (3), and ``calm``.
+        """The status, and ``unchanged``; see `convergence`.
 
-        ``before`` is f one iteration ago, inf at the first; ``promised`` q; ``possible`` (4);
-        ``reach`` and ``reach_before`` G now and then; ``lasted`` for how many
-        iterations before (1) has held.
+        ``before`` is f one iteration ago, inf at the first; ``promised`` what the quadratic
+        promises; ``possible`` what it may hide; ``reach`` and ``reach_before`` G now and then;
+        ``lasted`` for how many iterations before the promise was negligible; ``tested`` whether
+        the quadratic comes of more than one pair.
         """
-        eps = jnp.finfo(state.value.dtype).eps
-        ftol = jnp.maximum(self.ftol, NOISE * eps)
-        rough = jnp.maximum(self.ftol, DOUBT * NOISE * eps)
-        least = self.nothing(state, reach)
-        settled, sure = promised <= least, possible <= least
-        exact = rounding(state.value, reach)
-        doubtful = settled | (self.BY_SLOPES & (promised <= DOUBT * NOISE * exact))
-        still = jnp.abs(before - state.value) <= negligible(state.value, reach_before, ftol)
-        calm = jnp.where(doubtful & still, state.calm + 1, 0)
-        digits = jnp.clip(-jnp.log10(rough), 1, CALM)
-        few = jnp.minimum(digits, state.x.shape[0])
-        patient = ~settled | (~sure & (self.ftol >= rough))
-        asked = jnp.where(patient, PATIENCE * digits, digits)
-        gained = jnp.abs(before - state.value)
-        exhausted = (promised <= exact) & (gained <= NOISE * exact)
-        asked = jnp.where(exhausted, few, asked)
-        status = jnp.where(state.nit >= self.maxiter, MAXITER, RUNNING)
-        status = jnp.where(doubtful & still & (calm.astype(asked.dtype) >= asked), FTOL, status)
-        flat = self.optimality(problem, state) <= self.gtol
-        lasted = calm if lasted is None else lasted
-        often = jnp.where(sure, min(CONFIRM, state.x.shape[0] + 1), digits)
-        confirmed = ((lasted + 1).astype(digits.dtype) >= often) | (promised == 0)
-        return jnp.where(settled & flat & confirmed, GTOL, status), calm
+        prospect = Prospect(
+            value=state.value, before=before, promised=promised, possible=possible, reach=reach,
+            reach_before=reach_before, optimality=self.optimality(problem, state),
+            lasted=state.unchanged if lasted is None else lasted, tested=tested,
+        )  # fmt: skip
+        n = state.x.shape[0]
+        met, unchanged = judge(
+            prospect, self.ftol, self.gtol, state.unchanged, n, self.BY_SLOPES
+        )  # fmt: skip
+        limit = jnp.where(state.nit >= self.maxiter, MAXITER, RUNNING)
+        return jnp.where(met == RUNNING, limit, met), unchanged
 
     def nothing(self, state: State, reach: Any) -> Array:
-        """The right of (1)."""
-        finest = NOISE * jnp.finfo(state.value.dtype).eps
-        return negligible(state.value, reach, jnp.maximum(self.ftol, finest))
+        """So small a promise is negligible."""
+        tolerance = at_least_noise(self.ftol, state.value.dtype)
+        return negligible(state.value, reach, tolerance)
 
     def optimality(self, problem: MinimizationProblem, state: State) -> Array:
         """||P(x - g) - x||_inf."""
@@ -219,10 +150,10 @@ class AbstractMinimizer(AbstractSolver[MinimizationProblem, State]):
     def report(
         self, problem: MinimizationProblem, before: State, after: State
     ) -> tuple[Report, Array]:
-        """What a callback is told after a step, and whether the step ended an iteration."""
+        """What a callback gets after a step, and whether the step ended an iteration."""
         x, value = self.origin(before)
         first = before.nfev == 0
-        told = Report(
+        report = Report(
             x=after.x,
             fun=after.value,
             value=after.value,
@@ -232,4 +163,4 @@ class AbstractMinimizer(AbstractSolver[MinimizationProblem, State]):
             nit=after.nit,
             nfev=after.nfev,
         )
-        return told, after.nit > before.nit
+        return report, after.nit > before.nit

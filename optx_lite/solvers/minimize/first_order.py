@@ -5,17 +5,19 @@ r"""First-order methods: any ``optax.GradientTransformation`` as a solver.
 P the projection onto the box. The transformation sees the parameters in the user's own
 structure, so masks and groups of parameters work, and is given ``value``, ``grad`` and
 ``value_fn`` besides, as optax's line searches want them; the evaluations of such a line search,
-a loop of optax's own inside the step, are counted where its state tells their number.
+a loop of optax's own inside the step, are counted where its state has their number.
 
-The end is that of `base`. The quadratic there is one number here, the flattest curvature
+The end is that of `convergence`. The quadratic there is one number here, the flattest curvature
 seen along the steps s of late, and what it promises is
 
     q = ||P(x - g) - x||^2 f / 2,    f = max(s.s / s.y, FADE f_before)                 (2)
 
 infinite while s.y <= 0. A step across a narrow valley says nothing of what lies along it.
 
+A success is claimed after one evaluation more, a look whether the gradient goes to 0 there.
+
 A line search of the transformation's own does not know of the box, and may find nothing lower for
-ever: the end, if that lasts `PATIENCE` times `CALM` iterations.
+ever: the end, if that lasts `PATIENCE` times `MOST_DIGITS` iterations.
 
 Different from a loop written by hand: the answer is the best point seen, and a value which is
 not finite ends the run.
@@ -36,8 +38,9 @@ from ...linalg import dot, norm, reciprocal, safe_divide, unit_of
 from ...problem.bounds import projected_descent
 from ...problem.minimization import MinimizationProblem
 from ...problem.pytrees import ravel
-from ...results.minimize import LOST, NONFINITE, RUNNING, STUCK
-from .base import CALM, PATIENCE, AbstractMinimizer, BestSeen, reach_of, status_of_bounds
+from ...results.minimize import FTOL, GTOL, KINK, LOST, NONFINITE, RUNNING, STUCK
+from .base import AbstractMinimizer, BestSeen, status_of_bounds
+from .convergence import MOST_DIGITS, PATIENCE, look_back, reach_of, vanishes
 
 FADE = 0.9  # of the flattest curvature seen, an iteration
 
@@ -49,9 +52,10 @@ class State(BestSeen):
     last: Array  # (n,) evaluated before
     last_value: Array  # ()
     last_grad: Array  # (n,)
-    last_reach: Array  # () G of `base`
+    last_reach: Array  # () G of `convergence`
     flatness: Array  # () f of (2), without the present step
     idle: Array  # () iterations since the best point was found
+    pending: Array  # () int: the status that waits for a look whether the gradient vanishes
     inner: Any  # the transformation's own state
 
 
@@ -76,15 +80,25 @@ class FirstOrder(AbstractMinimizer[State]):
         zero, none, zeros = jnp.zeros((), x0.dtype), jnp.zeros((), jnp.int32), jnp.zeros_like(x0)
         x0 = x0 + projected_descent(problem, x0, zeros)
         return State(
-            x=x0, value=zero + jnp.nan, grad=zeros + jnp.nan, nfev=none, nit=none, calm=none,
-            status=status_of_bounds(problem), trial=x0, last=x0, last_value=zero + jnp.inf,
-            last_grad=zeros, last_reach=zero, flatness=zero, idle=none,
+            x=x0, value=zero + jnp.nan, grad=zeros + jnp.nan, nfev=none, nit=none,
+            unchanged=none, status=status_of_bounds(problem), trial=x0, last=x0,
+            last_value=zero + jnp.inf, last_grad=zeros, last_reach=zero, flatness=zero, idle=none,
+            pending=none,
             inner=self.start(problem.restore_x(x0)),
         )  # fmt: skip
 
     def step(self, problem: MinimizationProblem, state: State) -> State:
         """Evaluate the trial, and let the transformation say where to go from there."""
         value, grad = problem.value_and_grad(state.trial)
+        moved = self._moved(problem, state, value, grad)
+        looked = _looked_back(problem, state, grad)
+        looking = state.pending != RUNNING
+        return jax.tree.map(lambda a, b: jnp.where(looking, a, b), looked, moved)
+
+    def _moved(
+        self, problem: MinimizationProblem, state: State, value: Array, grad: Array
+    ) -> State:
+        """After an evaluation on the way."""
         finite = jnp.isfinite(value) & jnp.all(jnp.isfinite(grad))
         first = state.nfev == 0
         here = eqx.tree_at(
@@ -95,7 +109,7 @@ class FirstOrder(AbstractMinimizer[State]):
         descent = projected_descent(problem, here.x, grad)
         promise, flatness = _promise(here, descent)
         reach = reach_of(here.x, descent)
-        status, calm = self.judge(
+        status, unchanged = self.judge(
             problem, here, state.last_value, promise, promise, reach, state.last_reach
         )
         status = jnp.where(finite, status, jnp.where(first, NONFINITE, LOST)).astype(jnp.int32)
@@ -108,26 +122,29 @@ class FirstOrder(AbstractMinimizer[State]):
             restore(grad), state.inner, restore(state.trial), value, problem.objective
         )
         if further is not None:
-            stuck = (status == RUNNING) & (idle >= PATIENCE * CALM)
+            stuck = (status == RUNNING) & (idle >= PATIENCE * MOST_DIGITS)
             status = jnp.where(stuck, STUCK, status).astype(jnp.int32)
         moved = state.trial + ravel(updates, value.dtype)  # (1)
         if problem.bounded:
             moved = jnp.clip(moved, problem.lower, problem.upper)
+        claimed = ((status == GTOL) | (status == FTOL)) & jnp.any(descent != 0)
+        behind = look_back(problem, here.x, descent * flatness)
         return State(
             x=jnp.where(taken, state.trial, state.x),
             value=jnp.where(taken, value, state.value),
             grad=jnp.where(taken, grad, state.grad),
             nfev=state.nfev + 1 + (0 if further is None else further),
             nit=here.nit,
-            calm=calm,
-            status=status,
-            trial=moved,
+            unchanged=unchanged,
+            status=jnp.where(claimed, RUNNING, status),
+            trial=jnp.where(claimed, behind, moved),
             last=state.trial,
             last_value=value,
             last_grad=grad,
             last_reach=reach,
             flatness=flatness,
             idle=idle,
+            pending=jnp.where(claimed, status, RUNNING),
             inner=inner,
         )
 
@@ -166,6 +183,18 @@ def first_order(transformation: Any, problem: MinimizationProblem, x: Array) -> 
             label="`method.update`",
         )  # fmt: skip
     return FirstOrder(start=start, update=lifted)
+
+
+def _looked_back(problem: MinimizationProblem, state: State, grad: Array) -> State:
+    """After a look behind x, whether the gradient vanishes there."""
+    descent = projected_descent(problem, state.x, state.grad)
+    confirmed = vanishes(state.x, descent, grad)
+    status = jnp.where(confirmed, state.pending, KINK).astype(jnp.int32)
+    return eqx.tree_at(
+        lambda s: (s.nfev, s.status, s.pending),
+        state,
+        (state.nfev + 1, status, jnp.full_like(status, RUNNING)),
+    )
 
 
 def _promise(state: State, descent: Array) -> tuple[Array, Array]:

@@ -4,7 +4,7 @@ R. H. Byrd, P. Lu, J. Nocedal, C. Zhu, "A limited memory algorithm for bound con
 optimization", SIAM J. Sci. Comput. 16 (1995); J. L. Morales, J. Nocedal, "Remark on Algorithm
 778", ACM TOMS 38 (2011). An iteration, from x with gradient g and the matrix B of `bfgs_matrix`:
 
-1. The generalized Cauchy point x^c tells which variables are held at bounds (`cauchy_point`).
+1. The generalized Cauchy point x^c decides which variables are held at bounds (`cauchy_point`).
 2. The quadratic is minimised in the others, F, from there:
 
        x^ = x^c + Z B_F^-1 r,    r = -Z^T (g + B (x^c - x))                         (5.4)-(5.11)
@@ -22,7 +22,7 @@ Different from the original code:
 - The first step is as long as the largest entry of x0, to a power of two, and 1 where x0 = 0, in a
   box too. So factors on f and on x do not change the path. Of both the solver has units, powers
   of two; the products that make the quadratic are formed in these.
-- The end is told by what the quadratic still promises, q = -g.d / 2: see `base`. Whether
+- The end is decided by what the quadratic still promises, q = -g.d / 2: see `convergence`. Whether
   that is to be relied on the last search has shown, where the slope went from phi'(0) = g.d to
   phi'(t): the curvature along d was
 
@@ -36,6 +36,9 @@ Different from the original code:
   says. If g promises less than the rounding of f, that is the end, and so it is if such a search
   fails as well and g promises no more than the noise that f may have; else the result reports
   both slopes.
+- Before a success is claimed where the gradient has not visibly gone to 0, one evaluation looks
+  whether it is going to: at a kink it is not. Then the memory is of no use, and the search goes on
+  as after a failure; the second time it is one.
 """
 
 from __future__ import annotations
@@ -52,14 +55,17 @@ from ...linalg import norm, reciprocal, safe_divide, unit_of
 from ...linalg.inverse_hessian import LbfgsInvHessProduct
 from ...problem.bounds import onto_bounds, step_to_bound
 from ...problem.minimization import MinimizationProblem
-from ...results.minimize import ALL_FIXED, FAILED, FTOL, GTOL, NONFINITE, RUNNING
-from .base import AbstractMinimizer, BestSeen, rounding, status_of_bounds
+from ...results.minimize import ALL_FIXED, FAILED, FTOL, GTOL, KINK, NONFINITE, RUNNING
+from .base import AbstractMinimizer, BestSeen, status_of_bounds
 from .bfgs_matrix import matrix_of
 from .cauchy_point import cauchy_point
+from .convergence import VANISHED, look_back, rounding, vanishes
 from .limited_memory import Memory
-from .line_search import DOUBT, NOISE, LineSearch, advance, begin, believable
+from .line_search import DOUBT, NOISE, LineSearch, advance, begin, is_gain
 
 LONGEST = 1e10  # times d, where no bound limits a step
+KINKS = 2  # found: then it is one
+DEVIATION = 0.1  # of a change of f, from that of a quadratic
 SHORT = 10.0  # times the root of epsilon and |x|: the step of a probe
 
 
@@ -73,14 +79,14 @@ class Line(eqx.Module):
     search: LineSearch
     unit_g: Array  # () of ``grad``, projected, a power of two
     unit_d: Array  # () of ``direction``, too
-    reach: Array  # () G of `base` at the base
+    reach: Array  # () G of `convergence` at the base
     settled: Array  # () int: for how many iterations, the present one included, (1) has held
     known: Array  # () what a probe has found to be promised, infinite before
     probing: Array  # () bool: the first trial is a difference, to look at the gradient by
 
 
 class Pair(eqx.Module):
-    """What a step s from the base of a line, and the change y of the gradient there, tell."""
+    """What a step s from the base of a line, and the change y of the gradient, show."""
 
     step: Array  # (n,), in units of the solver
     change: Array  # (n,), too
@@ -98,6 +104,8 @@ class State(BestSeen):
     unit_x: Array  # () a power of two: the size of x0
     unit_g: Array  # () and that of the first gradient
     slopes: Array  # (2,) along d, by the gradient and by the function: what the last probe found
+    pending: Array  # () int: the status that waits for a look whether the gradient vanishes
+    kinks: Array  # () int: how often it did not
 
 
 class LBFGSB(AbstractMinimizer[State]):
@@ -130,10 +138,10 @@ class LBFGSB(AbstractMinimizer[State]):
             known=zero + jnp.inf, probing=jnp.zeros((), bool),
         )  # fmt: skip
         return State(
-            x=x0, value=unknown, grad=zeros + jnp.nan, nfev=none, nit=none, calm=none,
-            status=status_of_bounds(problem), line=line,
+            x=x0, value=unknown, grad=zeros + jnp.nan, nfev=none, nit=none,
+            unchanged=none, status=status_of_bounds(problem), line=line,
             memory=Memory.empty(self.maxcor, n, dtype), unit_x=unit_of(x0),
-            unit_g=jnp.ones((), dtype), slopes=jnp.zeros(2, dtype),
+            unit_g=jnp.ones((), dtype), slopes=jnp.zeros(2, dtype), pending=none, kinks=none,
         )  # fmt: skip
 
     def step(self, problem: MinimizationProblem, state: State) -> State:
@@ -141,28 +149,34 @@ class LBFGSB(AbstractMinimizer[State]):
         line = state.line
         value, grad = problem.value_and_grad(line.trial)
         finite = jnp.isfinite(value) & jnp.all(jnp.isfinite(grad))
-        first = state.nfev == 0
-        lower = finite & (value < state.value)
-        probed = line.probing & (line.search.trials == 0)
-        done, search = advance(line.search, value, _slope(line, grad))
-        done = finite & (done | (probed & lower))
+        first, looking = state.nfev == 0, state.pending != RUNNING
+        lower = finite & (value < state.value) & ~looking
+        probed = line.probing & (line.search.trials == 0) & ~looking
+        slope = _slope(line, grad)
+        done, search = advance(line.search, value, slope)
+        done = finite & (done | (probed & lower)) & ~looking
         taken = first | done | lower
         x, value_x, grad_x = (
             jnp.where(taken, new, old)
             for new, old in ((line.trial, state.x), (value, state.value), (grad, state.grad))
         )
         over = (search.trials >= self.maxls) | (search.step == search.best.step)
-        ended = first | done | over
-        accepted = ended & ~first & believable(line.search, value_x) & jnp.any(x != line.base)
+        descent = _projected(problem, state.x, state.grad)
+        confirmed = looking & vanishes(state.x, descent, grad)
+        kinks = state.kinks + (looking & ~confirmed).astype(jnp.int32)
         start = line.search.start
-        # A probe tells of the gradient at the base, wherever it leads.
+        # A probe is a difference of the gradient at the base, wherever it leads.
         at, grad_at = jnp.where(probed, line.trial, x), jnp.where(probed, grad, grad_x)
         unit_g = cond(first, lambda: unit_of(grad), lambda: state.unit_g)
         pair = _pair(line, at, grad_at, state.unit_x, unit_g)
         slopes = cond(probed, lambda: _slopes(line, value), lambda: state.slopes)
-        known = jnp.where(probed & finite, pair.promised, line.known)
-        exhausted = known <= NOISE * rounding(start.value, line.reach)
-        status = jnp.where(exhausted, FTOL, state.status)
+        seen = probed & finite & _as_a_quadratic(line, value, slope)
+        known = jnp.where(seen, pair.promised, line.known)
+        exhausted = (known <= NOISE * rounding(start.value, line.reach)) & ~looking
+        ended = first | done | exhausted | jnp.where(looking, ~confirmed, over)
+        accepted = ended & ~first & is_gain(line.search, value_x) & jnp.any(x != line.base)
+        status = jnp.where(confirmed, state.pending, state.status)
+        status = jnp.where(kinks >= KINKS, KINK, status)
         status = jnp.where(first & ~finite, NONFINITE, status).astype(jnp.int32)
         state = State(
             x=x,
@@ -170,7 +184,7 @@ class LBFGSB(AbstractMinimizer[State]):
             grad=grad_x,
             nfev=state.nfev + 1,
             nit=state.nit + accepted.astype(jnp.int32),
-            calm=state.calm,
+            unchanged=state.unchanged,
             status=status,
             line=eqx.tree_at(lambda line: (line.search, line.known), line, (search, known)),
             # Here and not where a new line is sought: XLA would copy it out of a branch.
@@ -181,22 +195,28 @@ class LBFGSB(AbstractMinimizer[State]):
             unit_x=state.unit_x,
             unit_g=unit_g,
             slopes=slopes,
+            pending=jnp.full_like(status, RUNNING),
+            kinks=kinks,
         )  # fmt: skip
-        line, status, calm, forgotten = cond(
+        line, status, pending, unchanged, forgotten = cond(
             ended,
-            lambda: self._new_line(problem, state, pair, first, accepted),
-            lambda: (_search_on(problem, state.line), state.status, state.calm, jnp.array(False)),
-        )
+            lambda: self._new_line(problem, state, pair, first, accepted, exhausted),
+            lambda: (
+                _search_on(problem, state.line), state.status, state.pending, state.unchanged,
+                jnp.array(False),
+            ),
+        )  # fmt: skip
         return eqx.tree_at(
-            lambda state: (state.line, state.status, state.calm, state.memory),
+            lambda state: (state.line, state.status, state.pending, state.unchanged, state.memory),
             state,
-            (line, status, calm, state.memory.forget(forgotten)),
+            (line, status, pending, unchanged, state.memory.forget(forgotten)),
         )
 
     def _new_line(
-        self, problem: MinimizationProblem, state: State, pair: Pair, first: Array, accepted: Array
-    ) -> tuple[Line, Array, Array, Array]:
-        """From ``state.x``, with status and `calm`, and whether the memory is of no use."""
+        self, problem: MinimizationProblem, state: State, pair: Pair, first: Array,
+        accepted: Array, exhausted: Array,
+    ) -> tuple[Line, Array, Array, Array, Array]:  # fmt: skip
+        """From ``state.x``, with three fields of the state, and whether the memory is of no use."""
         x, grad = state.x, state.grad
         failed = ~first & ~accepted
         descent = _projected(problem, x, grad)
@@ -226,9 +246,10 @@ class LBFGSB(AbstractMinimizer[State]):
         possible = 0.5 * (scaled @ scaled) * state.memory.flatness() * unit_step * unit
         possible = jnp.where(moving, possible, 0)
         reach = jnp.abs(x * reciprocal(state.unit_x)) @ jnp.abs(scaled) * (state.unit_x * unit)
-        status, calm = self.judge(
-            problem, state, before, promised, possible, reach, state.line.reach, state.line.settled
-        )
+        status, unchanged = self.judge(
+            problem, state, before, promised, possible, reach, state.line.reach,
+            state.line.settled, jnp.sum(state.memory.full) > 1,
+        )  # fmt: skip
         settled = jnp.where(promised <= self.nothing(state, reach), state.line.settled + 1, 0)
         settled = jnp.where(failed, state.line.settled, settled)
         # No lower value is to be found. That was to be expected where none was promised.
@@ -236,6 +257,19 @@ class LBFGSB(AbstractMinimizer[State]):
         flat = self.optimality(problem, state) <= self.gtol
         failure = jnp.where((settled > 0) & flat, GTOL, jnp.where(noisy, FTOL, FAILED))
         status = jnp.where(failed & state.line.probing & (status == RUNNING), failure, status)
+        status = jnp.where(exhausted, FTOL, status)
+        # Has the gradient visibly gone to 0? If not, that is looked at.
+        changed = state.memory.steepest() * state.unit_g
+        visible = norm(scaled) * unit <= VANISHED * changed
+        doubtful = ((status == GTOL) | (status == FTOL)) & moving & ~visible
+        doubtful = doubtful & (state.status == RUNNING)
+        # Along what has made the claim: the quadratic, or the probe and the curvature it has found.
+        by_probe = exhausted | failed
+        known = jnp.where(state.line.known < jnp.inf, state.line.known, 0)
+        length = jnp.maximum(2 * safe_divide(known, norm(scaled) * unit), _short(state))
+        step = jnp.where(by_probe, safe_divide(scaled, norm(scaled)) * length, direction)
+        pending = jnp.where(doubtful, status, RUNNING)
+        status = jnp.where(doubtful, RUNNING, status)
         if problem.bounded:
             status = jnp.where(jnp.all(problem.lower == problem.upper), ALL_FIXED, status)
         status = jnp.where(state.status == RUNNING, status, state.status).astype(jnp.int32)
@@ -243,7 +277,7 @@ class LBFGSB(AbstractMinimizer[State]):
             base=x,
             grad=grad,
             direction=direction,
-            trial=target,
+            trial=jnp.where(doubtful, look_back(problem, x, step), target),
             search=begin(state.value, slope, jnp.ones_like(slope), longest),
             unit_g=unit,
             unit_d=unit_d,
@@ -252,7 +286,7 @@ class LBFGSB(AbstractMinimizer[State]):
             known=jnp.full_like(slope, jnp.inf),
             probing=probing,
         )
-        return line, status, calm, ~sound & ~probing & moving
+        return line, status, pending.astype(jnp.int32), unchanged, ~sound & ~probing & moving
 
     def origin(self, state: State) -> tuple[Array, Array]:
         """Where the line search began."""
@@ -266,6 +300,14 @@ class LBFGSB(AbstractMinimizer[State]):
     def slopes(self, state: State) -> Array:
         """Found by the last probe, if there was one."""
         return state.slopes
+
+
+def _as_a_quadratic(line: Line, value: Array, slope: Array) -> Array:
+    """Whether f has changed along a probe as by its slopes at both ends."""
+    start = line.search.start
+    expected = 0.5 * line.search.step * (start.slope + slope)
+    error = jnp.abs(value - start.value - expected)
+    return error <= DEVIATION * jnp.abs(expected) + NOISE * rounding(start.value, line.reach)
 
 
 def _search_on(problem: MinimizationProblem, line: Line) -> Line:
@@ -361,12 +403,18 @@ def _without_model(
     def onto(target: Array) -> Array:
         return jnp.clip(target, problem.lower, problem.upper) if problem.bounded else target
 
-    x, size = state.x, norm(state.x)
+    x = state.x
     plain = onto(x + unit_step * (scaled / state.memory.theta))
     probing = failed | ~(jnp.all(jnp.isfinite(plain)) & jnp.any(plain != x))
-    size = SHORT * jnp.sqrt(jnp.finfo(size.dtype).eps) * jnp.where(size > 0, size, state.unit_x)
-    probe = onto(x + safe_divide(scaled, norm(scaled)) * size)
+    probe = onto(x + safe_divide(scaled, norm(scaled)) * _short(state))
     return jnp.where(probing, probe, plain), probing
+
+
+def _short(state: State) -> Array:
+    """The length of a step that is a finite difference."""
+    size = norm(state.x)
+    size = jnp.where(size > 0, size, state.unit_x)
+    return SHORT * jnp.sqrt(jnp.finfo(size.dtype).eps) * size
 
 
 def _subspace_minimum(

@@ -35,7 +35,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
-from ...linalg import reciprocal, safe_divide, unit_of
+from ...linalg import reciprocal, safe_divide, safe_sqrt, unit_of
 
 
 class Memory(eqx.Module):
@@ -114,6 +114,11 @@ class Memory(eqx.Module):
         """Largest s.s / s.y, the inverse of the least curvature that was seen; 0 without pairs."""
         _, _, sy, ss = self.blocks()
         return jnp.max(safe_divide(jnp.diagonal(ss), jnp.diagonal(sy)))
+
+    def steepest(self) -> Array:
+        """The largest |y|, 0 without pairs."""
+        yy, _, _, _ = self.blocks()
+        return jnp.max(safe_sqrt(jnp.diagonal(yy)) * self.unit)
 
     def in_order(self) -> tuple[Array, Array]:
         """S and Y as rows, the oldest first; zeros, before all, for the empty slots."""

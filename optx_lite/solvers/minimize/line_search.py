@@ -16,9 +16,13 @@ Different from MINPACK-2's ``dcsrch``:
   promises no more for the step 1 than a hundred times that, the difference is taken from the
   slopes, t (phi'(0) + phi'(t)) / 2, right to third order, and (1.1) becomes the approximate
   Wolfe condition of Hager & Zhang (SIAM J. Optim. 16, 2005). If it promises more, the slope is
-  not believed: it may belong to a wrong gradient.
-- A value that is not finite cuts the step to a quarter of the way from the best one, and
-  nothing beyond is tried again.
+  not relied on: it may belong to a wrong gradient.
+- A value that is not finite cuts the step to a quarter of the way from the best one, in later
+  trials to ever smaller parts of it, and nothing beyond is tried again.
+- A first step may be too long by any factor, where x0 = 0 and so no size of x is known. Then the
+  cubic's minimum may be lost in rounding, beside the other end, and the quadratic's counts; and
+  where the two, after `PATIENT` trials, or the ends of an interval differ by more than `WIDE`, that
+  is halved on the scale of logarithms.
 """
 
 from __future__ import annotations
@@ -37,6 +41,9 @@ MU, ETA, XTOL = 1e-3, 0.9, 0.1  # as in L-BFGS-B
 NOISE = 8  # times epsilon and |phi|: what a value may be wrong by
 DOUBT = 100  # times that: a slope that promises no more may be right though no value shows it
 SHRINK = 0.25  # of a step to a point where the function is not finite
+PATIENT = 6  # trials before a step is taken to be too long by orders of magnitude
+WIDE = 1e12  # ratio of two steps; to come so far by a sixth at a time takes 15 trials
+LOST = 64  # times epsilon and the interval: a cubic's minimum so close to its end is not known
 
 
 class Knot(eqx.Module):
@@ -105,7 +112,7 @@ def _choose(condition: Array, yes: Any, no: Any) -> Any:
     return jax.tree.map(lambda a, b: jnp.where(condition, a, b), yes, no)
 
 
-def believable(search: LineSearch, value: Array) -> Array:
+def is_gain(search: LineSearch, value: Array) -> Array:
     """Whether ``value`` is a gain over the start that the slope there does not belie."""
     noise = _noise(search.start, value)
     return (value < search.start.value - noise) | (jnp.abs(search.start.slope) <= DOUBT * noise)
@@ -129,7 +136,8 @@ def _above_the_noise(search: LineSearch, trial: Knot) -> Array:
 
 def _shorten(search: LineSearch) -> LineSearch:
     """After a value that is not finite."""
-    step = search.best.step + SHRINK * (search.step - search.best.step)
+    part = SHRINK ** jnp.maximum(search.trials - PATIENT, 1).astype(search.step.dtype)
+    step = search.best.step + part * (search.step - search.best.step)
     return eqx.tree_at(
         lambda s: (s.step, s.high, s.longest), search, (step, search.step, search.step)
     )
@@ -147,8 +155,9 @@ def _narrow(search: LineSearch, trial: Knot, tilt: Array) -> LineSearch:
 
     # Closed: bisect if two updates have not made a third of it vanish. Open: go on outward.
     width = jnp.abs(other.step - best.step)
-    slow = closed & (width >= 0.66 * search.last_width)
-    step = jnp.where(slow, best.step + 0.5 * (other.step - best.step), step)
+    slow = width >= 0.66 * search.last_width
+    halved = slow | _are_far_apart(best.step, other.step)
+    step = jnp.where(closed & halved, _halfway(best.step, other.step), step)
     ends = jnp.minimum(best.step, other.step), jnp.maximum(best.step, other.step)
     low = jnp.where(closed, ends[0], step + 1.1 * (step - best.step))
     high = jnp.where(closed, ends[1], step + 4 * (step - best.step))
@@ -170,6 +179,17 @@ def _narrow(search: LineSearch, trial: Knot, tilt: Array) -> LineSearch:
     )
 
 
+def _are_far_apart(a: Array, b: Array) -> Array:
+    """Two steps >= 0, of which neither is 0, in orders of magnitude."""
+    near = jnp.minimum(a, b)
+    return (near > 0) & (jnp.maximum(a, b) > WIDE * near)
+
+
+def _halfway(a: Array, b: Array) -> Array:
+    """Between two steps, on the scale of logarithms if they are far apart."""
+    return jnp.where(_are_far_apart(a, b), safe_sqrt(a) * safe_sqrt(b), a + 0.5 * (b - a))
+
+
 def _interpolate(best: Knot, other: Knot, trial: Knot, search: LineSearch) -> Array:
     """The next step, by the four cases of the paper's section 4."""
     worse = trial.value > best.value
@@ -188,6 +208,12 @@ def _interpolate(best: Knot, other: Knot, trial: Knot, search: LineSearch) -> Ar
     quadratic = best.step + 0.5 * safe_divide(best.slope, chord + best.slope) * gap
     near = jnp.abs(from_best - best.step) <= jnp.abs(quadratic - best.step)
     between = jnp.where(near, from_best, from_best + 0.5 * (quadratic - from_best))
+    to_quadratic, to_cubic = jnp.abs(quadratic - best.step), jnp.abs(from_best - best.step)
+    middle = jnp.sign(gap) * safe_sqrt(to_quadratic) * safe_sqrt(to_cubic)
+    apart = (to_cubic > WIDE * to_quadratic) & (search.trials > PATIENT)
+    between = jnp.where(apart, best.step + middle, between)
+    lost = jnp.abs(ratio[0]) <= LOST * jnp.finfo(ratio.dtype).eps
+    between = jnp.where(lost, quadratic, between)
 
     # Case 2, a slope of the other sign: the cubic's or the secant's, whichever goes farther.
     secant = trial.step - safe_divide(trial.slope, trial.slope - best.slope) * gap
