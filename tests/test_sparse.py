@@ -53,7 +53,7 @@ def test_products(pattern):
     scaled = A.scaled(u, v)
     np.testing.assert_allclose(scaled.todense(), u[:, None] * dense * v, atol=1e-13)
     np.testing.assert_allclose(scaled.T.todense(), (u[:, None] * dense * v).T, atol=1e-13)
-    np.testing.assert_array_equal(A.to_bcoo().todense(), dense)
+    np.testing.assert_array_equal(A.as_result().todense(), dense)
 
 
 @pytest.mark.parametrize("pattern", PATTERNS.values(), ids=PATTERNS)

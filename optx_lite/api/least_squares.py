@@ -208,8 +208,7 @@ def least_squares(
 
 
 def _lacking(problem: LeastSquaresProblem, x: Array) -> str:
-    mismatch = problem.sparsity_mismatch(x)
-    i, j = problem.jacobian.missing_entry(problem.residuals, x, mismatch)
+    i, j = problem.missing_entry(x)
     return f"`jac_sparsity` lacks an entry: residual {i} changes with variable {j} at `x0`."
 
 
@@ -248,7 +247,8 @@ def _linear_solver(
     unknown = set(options) - LSMR_OPTIONS
     if unknown:
         raise TypeError(f"`tr_options` got unknown options {sorted(unknown)}.")
-    structured = isinstance(problem.jacobian, AbstractStructured)
+    scheme = problem.jacobian
+    structured = isinstance(scheme, AbstractStructured)
     if structured and tr_solver == "exact":
         raise ValueError(
             "tr_solver='exact' takes a dense Jacobian: leave out `jac_sparsity`, or take "
@@ -256,10 +256,10 @@ def _linear_solver(
         )
     if options and not structured and tr_solver != "lsmr":
         raise ValueError(f"`tr_options` {sorted(options)} belong to tr_solver='lsmr'.")
-    if tr_solver == "lsmr" and not structured:
-        dense = Dense(problem.jacobian)
-        problem = eqx.tree_at(lambda p: p.jacobian, problem, dense)
-    direct = structured and tr_solver is None and not options and problem.jacobian.direct
+    if tr_solver == "lsmr" and not isinstance(scheme, AbstractStructured):
+        problem = eqx.tree_at(lambda p: p.jacobian, problem, Dense(scheme))
+    direct = isinstance(scheme, AbstractStructured) and scheme.direct
+    direct = direct and tr_solver is None and not options
     return problem, LinearSolver(direct=direct, **options)
 
 

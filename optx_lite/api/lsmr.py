@@ -112,8 +112,9 @@ def _products(A: Any) -> tuple[Product, Product, tuple[int, int], Any]:
         transposed = A.adjoint()
         return A.apply, transposed.apply, A.shape, A.dtype
     if isinstance(A, BCOO):
-        return (lambda v: A @ v), (lambda u: A.T @ u), _two(A.shape), A.dtype
-    if hasattr(A, "matvec"):
+        transposed = A.T
+        return (lambda v: A @ v), (lambda u: transposed @ u), _two(A.shape), A.dtype  # type: ignore
+    if not isinstance(A, jax.Array) and hasattr(A, "matvec"):
         shape, dtype = _two(A.shape), getattr(A, "dtype", None) or jnp.zeros(()).dtype
         if hasattr(A, "rmatvec"):
             return A.matvec, A.rmatvec, shape, dtype

@@ -76,7 +76,7 @@ class AbstractSampled(AbstractJacobian):
         f: Float[Array, " m"],
         lower: Float[Array, " n"],
         upper: Float[Array, " n"],
-        groups: Bool[Array, "k n"],
+        groups: Bool[Array, "k n"] | np.ndarray,
     ) -> tuple[Float[Array, "p n"], Float[Array, "p k m"]]:
         """Of groups of parameters that step together: weights, and changes of the values.
 

@@ -16,8 +16,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from ..linalg.band import BandMatrix
+from ..linalg.jacobians import JacobianOperator
 from ..linalg.norms import safe_divide
-from ..linalg.operators import AbstractOperator
 from ..linalg.sparse import Grouped, SparseMatrix
 from ..linalg.two_groups import Pairs, TwoGroupMatrix
 from .autodiff import Forward, Reverse
@@ -54,16 +54,9 @@ class Compressed(AbstractStructured):
     @classmethod
     def of(cls, base: AbstractJacobian, entries: Sparsity) -> Compressed:
         """For the scheme `base` and the pattern `entries`."""
-        colors = _colors(base, entries)
-        layout = _layout(entries)
-        return cls(
-            base,
-            colors.forward,
-            colors.reverse,
-            layout,
-            colors.forward_colors,
-            colors.reverse_colors,
-        )
+        colors: Any = _colors(base, entries)
+        of_both = colors.forward, colors.reverse
+        return cls(base, *of_both, _layout(entries), colors.forward_colors, colors.reverse_colors)
 
     def linearize(
         self,
@@ -71,15 +64,16 @@ class Compressed(AbstractStructured):
         x: Float[Array, " n"],
         lower: Float[Array, " n"],
         upper: Float[Array, " n"],
-    ) -> tuple[Float[Array, " m"], Callable[[], AbstractOperator]]:
+    ) -> tuple[Float[Array, " m"], Callable[[], JacobianOperator]]:
         """The function at x, and a thunk for its Jacobian there, as of `AbstractJacobian`."""
-        if isinstance(self.base, AbstractSampled):
+        base = self.base
+        if isinstance(base, AbstractSampled):
             f = fun(x)
 
             def by_colors() -> _Products:
                 groups = _groups(self.forward, self.forward_colors)
-                sampled = self.base.sampled(fun, x, f, lower, upper, groups)
-                return _Products(*sampled, None, self.forward, self.reverse)
+                weights, changes = base.sampled(fun, x, f, lower, upper, groups)
+                return _Products(weights, changes, None, self.forward, self.reverse)
         else:
             f, by_colors = self._automatic(fun, x)
         dtype = higher_precision(x, f)
@@ -90,7 +84,7 @@ class Compressed(AbstractStructured):
         """Narrow bands, and two groups of which the smaller makes no large matrix."""
         return self.layout.direct
 
-    def blank(self, fun: FlatFunction, x: Float[Array, " n"], m: int) -> AbstractOperator:
+    def blank(self, fun: FlatFunction, x: Float[Array, " n"], m: int) -> JacobianOperator:
         """No products known: all entries are 0."""
         nothing = _Products(None, None, None, self.forward, self.reverse)
         return self.layout.gather(nothing, x.dtype)
@@ -134,7 +128,7 @@ class Compressed(AbstractStructured):
         unit = jnp.zeros(entries.shape, jax.eval_shape(fun, x).dtype).at[i].set(1)
         (row,) = pullback(unit)
         nothing = self.blank(fun, x, entries.size)
-        places = nothing.to_bcoo().indices
+        places = nothing.as_result().indices
         known = places[:, 1][(places[:, 0] == i)]
         return i, int(jnp.argmax(jnp.abs(row).at[known].set(0)))
 
@@ -196,7 +190,8 @@ class _Entries(eqx.Module):
     @classmethod
     def of(cls, entries: Sparsity) -> _Entries:
         m, n = entries.shape
-        i, j = entries.rows.astype(np.int32), entries.cols.astype(np.int32)
+        i: Any = entries.rows.astype(np.int32)
+        j: Any = entries.cols.astype(np.int32)
         return cls(i, j, Grouped.by(i, j, m), Grouped.by(j, i, n))
 
     def gather(self, products: _Products, dtype: Any) -> SparseMatrix:
@@ -215,7 +210,7 @@ class _Band(eqx.Module):
     @classmethod
     def of(cls, entries: Sparsity) -> _Band:
         lower, upper = entries.band
-        inside = np.zeros((lower + upper + 1, entries.shape[0]), bool)
+        inside: Any = np.zeros((lower + upper + 1, entries.shape[0]), bool)
         inside[entries.cols - entries.rows + lower, entries.rows] = True
         return cls(inside, lower, entries.shape[1])
 

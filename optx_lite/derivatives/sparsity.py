@@ -64,7 +64,7 @@ def sparsity(pattern: Any, shape: tuple[int, int]) -> Sparsity:
         _check_entries(rows, cols, shape)
         return _sorted(rows, cols, shape)
     if hasattr(pattern, "tocoo"):
-        entries = pattern.tocoo()
+        entries: Any = pattern.tocoo()  # type: ignore[union-attr]
         rows, cols = entries.coords
         proper = np.asarray(entries.data) != 0
         found = rows[proper], cols[proper], entries.shape
@@ -95,7 +95,7 @@ def detected(fun: Callable, x: Array) -> tuple[np.ndarray, np.ndarray]:
         Without asdex, which the extra ``optx-lite[sparse]`` brings.
     """
     try:
-        from asdex import jacobian_sparsity
+        from asdex import jacobian_sparsity  # type: ignore[import-not-found]
     except ImportError as missing:
         raise ImportError(
             "jac_sparsity='auto' needs asdex: pip install 'optx-lite[sparse]'."
@@ -153,6 +153,6 @@ def _band(lower: int, upper: int, shape: tuple[int, int]) -> Sparsity:
     return Sparsity(rows[inside], cols[inside], shape)
 
 
-def _sorted(rows: np.ndarray, cols: np.ndarray, shape: tuple[int, int]) -> Sparsity:
+def _sorted(rows: np.ndarray, cols: np.ndarray, shape: tuple[int, ...]) -> Sparsity:
     flat = np.unique(rows.astype(np.int64) * shape[1] + cols)
-    return Sparsity(flat // max(shape[1], 1), flat % max(shape[1], 1), shape)
+    return Sparsity(flat // max(shape[1], 1), flat % max(shape[1], 1), (shape[0], shape[1]))

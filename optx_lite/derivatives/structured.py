@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax.experimental.sparse import BCOO
 from jaxtyping import Array, Float
 
-from ..linalg.jacobians import DenseOperator
+from ..linalg.jacobians import DenseOperator, JacobianOperator
 from ..linalg.operators import AbstractOperator
 from ..linalg.sparse import ScatteredMatrix
 from .base import AbstractJacobian, FlatFunction, higher_precision
@@ -34,11 +34,11 @@ class AbstractStructured(eqx.Module):
         x: Float[Array, " n"],
         lower: Float[Array, " n"],
         upper: Float[Array, " n"],
-    ) -> tuple[Float[Array, " m"], Callable[[], AbstractOperator]]:
+    ) -> tuple[Float[Array, " m"], Callable[[], JacobianOperator]]:
         """The function at x, and a thunk for its Jacobian there: see `AbstractJacobian`."""
 
     @abc.abstractmethod
-    def blank(self, fun: FlatFunction, x: Float[Array, " n"], m: int) -> AbstractOperator:
+    def blank(self, fun: FlatFunction, x: Float[Array, " n"], m: int) -> JacobianOperator:
         """An operator of zeros, with all that does not depend on x in place."""
 
 
@@ -94,7 +94,7 @@ class UserSparse(AbstractStructured):
         return ScatteredMatrix(values, found.indices, found.shape)
 
 
-class JacobianProducts(AbstractOperator):
+class JacobianProducts(JacobianOperator):
     """diag(left) J(x) diag(right)."""
 
     fun: FlatFunction
@@ -145,7 +145,8 @@ class _Adjoint(AbstractOperator):
 
     @property
     def shape(self) -> tuple[int, int]:
-        return self.of.shape[::-1]
+        m, n = self.of.shape
+        return n, m
 
     @property
     def dtype(self):

@@ -27,12 +27,12 @@ from jax.experimental.sparse import BCOO
 from jaxtyping import Array, Float
 
 from ..jax_support.control_flow import scan
-from .operators import AbstractOperator
+from .jacobians import JacobianOperator
 
 SEQUENTIAL = 48  # blocks: up to here they are eliminated one after the other
 
 
-class BandMatrix(AbstractOperator):
+class BandMatrix(JacobianOperator):
     """A matrix (m, n) by its diagonals.
 
     ``diagonals[d, i]`` is the entry (i, i + d - lower); 0 where that lies outside of the matrix.
@@ -87,7 +87,7 @@ class BandMatrix(AbstractOperator):
         """x with (A^T A + diag(diag)) x = b."""
         return solve_band(self.gram().at[0].add(diag), b)
 
-    def to_bcoo(self) -> BCOO:
+    def as_result(self) -> BCOO:
         """As JAX's sparse array."""
         w, m = self.diagonals.shape
         i = jnp.broadcast_to(jnp.arange(m, dtype=jnp.int32)[:, None], (m, w))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 from typing import Any
 
 import equinox as eqx
@@ -12,40 +13,40 @@ from jaxtyping import Array, Bool, Float
 
 from .operators import AbstractOperator
 
-Jacobian = Any  # an array (n, m), or an operator with `scaled` and `squared_columns`
+Jacobian = Any  # an array (n, m), or a `JacobianOperator`
 
 
 def scale_columns(jacobian: Jacobian, factors: Float[Array, " n"]) -> Jacobian:
     """J diag(factors)."""
-    if isinstance(jacobian, AbstractOperator):
+    if isinstance(jacobian, JacobianOperator):
         return jacobian.scaled(jnp.ones((jacobian.shape[0],), factors.dtype), factors)
     return jacobian * factors[:, None]
 
 
 def scale_rows(jacobian: Jacobian, factors: Float[Array, " m"]) -> Jacobian:
     """diag(factors) J."""
-    if isinstance(jacobian, AbstractOperator):
+    if isinstance(jacobian, JacobianOperator):
         return jacobian.scaled(factors, jnp.ones((jacobian.shape[1],), factors.dtype))
     return jacobian * factors[None, :]
 
 
 def divide(jacobian: Jacobian, unit: Float[Array, ""]) -> Jacobian:
     """J / unit, a power of two."""
-    if isinstance(jacobian, AbstractOperator):
+    if isinstance(jacobian, JacobianOperator):
         return scale_rows(jacobian, jnp.broadcast_to(1 / unit, jacobian.shape[:1]))
     return jacobian / unit
 
 
 def without_columns(jacobian: Jacobian, which: Bool[Array, " n"]) -> Jacobian:
     """J with columns of zeros."""
-    if isinstance(jacobian, AbstractOperator):
+    if isinstance(jacobian, JacobianOperator):
         return scale_columns(jacobian, (~which).astype(jacobian.dtype))
     return jnp.where(which[:, None], 0, jacobian)
 
 
 def column_sizes(jacobian: Jacobian) -> Float[Array, " n"]:
     """The size of each column: its largest entry, or its norm where that is what is known."""
-    if isinstance(jacobian, AbstractOperator):
+    if isinstance(jacobian, JacobianOperator):
         return jnp.sqrt(jacobian.squared_columns())
     return jnp.max(jnp.abs(jacobian), axis=1)
 
@@ -57,14 +58,36 @@ def cast_jacobian(jacobian: Jacobian, dtype: Any) -> Jacobian:
 
 def as_result(jacobian: Jacobian) -> Any:
     """As a result shows it: dense (m, n), JAX's sparse array, or an operator."""
-    if not isinstance(jacobian, AbstractOperator):
+    if not isinstance(jacobian, JacobianOperator):
         return jacobian.T
-    if isinstance(jacobian, DenseOperator):
-        return jacobian.columns.T
-    return jacobian.to_bcoo() if hasattr(jacobian, "to_bcoo") else jacobian
+    return jacobian.as_result()
 
 
-class DenseOperator(AbstractOperator):
+class JacobianOperator(AbstractOperator):
+    """What the linear model of a large problem asks of J, beside products."""
+
+    @abc.abstractmethod
+    def squared_columns(self) -> Float[Array, " n"]:
+        """Sums of the squares of the columns."""
+
+    @abc.abstractmethod
+    def scaled(self, left: Float[Array, " m"], right: Float[Array, " n"]) -> JacobianOperator:
+        """diag(left) J diag(right)."""
+
+    @abc.abstractmethod
+    def absolute(self) -> AbstractOperator:
+        """|J|, entry by entry."""
+
+    def as_result(self) -> Any:
+        """As the user is to see it: itself, or JAX's sparse array."""
+        return self
+
+    def solve_normal(self, diag: Float[Array, " n"], b: Float[Array, " n"]) -> Float[Array, " n"]:
+        """x with (J^T J + diag(diag)) x = b, of the forms that allow it."""
+        raise NotImplementedError
+
+
+class DenseOperator(JacobianOperator):
     """A matrix (m, n) by its columns."""
 
     columns: Float[Array, "n m"]
@@ -94,6 +117,10 @@ class DenseOperator(AbstractOperator):
     def scaled(self, left: Float[Array, " m"], right: Float[Array, " n"]) -> DenseOperator:
         """diag(left) A diag(right)."""
         return DenseOperator(self.columns * left[None, :] * right[:, None])
+
+    def as_result(self) -> Array:
+        """(m, n)."""
+        return self.columns.T
 
     def absolute(self) -> DenseOperator:
         """|A|, entry by entry."""

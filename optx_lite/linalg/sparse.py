@@ -10,6 +10,8 @@ would make the padding large, entries are summed by sorted segments instead.
 
 from __future__ import annotations
 
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -17,7 +19,7 @@ import numpy as np
 from jax.experimental.sparse import BCOO
 from jaxtyping import Array, Float, Int
 
-from .operators import AbstractOperator
+from .jacobians import JacobianOperator
 
 MOST_PADDING = 3  # times the entries
 
@@ -30,9 +32,9 @@ class Grouped(eqx.Module):
     the column of each.
     """
 
-    entries: Int[Array, "..."]
-    others: Int[Array, "..."]
-    segments: Int[Array, " nnz"] | None
+    entries: Any  # Int[Array, "..."], as the next two
+    others: Any
+    segments: Any  # or None
     size: int = eqx.field(static=True)
     nnz: int = eqx.field(static=True)
 
@@ -63,7 +65,7 @@ class Grouped(eqx.Module):
         return jax.ops.segment_sum(values, self.segments, self.size, indices_are_sorted=True)
 
 
-class SparseMatrix(AbstractOperator):
+class SparseMatrix(JacobianOperator):
     """A matrix (m, n), its values by rows and by columns."""
 
     by_row: Array
@@ -116,7 +118,7 @@ class SparseMatrix(AbstractOperator):
         """|A|, entry by entry."""
         return SparseMatrix(jnp.abs(self.by_row), jnp.abs(self.by_column), self.rows, self.columns)
 
-    def to_bcoo(self) -> BCOO:
+    def as_result(self) -> BCOO:
         """As JAX's sparse array; the entries in the order of the rows."""
         group = self.rows
         if group.segments is None:
@@ -130,17 +132,17 @@ class SparseMatrix(AbstractOperator):
         return BCOO((self.by_row, indices), shape=self.shape, indices_sorted=True)
 
 
-class ScatteredMatrix(AbstractOperator):
+class ScatteredMatrix(JacobianOperator):
     """A matrix by its values and places, which may be different at each point."""
 
     values: Float[Array, " nnz"]
     places: Int[Array, "nnz 2"]
-    shape_: tuple[int, int] = eqx.field(static=True)
+    shape_: tuple[int, ...] = eqx.field(static=True)
 
     @property
     def shape(self) -> tuple[int, int]:
         """(m, n)."""
-        return self.shape_
+        return self.shape_[0], self.shape_[1]
 
     @property
     def dtype(self) -> np.dtype:
@@ -168,7 +170,7 @@ class ScatteredMatrix(AbstractOperator):
         """|A|, entry by entry."""
         return ScatteredMatrix(jnp.abs(self.values), self.places, self.shape_)
 
-    def to_bcoo(self) -> BCOO:
+    def as_result(self) -> BCOO:
         """As JAX's sparse array."""
         return BCOO((self.values, self.places), shape=self.shape_)
 

@@ -26,6 +26,7 @@ from jax.experimental.sparse import BCOO
 from jaxtyping import Array, Float, Int
 
 from ..jax_support.control_flow import scan
+from .jacobians import JacobianOperator
 from .operators import AbstractOperator
 
 CHUNK = 1024  # pairs whose products stay in the cache
@@ -60,7 +61,8 @@ class Pairs(eqx.Module):
         order = np.lexsort((of_few[two], of_few[one]))
         arrays = few, many, of_few, of_many, rows, one[order], two[order]
         twice = bool(np.any((of_few[one] == of_few[two]) & (one != two)))
-        return cls(*(np.asarray(array, np.int32) for array in arrays), twice)
+        places: Any = [np.asarray(array, np.int32) for array in arrays]
+        return cls(*places, twice=twice)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -68,7 +70,7 @@ class Pairs(eqx.Module):
         return self.rows.size, self.few.size + self.many.size
 
 
-class TwoGroupMatrix(AbstractOperator):
+class TwoGroupMatrix(JacobianOperator):
     """J of (1): the parts of each observation that touch one group and the other."""
 
     of_few: Float[Array, "O dr dc"]
@@ -120,7 +122,7 @@ class TwoGroupMatrix(AbstractOperator):
         """|J|, entry by entry."""
         return TwoGroupMatrix(jnp.abs(self.of_few), jnp.abs(self.of_many), self.pairs)
 
-    def to_bcoo(self) -> BCOO:
+    def as_result(self) -> BCOO:
         """As JAX's sparse array."""
         pairs = self.pairs
         columns = pairs.few[pairs.of_few], pairs.many[pairs.of_many]
@@ -196,7 +198,8 @@ class _Adjoint(AbstractOperator):
 
     @property
     def shape(self) -> tuple[int, int]:
-        return self.of.shape[::-1]
+        m, n = self.of.shape
+        return n, m
 
     @property
     def dtype(self) -> np.dtype:

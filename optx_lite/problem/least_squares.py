@@ -22,9 +22,10 @@ from ..derivatives.sparsity import detected, sparsity
 from ..derivatives.structured import AbstractStructured, MatrixFree, UserSparse
 from ..derivatives.user import UserJacobian
 from ..jax_support.control_flow import vary_with
-from ..linalg import AbstractOperator, exponent, next_power_of_two, power_of_two
+from ..linalg import exponent, next_power_of_two, power_of_two
 from ..linalg.jacobians import (
     Jacobian,
+    JacobianOperator,
     as_result,
     cast_jacobian,
     scale_rows,
@@ -103,7 +104,7 @@ class LeastSquaresProblem(AbstractProblem):
         f, jacobian = self.jacobian.linearize(self.residuals, x, self.lower, self.upper)
         return f.astype(x.dtype), lambda: cast_jacobian(jacobian(), x.dtype)
 
-    def blank_jacobian(self, x: Array) -> AbstractOperator | None:
+    def blank_jacobian(self, x: Array) -> JacobianOperator | None:
         """An operator of the form that `linearize` gives, of zeros; None where J is dense."""
         if not isinstance(self.jacobian, AbstractStructured):
             return None
@@ -117,7 +118,13 @@ class LeastSquaresProblem(AbstractProblem):
 
     def sparsity_mismatch(self, x: Array) -> Array:
         """Above 1 in rows of which the pattern lacks an entry, (m,)."""
+        assert isinstance(self.jacobian, Compressed)
         return self.jacobian.mismatch(self.residuals, x, self.lower, self.upper)
+
+    def missing_entry(self, x: Array) -> tuple[int, int]:
+        """Row and column of an entry that the pattern lacks; on the host."""
+        assert isinstance(self.jacobian, Compressed)
+        return self.jacobian.missing_entry(self.residuals, x, self.sparsity_mismatch(x))
 
     def weighted(
         self, f: Array, jacobian: Jacobian, least_bend: float = 0.0

@@ -32,7 +32,6 @@ from jaxtyping import Array
 
 from ...jax_support.control_flow import while_loop
 from ...linalg import (
-    AbstractOperator,
     CorrectionStep,
     norm,
     safe_divide,
@@ -40,6 +39,7 @@ from ...linalg import (
     solve_trust_region,
     triangularize,
 )
+from ...linalg.jacobians import JacobianOperator
 from ...linalg.lsmr import Stops, lsmr_solve
 from .model import Correction, GaussNewtonStep, LinearModel, TrustRegionStep
 
@@ -73,7 +73,7 @@ class OperatorModel(LinearModel):
     """By products with J."""
 
     units: Array  # (n,)
-    jacobian: AbstractOperator  # (m, n); a column that rests is 0
+    jacobian: JacobianOperator  # (m, n); a column that rests is 0
     f: Array  # (m,)
     secant: Array  # (n,): 0
     column_norms: Array  # (n,)
@@ -100,7 +100,7 @@ class OperatorModel(LinearModel):
 
     def relinearized(
         self,
-        jacobian: AbstractOperator,
+        jacobian: JacobianOperator,
         f: Array,
         units: Array,
         rescale: Array,
@@ -183,9 +183,10 @@ class OperatorModel(LinearModel):
             return self._solve_directly(free, gradient)
         size = jnp.where(free, safe_divide(jnp.ones_like(gradient), self.effective), 0)
         scaled = self.jacobian.scaled(jnp.ones_like(self.f), size)
-        return -size * self._lsmr(scaled, f, self.solver.damp).x
+        residual = self.f if f is None else f
+        return -size * self._lsmr(scaled, residual, self.solver.damp).x
 
-    def _lsmr(self, jacobian: AbstractOperator, f: Array, damp: Any) -> Any:
+    def _lsmr(self, jacobian: JacobianOperator, f: Array, damp: Any) -> Any:
         stops = self.solver.stops(jacobian.shape, f.dtype)
         n = jacobian.shape[1]
         return lsmr_solve(jacobian.apply, jacobian.adjoint().apply, f, n, damp, stops)
@@ -266,7 +267,7 @@ class OperatorModel(LinearModel):
 
     def _in_plane(
         self,
-        scaled: AbstractOperator,
+        scaled: JacobianOperator,
         metric: Array,
         diag: Array,
         newton: Array | None,
@@ -292,7 +293,7 @@ class OperatorModel(LinearModel):
             (inverse @ answer.step) @ basis, answer.alpha, answer.limited, answer.corrected
         )
 
-    def _newton(self, scaled: AbstractOperator, root: Array, slope: Array, radius: Array) -> Array:
+    def _newton(self, scaled: JacobianOperator, root: Array, slope: Array, radius: Array) -> Array:
         """argmin of || J D z + f ||^2 + z^T C z, with SciPy's regularisation."""
         damp = self.solver.damp
         if self.solver.regularize:
@@ -320,7 +321,7 @@ class OperatorModel(LinearModel):
 
     def _in_ball(
         self,
-        scaled: AbstractOperator,
+        scaled: JacobianOperator,
         metric: Array,
         diag: Array,
         newton: Array | None,
