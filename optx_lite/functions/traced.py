@@ -13,6 +13,9 @@ What `fun` computes may depend on all that Python code can read: closures, globa
 redefined helper. So it is traced each time; nothing else is safe. A function under `jax.jit` is
 traced by JAX when JAX finds that to be necessary, and what was worked out of its jaxpr here is
 remembered as long as JAX keeps that.
+
+Its matrix products are taken in full precision unless `jax_default_matmul_precision` is set: with
+ten bits, XLA's default for float32 on GPUs, no derivative test and no last digit makes sense.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..jax_support.control_flow import vary_with
+from ..jax_support.xla import full_precision_unless_chosen
 from .cache import structure_of
 from .constants import lift_constants
 from .errors import explain
@@ -90,7 +94,8 @@ def lift(fun: Callable, *examples: Any, label: str = "fun") -> Lifted:
 
 def _trace(fun: Callable, leaves: list, label: str) -> Lifted:
     try:
-        closed, out_shape = jax.make_jaxpr(fun, return_shape=True)(*leaves)
+        trace = full_precision_unless_chosen(jax.make_jaxpr(fun, return_shape=True))
+        closed, out_shape = trace(*leaves)
     except Exception as err:
         explain(err, label, leaves)
         raise

@@ -25,6 +25,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from ..jax_support.control_flow import while_loop
+from ..jax_support.xla import full_precision
 from .norms import norm, reciprocal, safe_divide, unit_of
 
 Product = Callable[[Array], Array]
@@ -107,6 +108,7 @@ class _ResidualNorm(eqx.Module):
     norm: Float[Array, ""]
 
 
+@full_precision
 def lsmr_solve(
     matvec: Product,
     rmatvec: Product,

@@ -23,6 +23,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from ...jax_support.control_flow import cond
+from ...jax_support.xla import full_precision
 from ...linalg import norm, reciprocal, safe_divide
 from ...linalg.jacobians import Jacobian, as_result, scale_columns, scale_rows
 from ...problem.bounds import active_mask, coleman_li, within
@@ -113,6 +114,7 @@ class TrustRegionSolver(AbstractLeastSquaresSolver[State]):
         """No run takes more."""
         return 100 * n if self.max_nfev is None else self.max_nfev
 
+    @full_precision
     def step(self, problem: LeastSquaresProblem, state: State) -> State:
         """Evaluate the trial, judge it, propose the next."""
         f, jacobian = problem.linearize(state.trial.x)
@@ -323,6 +325,7 @@ class TrustRegionSolver(AbstractLeastSquaresSolver[State]):
             grad = jnp.where(problem.lower == problem.upper, 0, grad)
         return jnp.max(jnp.abs(grad))
 
+    @full_precision
     def finish(self, problem: LeastSquaresProblem, state: State) -> Result:
         """The answer on flat vectors."""
         cost, fun = _cost_and_residuals(problem, state)

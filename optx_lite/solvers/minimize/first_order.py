@@ -34,6 +34,7 @@ from jaxtyping import Array
 
 from ...functions import lift
 from ...jax_support.control_flow import vary_with
+from ...jax_support.xla import full_precision
 from ...linalg import dot, norm, reciprocal, safe_divide, unit_of
 from ...problem.bounds import projected_descent
 from ...problem.minimization import MinimizationProblem
@@ -87,6 +88,7 @@ class FirstOrder(AbstractMinimizer[State]):
             inner=self.start(problem.restore_x(x0)),
         )  # fmt: skip
 
+    @full_precision
     def step(self, problem: MinimizationProblem, state: State) -> State:
         """Evaluate the trial, and let the transformation say where to go from there."""
         value, grad = problem.value_and_grad(state.trial)

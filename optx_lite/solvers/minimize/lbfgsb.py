@@ -51,6 +51,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from ...jax_support.control_flow import cond
+from ...jax_support.xla import full_precision
 from ...linalg import norm, reciprocal, safe_divide, unit_of
 from ...linalg.inverse_hessian import LbfgsInvHessProduct
 from ...problem.bounds import onto_bounds, step_to_bound
@@ -144,6 +145,7 @@ class LBFGSB(AbstractMinimizer[State]):
             unit_g=jnp.ones((), dtype), slopes=jnp.zeros(2, dtype), pending=none, kinks=none,
         )  # fmt: skip
 
+    @full_precision
     def step(self, problem: MinimizationProblem, state: State) -> State:
         """Evaluate the trial and judge it; the next trial of the search, or a new direction."""
         line = state.line
