@@ -18,7 +18,7 @@ from jaxtyping import Array
 from ..derivatives import AbstractJacobian, ComplexStep, resolve
 from ..functions.traced import Lifted, inputs, lift
 from ..jax_support.control_flow import vary_with
-from ..linalg import exponent, next_power_of_two, power_of_two
+from ..linalg import exponent, next_power_of_two, power_of_two, reciprocal
 from ..results.least_squares import Result
 from .arguments import (
     as_complex,
@@ -103,17 +103,19 @@ class LeastSquaresProblem(AbstractProblem):
         """The objective, as a plain differentiable function of x and of all that is in here."""
         return self.loss.cost(self.residuals(x).astype(x.dtype))
 
-    def gradient(self, x: Array, unit: Array | float = 1.0) -> Array:
-        """d (cost / unit) / d x; differentiable again."""
+    def gradient(self, x: Array, root: Array | None = None) -> Array:
+        """d (cost / root^2) / d x, ``root`` a power of two; differentiable again."""
+        inverse = 1 if root is None else reciprocal(root)
         return pulled_back(
-            lambda x: self.residuals(x).astype(x.dtype), x, lambda f: self.loss.slope(f) / unit
+            lambda x: self.residuals(x).astype(x.dtype),
+            x,
+            lambda f: self.loss.slope(f) * inverse * inverse,
         )[1]
 
     def units(self, result: Result) -> tuple[Array, Array]:
         """Of the residuals, and of each variable: powers of two which keep a Hessian in range.
 
-        With cost / unit for cost, a change of a variable by its unit changes its derivative by
-        about as much as an entry of the Jacobian.
+        A change of a variable by its unit changes the residuals by about theirs.
         """
         # At the end f may be its rounding; the unit is that of what it is the difference of.
         terms = jnp.abs(result.jac) @ jnp.abs(result.x)

@@ -14,6 +14,7 @@ from jaxtyping import Array
 from ..derivatives import AbstractJacobian, FiniteDifference, Gradient, named
 from ..functions.traced import Lifted, inputs, lift
 from ..jax_support.control_flow import vary_with
+from ..linalg import reciprocal
 from ..results.minimize import MinimizeResult
 from .arguments import as_complex, as_tuple, check_bounds, check_x0, with_kwargs
 from .base import AbstractProblem, pulled_back, sizes
@@ -59,18 +60,21 @@ class MinimizationProblem(AbstractProblem):
         )
         return value[0].astype(x.dtype), jacobian()[:, 0].astype(x.dtype)
 
-    def gradient(self, x: Array, unit: Array | float = 1.0) -> Array:
-        """The gradient of f / unit; differentiable again."""
-        return self._with_gradient(x, unit)[1]
+    def gradient(self, x: Array, root: Array | None = None) -> Array:
+        """The gradient of f / root^2, ``root`` a power of two; differentiable again."""
+        return self._with_gradient(x, root)[1]
 
-    def _with_gradient(self, x: Array, unit: Array | float = 1.0) -> tuple[Array, Array]:
+    def _with_gradient(self, x: Array, root: Array | None = None) -> tuple[Array, Array]:
+        inverse = 1 if root is None else reciprocal(root)
         return pulled_back(
-            lambda x: self.objective(x).astype(x.dtype), x, lambda f: jnp.ones_like(f) / unit
+            lambda x: self.objective(x).astype(x.dtype),
+            x,
+            lambda f: jnp.ones_like(f) * inverse * inverse,
         )
 
-    def units(self, result: MinimizeResult) -> tuple[float, Array]:
-        """Of f and of each variable, as for least squares; here nothing is squared."""
-        return 1.0, sizes(result.x)
+    def units(self, result: MinimizeResult) -> tuple[Array, Array]:
+        """1, since f at its minimum says nothing of its unit, and the variables' sizes."""
+        return jnp.ones((), result.x.dtype), sizes(result.x)
 
     def describe(self, x: Array) -> dict[str, Array]:
         """The fields of the `MinimizeResult` that follow from x."""
