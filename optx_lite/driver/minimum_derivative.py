@@ -201,11 +201,11 @@ class _InRange:
     """
 
     def __init__(self, root: Array, size: Array, unit: Array):
-        info = jnp.finfo(size.dtype)
         self.unit = unit
-        # Where the cost's unit is not root^2, S is as many times the variables' sizes.
-        self.excess = jnp.max(exponent(size) - exponent(unit))
-        exponents = exponent(jnp.asarray(root, size.dtype)), exponent(size), 2 * self.excess
+        info = jnp.finfo(size.dtype)
+        of_x = exponent(size)
+        of_cost = 2 * jnp.max(of_x - exponent(unit))  # over root^2
+        exponents = exponent(root), of_x, exponent(unit), of_cost - of_x
         reach = ft.reduce(jnp.maximum, [jnp.max(jnp.abs(k)) for k in exponents])
         self.limit = jnp.clip(info.maxexp - 16 - reach, 0, info.maxexp // 4)
 
@@ -218,7 +218,7 @@ class _InRange:
 
     def cotangent(self, y: Array) -> tuple[Array, Array, Array]:
         """S y 2^-k, k, and whether an entry is lost."""
-        k = self._beyond([_largest_exponent(y, jnp.ones_like(y)) + self.excess])
+        k = self._beyond([_largest_exponent(y, jnp.ones_like(y))])
         p = self.unit * times_power_of_two(y, -k)
         return p, k, _vanishes(p, y)
 
