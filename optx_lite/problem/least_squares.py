@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from ..derivatives import AbstractJacobian, ComplexStep, resolve
+from ..derivatives import AbstractJacobian, ComplexStep, resolve, traced
 from ..functions.traced import Lifted, inputs, lift
 from ..jax_support.control_flow import vary_with
 from ..linalg import exponent, next_power_of_two, power_of_two, reciprocal
@@ -234,7 +234,9 @@ def least_squares_problem(
     m = sum(int(np.prod(leaf.shape)) for leaf in leaves)
     floats = [leaf.dtype for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating)]
     precision = max(float(jnp.finfo(d).eps) for d in [dtype, *floats])
-    if callable(jac) and not isinstance(jac, AbstractJacobian):
+    if isinstance(jac, AbstractJacobian):
+        scheme = traced(scheme, residuals, x, lower, upper)
+    elif callable(jac):
         scheme = resolve(_lift_jacobian(jac, examples, args, kwargs, restore, out), diff_step)
     problem = LeastSquaresProblem(
         residuals=residuals,
