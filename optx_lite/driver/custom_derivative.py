@@ -21,7 +21,7 @@ from jax.custom_derivatives import SymbolicZero
 from jax.tree_util import PyTreeDef
 from jaxtyping import Array
 
-from ..jax_support.control_flow import vary_like
+from ..jax_support.control_flow import in_mesh_of, vary_like
 from .callbacks import is_staged
 
 
@@ -88,11 +88,8 @@ def _with_derivative_jvp(rule: Rule, primals: Any, tangents: Any) -> Any:
     if not moving:
         return floats, jax.tree.map(jnp.zeros_like, floats)
     dots = [tangents[2][i] for i in moving]
-    moved = _tangents(rule, moving, eqx.combine(floats, others), leaves, dots)
-    d_floats = jax.tree.map(
-        lambda leaf, dot: jnp.zeros_like(leaf) if dot is None else dot, floats, moved
-    )
-    return floats, vary_like(d_floats, floats)
+    with in_mesh_of(leaves):
+        return floats, _tangents(rule, moving, floats, others, leaves, dots)
 
 
 _with_derivative.defjvp(_with_derivative_jvp, symbolic_zeros=True)
@@ -100,6 +97,15 @@ _with_derivative.defjvp(_with_derivative_jvp, symbolic_zeros=True)
 
 @ft.partial(jax.jit, static_argnums=(0, 1))
 def _tangents(
-    rule: Rule, moving: tuple[int, ...], answer: Any, leaves: list[Array], dots: list[Array]
+    rule: Rule,
+    moving: tuple[int, ...],
+    floats: Any,
+    others: Any,
+    leaves: list[Array],
+    dots: list[Array],
 ) -> Any:
-    return rule.tangents(answer, moving, leaves, dots)
+    moved = rule.tangents(eqx.combine(floats, others), moving, leaves, dots)
+    d_floats = jax.tree.map(
+        lambda leaf, dot: jnp.zeros_like(leaf) if dot is None else dot, floats, moved
+    )
+    return vary_like(d_floats, floats)

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 from jaxtyping import Array
 
-from ..jax_support.control_flow import fori_loop, while_loop
+from ..jax_support.control_flow import explicit_spec, fori_loop, in_auto_mode, while_loop
 from ..problem.elementwise import ElementwiseProblem, NoDerivativeError, at_each, value_and_slope
 from ..results.elementwise import (
     BAD_INPUT,
@@ -272,13 +274,35 @@ class _Search(Rule):
 
     def run(self, leaves: list[Array]) -> Found:
         """The answer."""
-        search, problem, watch = self.inputs(leaves)
-        return search(problem, watch)
+
+        def run(*leaves: Array) -> Found:
+            search, problem, watch = self.inputs(list(leaves))
+            return search(problem, watch)
+
+        return in_auto_mode(run, leaves, self._spec_of(leaves))
 
     def tangents(
         self, answer: Found, moving: tuple[int, ...], leaves: list[Array], dots: list[Array]
     ) -> Found:
         """Of x and of the value there."""
+        given, treedef = jax.tree.flatten((answer, leaves, dots))
+
+        def tangents(*given: Array) -> Found:
+            answer, leaves, dots = jax.tree.unflatten(treedef, given)
+            return self._tangents(answer, moving, leaves, dots)
+
+        return in_auto_mode(tangents, given, self._spec_of(leaves))
+
+    def _spec_of(self, leaves: list[Array]) -> Callable[[Any], PartitionSpec]:
+        """How an array of the answer is sharded: as those of the problem's shape are."""
+        shape = self.inputs(leaves)[1].shape[:1]
+        specs = [explicit_spec(leaf) for leaf in leaves if shape and leaf.shape[:1] == shape]
+        spec = next(filter(any, specs), PartitionSpec())
+        return lambda leaf: spec if leaf.shape[:1] == shape else PartitionSpec()
+
+    def _tangents(
+        self, answer: Found, moving: tuple[int, ...], leaves: list[Array], dots: list[Array]
+    ) -> Found:
         search, problem, _ = self.inputs(leaves)
         result, none = answer.result, jax.tree.map(lambda _: None, answer)
         if not isinstance(result, (ElementwiseResult, ScalarResult)):
@@ -287,7 +311,8 @@ class _Search(Rule):
         if isinstance(search, Search) and search.solver.FINDS_ROOT:
             d_x, d_f = root_tangents(change, problem, result.x, result.success, answer.width)
         else:
-            side = result.active_mask if isinstance(result, ScalarResult) else None
+            scalar = isinstance(result, ScalarResult)
+            side = result.active_mask.astype(result.x.dtype) if scalar else None
             found = result.x, result.success, answer.width, side
             d_x, d_f = minimum_tangents(change, problem, *found)
         fields = {"x": d_x, "f_x" if isinstance(result, ElementwiseResult) else "fun": d_f}
