@@ -72,7 +72,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool
 
-from ..jax_support.control_flow import while_loop
+from ..jax_support.control_flow import over_devices, while_loop, zeros_like
 from ..linalg import (
     diagonal,
     equilibrate,
@@ -117,18 +117,19 @@ def minimum_tangents(
 
     # The user's function is traced and run here once, however many products follow.
     grad, linear = jax.linearize(lambda x, v: problem_of(v).gradient(x, root), x, values)
-    zeros = [jnp.zeros_like(value) for value in values]
+    no_step, zeros = zeros_like(x), zeros_like(values)
 
     def hessian_times(p: Array, linear: Any = linear) -> Array:
         return linear(p, zeros)
 
     def change(dots: list[Array]) -> Array:
-        return linear(jnp.zeros_like(x), dots)
+        return linear(no_step, dots)
 
     dense = problem_of(values).dense or x.shape[0] <= DENSE
     hessian = (_Dense if dense else _ByProducts)(hessian_times, size)
     free, d_bound = jnp.ones(x.shape, bool), jnp.zeros_like(x)
-    rest = jnp.broadcast_to(_zero_of(dots[0], x.dtype), x.shape)
+    zero = over_devices(lax.psum, _zero_of(dots[0], x.dtype), x)
+    rest = jnp.broadcast_to(zero, x.shape)
     if problem_of(values).bounded:
         sides, d_sides = jax.jvp(lambda v: _sides(problem_of(v)), (values,), (dots,))
         fixed = hessian.fixed(ft.partial(hessian_times, linear=lax.stop_gradient(linear)))
@@ -211,19 +212,21 @@ class _InRange:
 
     def tangents(self, dots: list[Array], values: list[Array]) -> tuple[list[Array], Array, Array]:
         """2^-k times as large, k, and whether an entry is lost."""
-        k = self._beyond([_largest_exponent(t, v) for t, v in zip(dots, values, strict=True)])
+        exponents = [_largest_exponent(t, v) for t, v in zip(dots, values, strict=True)]
+        largest = ft.reduce(jnp.maximum, exponents)
+        k = self._beyond(over_devices(lax.pmax, largest, self.unit))
         scaled = [times_power_of_two(dot, -k) for dot in dots]
         lost = [_vanishes(new, dot) for new, dot in zip(scaled, dots, strict=True)]
-        return scaled, k, ft.reduce(jnp.logical_or, lost)
+        lost = ft.reduce(jnp.logical_or, lost).astype(jnp.int32)
+        return scaled, k, over_devices(lax.pmax, lost, self.unit) > 0
 
     def cotangent(self, y: Array) -> tuple[Array, Array, Array]:
         """S y 2^-k, k, and whether an entry is lost."""
-        k = self._beyond([_largest_exponent(y, jnp.ones_like(y))])
+        k = self._beyond(_largest_exponent(y, jnp.ones_like(y)))
         p = self.unit * times_power_of_two(y, -k)
         return p, k, _vanishes(p, y)
 
-    def _beyond(self, exponents: list[Array]) -> Array:
-        k = ft.reduce(jnp.maximum, exponents)
+    def _beyond(self, k: Array) -> Array:
         return k - jnp.clip(k, -self.limit, self.limit)
 
 
