@@ -120,6 +120,26 @@ def same_on_all(data):
     return jax.jit(jax.shard_map(total, mesh=mesh, in_specs=P("d"), out_specs=P()))(data)
 
 
+def refusals(data):
+    """What the derivative of such a sum says, with JAX's checks of varying axes and without."""
+
+    def solution(s, rows):
+        return ox.minimize(lambda p: lax.psum(cost(p, s * rows[0]), "d"), P0).x[0]
+
+    def refusal(checks):
+        on_devices = jax.shard_map(
+            jax.grad(solution), mesh=mesh_of(AxisType.Auto), in_specs=(P(), P("d")),
+            out_specs=P(), check_vma=checks,
+        )  # fmt: skip
+        try:
+            jax.eval_shape(on_devices, 1.0, data)
+        except NotImplementedError as err:
+            return str(err)
+        return ""
+
+    return [refusal(True), refusal(False)]
+
+
 def waits(data):
     """Whether devices exchange anything while they solve."""
     mesh = mesh_of(AxisType.Auto)
@@ -148,6 +168,7 @@ def main():
         out[f"outside: {name}"] = report(outside(fun, LANES), jax.jit(fun)(LANES))
     total = lambda p: sum(cost(p, y) for y in LANES[:8])
     out["same on all"] = {"difference": compare(same_on_all(LANES[:8]), ox.minimize(total, P0).x)}
+    out["refusals"] = refusals(LANES[:8])
     out["waits"] = waits(MANY)
     json.dump(out, sys.stdout)
 

@@ -918,7 +918,9 @@ def test_units_that_are_far_apart(method, dtype):
     size = units * np.abs(expected).max()
     info = np.finfo(dtype)
     # Those that can be represented, with all their digits.
-    there = np.broadcast_to((size < info.max / 10) & (size > 1e6 * info.tiny), (60, *expected.shape))
+    there = np.broadcast_to(
+        (size < info.max / 10) & (size > 1e6 * info.tiny), (60, *expected.shape)
+    )
     for each in found:
         error = np.abs(np.asarray(each, np.longdouble) - units * expected) / size
         assert np.all(error[there] < rtol)

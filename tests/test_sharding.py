@@ -82,5 +82,9 @@ def test_a_sum_over_all_devices_has_one_minimum(found):
     assert found["same on all"]["difference"] < 1e-6
 
 
+def test_the_derivative_of_a_sum_over_devices_is_refused(found):
+    assert all("psum" in text for text in found["refusals"])
+
+
 def test_devices_do_not_wait_for_each_other(found):
     assert found["waits"] is False

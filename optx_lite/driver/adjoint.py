@@ -19,7 +19,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array
 
 from ..functions.traced import communicates
-from ..jax_support.control_flow import explicit_spec, in_auto_mode
+from ..jax_support.control_flow import explicit_spec, in_auto_mode, in_shard_map
 from ..problem.base import AbstractProblem
 from ..results.base import AbstractResult
 from .batching import in_chunks
@@ -119,6 +119,12 @@ class _Minimum(Rule):
         dots: list[Array],
     ) -> AbstractResult:
         """Of x and of what follows from it."""
+        if communicates(self.inputs(leaves)) and in_shard_map():
+            raise NotImplementedError(
+                "Inside jax.shard_map there is no derivative of a solve whose function communicates "
+                "over devices (jax.lax.psum). Under jax.jit with sharded data, without shard_map "
+                "and psum, the same sum is differentiated."
+            )
 
         def problem_of(values: list[Array]) -> AbstractProblem:
             full = list(leaves)

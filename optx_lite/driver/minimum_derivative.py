@@ -72,7 +72,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool
 
-from ..jax_support.control_flow import over_devices, while_loop, zeros_like
+from ..jax_support.control_flow import while_loop, zeros_like
 from ..linalg import (
     diagonal,
     equilibrate,
@@ -128,8 +128,7 @@ def minimum_tangents(
     dense = problem_of(values).dense or x.shape[0] <= DENSE
     hessian = (_Dense if dense else _ByProducts)(hessian_times, size)
     free, d_bound = jnp.ones(x.shape, bool), jnp.zeros_like(x)
-    zero = over_devices(lax.psum, _zero_of(dots[0], x.dtype), x)
-    rest = jnp.broadcast_to(zero, x.shape)
+    rest = jnp.broadcast_to(_zero_of(dots[0], x.dtype), x.shape)
     if problem_of(values).bounded:
         sides, d_sides = jax.jvp(lambda v: _sides(problem_of(v)), (values,), (dots,))
         fixed = hessian.fixed(ft.partial(hessian_times, linear=lax.stop_gradient(linear)))
@@ -213,12 +212,10 @@ class _InRange:
     def tangents(self, dots: list[Array], values: list[Array]) -> tuple[list[Array], Array, Array]:
         """2^-k times as large, k, and whether an entry is lost."""
         exponents = [_largest_exponent(t, v) for t, v in zip(dots, values, strict=True)]
-        largest = ft.reduce(jnp.maximum, exponents)
-        k = self._beyond(over_devices(lax.pmax, largest, self.unit))
+        k = self._beyond(ft.reduce(jnp.maximum, exponents))
         scaled = [times_power_of_two(dot, -k) for dot in dots]
         lost = [_vanishes(new, dot) for new, dot in zip(scaled, dots, strict=True)]
-        lost = ft.reduce(jnp.logical_or, lost).astype(jnp.int32)
-        return scaled, k, over_devices(lax.pmax, lost, self.unit) > 0
+        return scaled, k, ft.reduce(jnp.logical_or, lost)
 
     def cotangent(self, y: Array) -> tuple[Array, Array, Array]:
         """S y 2^-k, k, and whether an entry is lost."""

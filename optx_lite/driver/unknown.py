@@ -12,8 +12,6 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
-from ..jax_support.control_flow import over_devices
-
 
 def nan_where_moved(values: list[Array], dots: list[Array], where: Array, like: Array) -> Array:
     """NaN in the shape of ``like`` if any tangent is not 0 and ``where``, (); else 0.
@@ -26,7 +24,6 @@ def nan_where_moved(values: list[Array], dots: list[Array], where: Array, like: 
     for value, dot in zip(values, dots, strict=True):
         weight = weight + jnp.sum(zero_that_moves(value)).astype(like.dtype)
         total = total + jnp.sum(nan_unless_zero(dot, where)).astype(like.dtype)
-    weight, total = (over_devices(lax.psum, part, like) for part in (weight, total))
     # The weight is 1, and so are its derivatives: those of NaN are NaN, too.
     total = jnp.broadcast_to(jnp.exp(weight) * total, like.shape)
     return nan_unless_zero(total, where)

@@ -46,12 +46,6 @@ def zeros_like(tree: Any) -> Any:
     return vary_like(jax.tree.map(jnp.zeros_like, tree), tree)
 
 
-def over_devices(reduce: Callable, value: Any, like: Any) -> Any:
-    """A value reduced (`lax.psum`, `lax.pmax`) over those axes over which ``like`` is the same."""
-    axes = tuple(sorted(varying_axes(value) - varying_axes(like)))
-    return reduce(value, axes) if axes else value
-
-
 def cond(pred: Any, true_fun: Callable, false_fun: Callable) -> Any:
     """`jax.lax.cond`, without operands.
 
