@@ -678,31 +678,3 @@ class TestCheckDerivative:
             check_derivative(vector, lambda x: jnp.zeros((2, 3)), [1.0, 2.0])
         with pytest.raises(ValueError, match="`x0` violates bound constraints"):
             check_derivative(vector, "jacfwd", [1.0, 2.0], bounds=(3, 4))
-
-
-SIGN = 1.0
-
-
-class ReadsAGlobal(AbstractJacobian):
-    def linearize(self, fun, x, lower, upper):
-        return fun(x), lambda: SIGN * jax.jacfwd(fun)(x).T
-
-
-@pytest.mark.parametrize("front", ["least_squares", "minimize"])
-def test_a_scheme_of_the_users_is_seen_as_it_is_now(front, monkeypatch):
-    def jacobian():
-        scheme, x0 = ReadsAGlobal(), jnp.array([3.0, 1.0])
-        if front == "minimize":
-            fun = lambda x: jnp.sum((x - 2) ** 2)
-            return ox.minimize(fun, x0, jac=scheme, options={"maxfun": 1}).jac
-        return ox.least_squares(lambda x: x**2 - 2, x0, jac=scheme, max_nfev=1).jac
-
-    first = np.asarray(jacobian())
-    monkeypatch.setitem(globals(), "SIGN", 3.0)
-    np.testing.assert_allclose(jacobian(), 3 * first)
-
-
-def test_a_users_jacobian_as_a_scheme():
-    fun = lambda x: jnp.stack([x[0] - 1, x[0] * x[1] - 2])
-    res = ox.least_squares(fun, jnp.array([3.0, 1.0]), jac=UserJacobian(jax.jacfwd(fun)))
-    np.testing.assert_allclose(res.x, [1, 2], rtol=1e-7)

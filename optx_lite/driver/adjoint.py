@@ -121,9 +121,9 @@ class _Minimum(Rule):
         """Of x and of what follows from it."""
         if communicates(self.inputs(leaves)) and in_shard_map():
             raise NotImplementedError(
-                "Inside jax.shard_map there is no derivative of a solve whose function communicates "
-                "over devices (jax.lax.psum). Under jax.jit with sharded data, without shard_map "
-                "and psum, the same sum is differentiated."
+                "Inside jax.shard_map there is no derivative of a solve whose function "
+                "communicates over devices (jax.lax.psum). Under jax.jit with sharded data, "
+                "without shard_map and psum, the same sum is differentiated."
             )
 
         def problem_of(values: list[Array]) -> AbstractProblem:
