@@ -18,7 +18,6 @@ import jax.numpy as jnp
 from jax import lax
 from jax.core import Tracer
 from jax.custom_derivatives import SymbolicZero
-from jax.tree_util import PyTreeDef
 from jaxtyping import Array
 
 from ..jax_support.control_flow import in_mesh_of, vary_like
@@ -35,7 +34,7 @@ class Rule(abc.ABC):
         Of the solve's inputs; their leaves are all that it depends on.
     """
 
-    treedef: PyTreeDef
+    treedef: Any
 
     @abc.abstractmethod
     def run(self, leaves: list[Array]) -> Any:

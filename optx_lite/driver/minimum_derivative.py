@@ -128,7 +128,7 @@ def minimum_tangents(
     dense = problem_of(values).dense or x.shape[0] <= DENSE
     hessian = (_Dense if dense else _ByProducts)(hessian_times, size)
     free, d_bound = jnp.ones(x.shape, bool), jnp.zeros_like(x)
-    rest = jnp.broadcast_to(_zero_of(dots[0], x.dtype), x.shape)
+    rest = jnp.zeros_like(x)
     if problem_of(values).bounded:
         sides, d_sides = jax.jvp(lambda v: _sides(problem_of(v)), (values,), (dots,))
         fixed = hessian.fixed(ft.partial(hessian_times, linear=lax.stop_gradient(linear)))
@@ -169,7 +169,10 @@ def _solution(
         return jnp.where(free, hessian.unit * change(t), 0)
 
     def matvec(z: Any) -> Any:
-        return z[0], moved(z[0]) + hessian.among(free, z[1])
+        # JAX differentiates it, and transposes what it has got.
+        *t, y = _moving_together([*z[0], z[1]], [*z[0], z[1]])
+        below = moved(t) + hessian.among(free, y)
+        return _moving_together(t, [below]), below
 
     def probe() -> Array:
         return moved([_shaken(value) for value in values])
@@ -186,6 +189,8 @@ def _solution(
         pulled = [jnp.where(lost, jnp.nan, times_power_of_two(part, k)) for part in pulled]
         return [a - b for a, b in zip(c[0], pulled, strict=True)], y
 
+    every = [*dots, rest]
+    dots, (rest,) = _moving_together(dots, every), _moving_together([rest], every)
     try:
         return lax.custom_linear_solve(matvec, (dots, rest), solve, solve_transposed)[1]
     except ValueError:  # forward mode only, as through a `lax.while_loop`
@@ -236,9 +241,13 @@ def _largest_exponent(dot: Array, value: Array) -> Array:
     return jnp.max(relative, initial=least)
 
 
-def _zero_of(dot: Array, dtype: Any) -> Array:
-    """0, (), as a linear function of a tangent: JAX transposes no system with a constant in it."""
-    return jnp.sum(jnp.where(np.False_, dot.real, 0)).astype(dtype)
+def _moving_together(arrays: list[Array], others: list[Array]) -> list[Array]:
+    """The arrays, each as if it depended on all others.
+
+    JAX transposes no system where a part of the right-hand side is a constant.
+    """
+    zeros = [jnp.sum(jnp.where(np.False_, other.real, 0)) for other in others]
+    return [ft.reduce(lambda a, zero: a + zero.astype(a.dtype), zeros, array) for array in arrays]
 
 
 def _vanishes(new: Array, old: Array) -> Array:
