@@ -192,9 +192,10 @@ def _solution(
     every = [*dots, rest]
     dots, (rest,) = _moving_together(dots, every), _moving_together([rest], every)
     try:
-        return lax.custom_linear_solve(matvec, (dots, rest), solve, solve_transposed)[1]
+        t, y = lax.custom_linear_solve(matvec, (dots, rest), solve, solve_transposed)
     except ValueError:  # forward mode only, as through a `lax.while_loop`
-        return lax.custom_linear_solve(matvec, (dots, rest), solve)[1]
+        t, y = lax.custom_linear_solve(matvec, (dots, rest), solve)
+    return _moving_together([y], t)[0]
 
 
 class _InRange:
