@@ -7,7 +7,7 @@ argument, says what came and what was expected.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -16,13 +16,12 @@ import numpy as np
 from jax.experimental.sparse import BCOO
 from jaxtyping import Array
 
-from ..derivatives import AbstractJacobian, ComplexStep, resolve
+from ..derivatives import AbstractJacobian, ComplexStep, resolve, traced
 from ..derivatives.compressed import Compressed
 from ..derivatives.sparsity import detected, sparsity
 from ..derivatives.structured import AbstractStructured, MatrixFree, UserSparse
-from ..derivatives.user import UserJacobian
 from ..jax_support.control_flow import vary_with
-from ..linalg import exponent, next_power_of_two, power_of_two
+from ..linalg import exponent, next_power_of_two, power_of_two, reciprocal
 from ..linalg.jacobians import (
     Jacobian,
     JacobianOperator,
@@ -93,7 +92,10 @@ class LeastSquaresProblem(AbstractProblem):
     restore_x: Unravel = eqx.field(static=True)
     restore_f: Unravel = eqx.field(static=True)
 
-    dense: ClassVar[bool] = True  # matrices of n columns are written out anyway
+    @property
+    def dense(self) -> bool:
+        """Whether matrices of n columns are written out anyway."""
+        return not isinstance(self.jacobian, AbstractStructured)
 
     def evaluate(self, x: Array) -> Array:
         """f(x), (m,), in its own dtype."""
@@ -141,17 +143,19 @@ class LeastSquaresProblem(AbstractProblem):
         """The objective, as a plain differentiable function of x and of all that is in here."""
         return self.loss.cost(self.residuals(x).astype(x.dtype))
 
-    def gradient(self, x: Array, unit: Array | float = 1.0) -> Array:
-        """d (cost / unit) / d x; differentiable again."""
+    def gradient(self, x: Array, root: Array | None = None) -> Array:
+        """d (cost / root^2) / d x, ``root`` a power of two; differentiable again."""
+        inverse = 1 if root is None else reciprocal(root)
         return pulled_back(
-            lambda x: self.residuals(x).astype(x.dtype), x, lambda f: self.loss.slope(f) / unit
+            lambda x: self.residuals(x).astype(x.dtype),
+            x,
+            lambda f: self.loss.slope(f) * inverse * inverse,
         )[1]
 
     def units(self, result: Result) -> tuple[Array, Array]:
         """Of the residuals, and of each variable: powers of two which keep a Hessian in range.
 
-        With cost / unit for cost, a change of a variable by its unit changes its derivative by
-        about as much as an entry of the Jacobian.
+        A change of a variable by its unit changes the residuals by about theirs.
         """
         # At the end f may be its rounding; the unit is that of what it is the difference of.
         terms = jnp.abs(result.jac) @ jnp.abs(result.x)
@@ -254,9 +258,7 @@ def least_squares_problem(
     check_finite(x)
     check_inside(x, lower, upper)
     args = as_tuple(args)
-    scheme = (
-        MatrixFree() if isinstance(jac, str) and jac == MATRIX_FREE else resolve(jac, diff_step)
-    )
+    scheme = _scheme(jac, diff_step)
     complex_too = isinstance(scheme, ComplexStep)
     residuals = _Residuals(UserFunction.lifted(fun, restore, args, kwargs, complex_too=complex_too))
     out = residuals.fun.out_shape
@@ -265,10 +267,12 @@ def least_squares_problem(
     m = sum(int(np.prod(leaf.shape)) for leaf in leaves)
     floats = [leaf.dtype for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating)]
     precision = max(float(jnp.finfo(d).eps) for d in [dtype, *floats])
-    if callable(jac) and not isinstance(jac, AbstractJacobian):
-        scheme = _users_scheme(jac, restore, args, kwargs, out, (m, x.size))
     if jac_sparsity is not None:
-        scheme = _compressed(scheme, jac_sparsity, residuals, x, m)
+        scheme = _compressed(jac, scheme, jac_sparsity, residuals, x, m)
+    elif isinstance(jac, AbstractJacobian):
+        scheme = traced(jac, residuals, x, lower, upper)
+    elif callable(jac):
+        scheme = _users_scheme(jac, restore, args, kwargs, out, (m, x.size))
     problem = LeastSquaresProblem(
         residuals=residuals,
         jacobian=scheme,
@@ -288,13 +292,18 @@ def _scheme(jac: Any, diff_step: Any) -> AbstractJacobian | AbstractStructured:
 
 
 def _compressed(
-    scheme: AbstractJacobian | AbstractStructured, pattern: Any, fun: Callable, x: Array, m: int
+    jac: Any,
+    scheme: AbstractJacobian | AbstractStructured,
+    pattern: Any,
+    fun: Callable,
+    x: Array,
+    m: int,
 ) -> Compressed:
     """The scheme, by the colours of a pattern."""
-    if isinstance(scheme, (AbstractStructured, UserJacobian)):
+    if not isinstance(jac, str) or isinstance(scheme, AbstractStructured):
         raise ValueError(
-            "`jac_sparsity` is for Jacobians that are computed: with a callable `jac`, or "
-            "jac='matrix-free', leave it out."
+            "`jac_sparsity` is for jac='jacfwd', 'jacrev', '2-point', '3-point' and 'cs', got "
+            f"{jac!r}."
         )
     if isinstance(pattern, str) and pattern == "auto":
         pattern = detected(fun, x)
