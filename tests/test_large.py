@@ -153,3 +153,26 @@ def test_detected():
     pytest.importorskip("asdex")
     found = ox.least_squares(broyden, START, jac_sparsity="auto")
     np.testing.assert_allclose(found.jac.todense(), jax.jacfwd(broyden)(found.x), atol=1e-12)
+
+
+def shifted(x, c):
+    return broyden(x) - c
+
+
+@pytest.mark.parametrize("n", [N, 600], ids=["dense Hessian", "by products"])
+def test_derivative(n):
+    """Of the solution of f(x) = c, in a direction of c and as a gradient: J^-1."""
+    pull = jnp.asarray(np.random.default_rng(0).normal(size=n))
+    c = 0.1 * jnp.sin(jnp.arange(n, dtype=float))
+
+    def solve(c):
+        return ox.least_squares(shifted, -jnp.ones(n), args=(c,), jac_sparsity=1)
+
+    x, vjp = jax.vjp(lambda c: solve(c).x, c)
+    inverse = np.linalg.inv(jax.jacfwd(broyden)(x))
+    np.testing.assert_allclose(vjp(pull)[0], pull @ inverse, rtol=1e-6, atol=1e-8)
+    _, moved = jax.jvp(solve, (c,), (pull,))
+    np.testing.assert_allclose(moved.x, inverse @ pull, rtol=1e-6, atol=1e-8)
+    # J has 3 - 2 x on its diagonal, and constants beside it.
+    on_diagonal = moved.jac.todense() if hasattr(moved.jac, "todense") else None
+    assert on_diagonal is None or np.allclose(np.diag(on_diagonal), -2 * moved.x)

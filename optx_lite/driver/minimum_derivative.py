@@ -147,10 +147,13 @@ def minimum_tangents(
 
     _, described = jax.jvp(describe, (x, values), (d_x, dots))
     moved = {"x": d_x, **described}
-    return {
-        name: jnp.where(known, d_field, 0) + nan_where_moved(values, all_dots, ~known, d_field)
-        for name, d_field in moved.items()
-    }
+
+    def where_known(d_field: Array) -> Array | None:
+        if d_field.dtype == jax.dtypes.float0:  # of integers, as a sparse array's places
+            return None
+        return jnp.where(known, d_field, 0) + nan_where_moved(values, all_dots, ~known, d_field)
+
+    return jax.tree.map(where_known, moved)
 
 
 def _solution(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -32,16 +32,17 @@ class AbstractProblem(eqx.Module):
         Whether there is any bound at all: without one, no code for bounds is compiled.
     restore_x : callable, static
         From a flat vector back to the user's structure.
-    dense : bool, of the class
-        Whether matrices of n columns are written out anyway.
     """
-
-    dense: ClassVar[bool]
 
     lower: eqx.AbstractVar[Array]
     upper: eqx.AbstractVar[Array]
     bounded: eqx.AbstractVar[bool]
     restore_x: eqx.AbstractVar[Unravel]
+
+    @property
+    @abc.abstractmethod
+    def dense(self) -> bool:
+        """Whether matrices of n columns are written out anyway."""
 
     @abc.abstractmethod
     def evaluate(self, x: Array) -> Array:

@@ -27,6 +27,7 @@ from ..linalg.jacobians import (
     JacobianOperator,
     as_result,
     cast_jacobian,
+    entries_and_terms,
     scale_rows,
     without_columns,
 )
@@ -158,9 +159,8 @@ class LeastSquaresProblem(AbstractProblem):
         A change of a variable by its unit changes the residuals by about theirs.
         """
         # At the end f may be its rounding; the unit is that of what it is the difference of.
-        terms = jnp.abs(result.jac) @ jnp.abs(result.x)
-        of_f = next_power_of_two(jnp.maximum(jnp.max(jnp.abs(result.fun)), jnp.max(terms)))
-        largest = jnp.max(jnp.abs(result.jac), axis=0)
+        largest, terms = entries_and_terms(result.jac, result.x)
+        of_f = next_power_of_two(jnp.maximum(jnp.max(jnp.abs(result.fun)), terms))
         of_x = power_of_two(exponent(of_f) - exponent(largest), of_f.dtype)
         return of_f, jnp.where(largest > 0, of_x, sizes(result.x))
 

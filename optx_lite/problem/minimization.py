@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, ClassVar
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -54,7 +54,10 @@ class MinimizationProblem(AbstractProblem):
     bounded: bool = eqx.field(static=True)
     restore_x: Unravel = eqx.field(static=True)
 
-    dense: ClassVar[bool] = False
+    @property
+    def dense(self) -> bool:
+        """Whether matrices of n columns are written out anyway."""
+        return False
 
     def evaluate(self, x: Array) -> Array:
         """f(x), (), in its own dtype."""
