@@ -1,5 +1,6 @@
 """SciPy's optimisers in JAX: inside jit, vmap and grad, over pytrees, differentiable."""
 
+from . import chebyshev as chebyshev
 from . import elementwise as elementwise
 from .api.derivatives import approx_derivative as approx_derivative
 from .api.derivatives import check_derivative as check_derivative
