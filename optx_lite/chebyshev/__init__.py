@@ -8,6 +8,8 @@ Examples
 [0.    0.628 1.257 1.885]
 """
 
+from .least_squares import Fit as Fit
+from .least_squares import fit as fit
 from .proxy import Proxy as Proxy
 from .proxy import proxy as proxy
 from .results import MinimumResult as MinimumResult
@@ -15,3 +17,5 @@ from .results import PointsResult as PointsResult
 from .search import extrema as extrema
 from .search import minimum as minimum
 from .search import roots as roots
+from .smoothing import Smooth as Smooth
+from .smoothing import smooth as smooth
