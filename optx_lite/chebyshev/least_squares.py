@@ -23,7 +23,7 @@ from jax.scipy.special import ndtri
 from jaxtyping import Array
 
 from ..problem.pytrees import is_concrete
-from .proxy import Proxy, _check_count, _check_order
+from .proxy import Proxy, check_count, check_order
 from .results import BAD_INPUT, COMPLETE
 
 MOST = 50  # degrees by default
@@ -78,7 +78,7 @@ class Fit(eqx.Module):
 
     def standard_error(self, x: Any, order: int = 0) -> Array:
         """Of the value, or of the derivative of this order, at x."""
-        _check_order(order)
+        check_order(order)
         rows = jax.vmap(lambda c: Proxy(self.interval, c[None], self.sigma[None], 0))(
             self.inverse_factor.T
         )
@@ -178,13 +178,13 @@ def samples(x: Any, y: Any, sigma: Any) -> tuple[Array, Array, Array]:
 
 def _top_degree(count: int, degree: Any, most: Any) -> int:
     if degree is not None:
-        _check_count("degree", degree, 0)
+        check_count("degree", degree, 0)
         if degree > count - 2:
             raise ValueError(f"`degree` must be at most {count - 2} for {count} samples.")
         return degree
     if most is None:
         return min(max(count // 2, 1), MOST, count - 2)
-    _check_count("most", most, 1)
+    check_count("most", most, 1)
     return min(most, count - 2)
 
 

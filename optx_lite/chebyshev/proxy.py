@@ -68,7 +68,7 @@ class Proxy(eqx.Module):
 
         Each differentiation multiplies errors by up to the square of the degree over the width.
         """
-        _check_order(order)
+        check_order(order)
         breaks, coefficients, accuracy = self.breaks, self.coefficients, self.accuracy
         for _ in range(order):
             degree = coefficients.shape[1] - 1
@@ -231,18 +231,18 @@ def proxy(
     Examples
     --------
     >>> import jax.numpy as jnp, optx_lite as ox
-    >>> p = ox.chebyshev.proxy(lambda x: jnp.sin(x) + x / 4, 0.0, 10.0)
+    >>> p = ox.chebyshev.proxy(lambda x: jnp.sin(x) + x / 8, 0.5, 10.0)
     >>> print(p.roots().x.round(2), p.extrema().x.round(2))
-    [0.   3.53 5.76] [1.82 4.46 8.11]
-    >>> print(f"{p.minimum().x:.2f} {p.derivative()(0.0):.2f} {p.integral():.2f}")
-    4.46 1.25 14.34
+    [3.62 5.37] [1.7  4.59 7.98]
+    >>> print(f"{p.minimum().x:.2f} {p.derivative()(1.0):.2f} {p.integral():.2f}")
+    4.59 0.67 7.95
     """
     a, b = interval_of(a, b)
     args = as_tuple(args)
     if degree is None:
         if pieces is not None:
             raise ValueError("`pieces` goes with `degree`, which is not given.")
-        return _adaptive(_values_on_host(f, args, a.dtype), a, b, tol)
+        return adaptive(_values_on_host(f, args, a.dtype), a, b, tol)
     return fixed(lambda x: f(x, *args), a, b, tol, degree, pieces)
 
 
@@ -300,7 +300,7 @@ def as_values(values: Any, shape: tuple[int, ...]) -> np.ndarray:
     return np.asarray(values).astype(np.float64)
 
 
-def _adaptive(evaluate: Callable, a: Array, b: Array, tol: float | None) -> Proxy:
+def adaptive(evaluate: Callable, a: Array, b: Array, tol: float | None) -> Proxy:
     if not is_concrete((a, b)):
         raise TypeError(_NEEDS_DEGREE)
     eps = float(jnp.finfo(a.dtype).eps)
@@ -320,9 +320,9 @@ def fixed(
     f: Callable, a: Array, b: Array, tol: float | None, degree: int, pieces: int | None
 ) -> Proxy:
     """Equal pieces of one degree; see `proxy`."""
-    _check_count("degree", degree, 8)
+    check_count("degree", degree, 8)
     pieces = PIECES if pieces is None else pieces
-    _check_count("pieces", pieces, 1)
+    check_count("pieces", pieces, 1)
     eps = float(jnp.finfo(a.dtype).eps)
     tol = _tolerance(tol, eps**0.5)
     valid = (a < b) & (a > -jnp.inf) & (b < jnp.inf)
@@ -345,12 +345,12 @@ def fixed(
     return Proxy(breaks + nan, coefficients + nan, lax.stop_gradient(accuracy), status)
 
 
-def _check_count(name: str, value: Any, least: int) -> None:
+def check_count(name: str, value: Any, least: int) -> None:
     if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < least:
         raise ValueError(f"`{name}` must be an integer of at least {least}, got {value!r}.")
 
 
-def _check_order(order: Any) -> None:
+def check_order(order: Any) -> None:
     if not isinstance(order, (int, np.integer)) or isinstance(order, bool) or order < 0:
         raise ValueError(f"`order` must be an integer of at least 0, got {order!r}.")
 

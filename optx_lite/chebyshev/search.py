@@ -6,6 +6,7 @@ them to its own precision; the rule of the implicit function gives the derivativ
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -22,7 +23,7 @@ from ..problem.arguments import as_tuple
 from ..problem.pytrees import is_concrete
 from .cells import LEAST
 from .implicit import polished
-from .proxy import PIECES, Proxy, _adaptive, _check_count, as_values, fixed, interval_of
+from .proxy import PIECES, Proxy, adaptive, as_values, check_count, fixed, interval_of
 from .results import MinimumResult, PointsResult
 
 
@@ -151,15 +152,15 @@ def minimum(
     >>> print(f"{jax.grad(lambda c: find(c).x)(0.3):.4f}")
     0.0241
     """
-    located, function = _located(f, a, b, args, None, tol, degree, pieces, _lowest)
+    located, function = _located(f, a, b, args, _Wanted("minimum", None, tol, degree, pieces))
     a, b = interval_of(a, b)
     lifted = lift(function, jax.ShapeDtypeStruct((1,), a.dtype), label="`f`")
-    x, side = located.x[None], located.active_mask
+    x, side = located.x, located.active_mask
     at_end = side != 0
     usable = located.status > -3
     ends = lax.stop_gradient((a, b))
     inner = jnp.where(usable & ~at_end, x, (ends[0] + ends[1]) / 2)
-    inner = polished(lifted, inner, (usable & ~at_end)[None], ends, 1)[0]
+    inner = _polish(lifted, inner[None], (usable & ~at_end)[None], ends, 1)[0]
     x = jnp.where(at_end, jnp.where(side < 0, a, b), inner)
     x = jnp.where(usable, x, jnp.nan)
     fun = lifted(jnp.where(usable, x, ends[0])[None])[0].astype(x.dtype)
@@ -170,14 +171,12 @@ def _points(
     f: Any, a: Any, b: Any, args: Any, order: int, size: Any, tol: Any, degree: Any, pieces: Any
 ) -> PointsResult:
     if size is not None:
-        _check_count("size", size, 1)
+        check_count("size", size, 1)
     elif degree is not None:
         raise ValueError("With `degree` give `size`, room for so many points.")
 
-    def find(proxy: Proxy) -> PointsResult:
-        return proxy.roots(size) if order == 0 else proxy.extrema(size)
-
-    located, function = _located(f, a, b, args, size, tol, degree, pieces, find)
+    wanted = _Wanted("extrema" if order else "roots", size, tol, degree, pieces)
+    located, function = _located(f, a, b, args, wanted)
     a, b = interval_of(a, b)
     count = located.x.shape[0]
     if count == 0:
@@ -194,13 +193,24 @@ def _points(
 _polish = eqx.filter_jit(polished)
 
 
-def _lowest(proxy: Proxy) -> MinimumResult:
-    return proxy.minimum()
+@dataclasses.dataclass(frozen=True)
+class _Wanted:
+    """What is sought of a proxy, and the proxy's size; a static argument."""
+
+    name: str
+    size: int | None
+    tol: float | None
+    degree: int | None
+    pieces: int | None
+
+    def of(self, proxy: Proxy) -> Any:
+        """The points, or the minimum."""
+        if self.name == "minimum":
+            return proxy.minimum()
+        return proxy.roots(self.size) if self.name == "roots" else proxy.extrema(self.size)
 
 
-def _located(
-    f: Any, a: Any, b: Any, args: Any, size: Any, tol: Any, degree: Any, pieces: Any, find: Callable
-) -> tuple[Any, Callable]:
+def _located(f: Any, a: Any, b: Any, args: Any, wanted: _Wanted) -> tuple[Any, Callable]:
     """What is found of the proxy, without derivatives; and the function of x alone."""
     a, b = lax.stop_gradient(interval_of(a, b))
     args = as_tuple(args)
@@ -208,21 +218,30 @@ def _located(
     def function(x: Array) -> Array:
         return f(x, *args)
 
-    if degree is None:
-        return find(_adaptive(_fixed_values(function, a.dtype), a, b, tol)), function
-    _check_count("degree", degree, 8)
-    pieces = PIECES if pieces is None else pieces
-    _check_count("pieces", pieces, 1)
-    shape = jax.ShapeDtypeStruct((pieces * (degree + 1),), a.dtype)
-    leaves, tree = jax.tree.flatten(lax.stop_gradient((lift(function, shape, label="`f`"), a, b)))
+    if wanted.degree is None:
+        proxy = adaptive(_fixed_values(function, a.dtype), a, b, wanted.tol)
+        return wanted.of(proxy), function
+    pieces = PIECES if wanted.pieces is None else wanted.pieces
+    check_count("degree", wanted.degree, 8)
+    check_count("pieces", pieces, 1)
+    shape = jax.ShapeDtypeStruct((pieces * (wanted.degree + 1),), a.dtype)
+    lifted = lax.stop_gradient(lift(function, shape, label="`f`"))
+    return _in_fixed_size(lifted, a, b, dataclasses.replace(wanted, pieces=pieces)), function
+
+
+@eqx.filter_jit
+def _in_fixed_size(lifted: Lifted, a: Array, b: Array, wanted: _Wanted) -> Any:
+    """Under `vmap` in chunks of lanes that fit into the cache."""
+    leaves, tree = jax.tree.flatten((lifted, a, b))
+    assert wanted.degree is not None and wanted.pieces is not None
 
     def search(_: Any, *leaves: Any) -> Any:
         lifted, a, b = jax.tree.unflatten(tree, leaves)
-        return find(fixed(lifted, a, b, tol, degree, pieces))
+        return wanted.of(fixed(lifted, a, b, wanted.tol, wanted.degree, wanted.pieces))
 
-    cells = max(LEAST, pieces, 4 * (size or 0))
-    lane_bytes = 4 * cells * (degree + 1) * np.dtype(a.dtype).itemsize
-    return in_chunks(search, lane_bytes)(*leaves), function
+    cells = max(LEAST, wanted.pieces, 4 * (wanted.size or 0))
+    lane_bytes = 4 * cells * (wanted.degree + 1) * np.dtype(a.dtype).itemsize
+    return in_chunks(search, lane_bytes)(*leaves)
 
 
 def _fixed_values(function: Callable, dtype: Any) -> Callable[[np.ndarray], np.ndarray]:

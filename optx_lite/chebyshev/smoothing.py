@@ -43,7 +43,7 @@ from jaxtyping import Array
 from ..driver.unknown import nan_where_moved
 from ..problem.pytrees import is_concrete
 from .least_squares import samples, student_quantile
-from .proxy import _check_count
+from .proxy import check_count
 from .results import BAD_INPUT, COMPLETE, UNRESOLVED
 
 GRID = 25  # values of rho that are tried first
@@ -139,7 +139,7 @@ def smooth(
     >>> print(curve.derivatives[1].round(1), f"{curve.sigma:.2f}")
     [ 0.5 -0.4] 0.01
     """
-    _check_count("order", order, 1)
+    check_count("order", order, 1)
     if order > 8:
         raise ValueError(f"`order` must be at most 8, got {order}.")
     x, y, sigma = samples(x, y, sigma)
