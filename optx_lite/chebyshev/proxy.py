@@ -152,12 +152,21 @@ class Proxy(eqx.Module):
         coefficients = jnp.where(usable, function.coefficients, 0)
         coefficients = coefficients.at[:, 0].add(jnp.where(usable, 0, 1))
         found = _roots(function.breaks, coefficients, function.accuracy, size)
-        there = found.there & usable & (found.crossing | (not crossing))
+        there = found.there & usable
+        if crossing:
+            there = there & found.crossing & self._within(found.x)
         order = jnp.argsort(~there, stable=True)
         there, changes = there[order], (found.crossing & there)[order]
         x = jnp.where(there, found.x[order], jnp.nan)
         status = jnp.where(found.complete | ~usable, self.status, jnp.minimum(self.status, -2))
         return PointsResult(status, x, self(x), there, changes)
+
+    def _within(self, x: Any) -> Array:
+        """Whether points are told from the ends of the interval."""
+        low, high = self.breaks[0], self.breaks[-1]
+        eps = float(jnp.finfo(low.dtype).eps)
+        doubt = 64 * eps * jnp.maximum(jnp.abs(low), jnp.abs(high))
+        return (x - low > doubt) & (high - x > doubt)
 
     def _as_many_as_there_are(self, function: Proxy, crossing: bool) -> PointsResult:
         if not is_concrete(function):
@@ -165,7 +174,8 @@ class Proxy(eqx.Module):
         self._check_usable()
         x, changes = real_roots(*_on_host(function))
         if crossing:
-            x, changes = x[changes], changes[changes]
+            within = changes & np.asarray(self._within(x))
+            x, changes = x[within], changes[within]
         x = jnp.asarray(x, self.breaks.dtype)
         return PointsResult(self.status, x, self(x), jnp.ones(x.shape, bool), jnp.asarray(changes))
 
