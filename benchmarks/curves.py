@@ -8,6 +8,7 @@ systems; the package, and hours, where its methods are tuned against the truth: 
 
 from __future__ import annotations
 
+import itertools
 import sys
 import time
 
@@ -104,7 +105,7 @@ def _by_mpmath(mpmath, g, a: float, b: float) -> list:
     x = x[(x > a) & (x < b)]
     signs = [mpmath.sign(g(v)) for v in x]
     found = []
-    for k in np.flatnonzero([s != t for s, t in zip(signs, signs[1:], strict=False)]):
+    for k in np.flatnonzero([s != t for s, t in itertools.pairwise(signs)]):
         low, high = mpmath.mpf(x[k]), mpmath.mpf(x[k + 1])
         for _ in range(100):
             middle = (low + high) / 2
@@ -183,9 +184,7 @@ def bands(draws: int = 100, samples: int = 150) -> None:
         return jax.jit(lambda y: jax.lax.map(one, y))
 
     smoothers = {order: smoothed(order) for order in (2, 3, 5)}
-    series = jax.jit(
-        jax.vmap(lambda y: [CHEBYSHEV.fit(x, y).band(x, order=k) for k in range(3)])
-    )
+    series = jax.jit(jax.vmap(lambda y: [CHEBYSHEV.fit(x, y).band(x, order=k) for k in range(3)]))
     for name, f in CURVES.items():
         truth, g = [], f
         for _ in range(5):
@@ -214,7 +213,9 @@ def pynumdiff() -> None:
             res = CHEBYSHEV.smooth(x, y, order=order)
             low, high = map(np.asarray, res.band(1))
             off = np.sqrt(np.mean((np.asarray(res.derivatives[1]) - truth) ** 2))
-            row.append(f"{order}: {off:.4f} ({100 * np.mean((low < truth) & (truth < high)):.0f} %)")
+            row.append(
+                f"{order}: {off:.4f} ({100 * np.mean((low < truth) & (truth < high)):.0f} %)"
+            )
         print(f"{name:18} {'  '.join(row)}", flush=True)
 
 
@@ -236,9 +237,7 @@ def tune() -> None:
         print(f"{name:18} {found[best]:.4f} by {best}", flush=True)
 
 
-PARTS = {
-    part.__name__: part for part in (thousand, oracle, plane, bands, pynumdiff, tune)
-}
+PARTS = {part.__name__: part for part in (thousand, oracle, plane, bands, pynumdiff, tune)}
 
 
 if __name__ == "__main__":

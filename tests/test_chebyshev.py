@@ -216,7 +216,7 @@ def test_closest_points_of_a_curve():
     x, y = np.meshgrid(np.linspace(-6, 6, 23), np.linspace(-4, 4, 23))
     points = np.stack([x, y], -1).reshape(-1, 2) + 0.01
     solve = jax.jit(jax.vmap(jax.value_and_grad(distance, has_aux=True)))
-    (found, res), slope = map(lambda part: part, solve(points))
+    (found, res), slope = solve(points)
     assert np.all(res.status == 0)
     s = np.linspace(-13, 13, 20001)
     square = (s - points[:, :1]) ** 2 + (2 * np.sin(s) - points[:, 1:]) ** 2
@@ -235,6 +235,8 @@ def test_a_minimum_at_an_end_follows_it():
     solve = jax.jit(jax.value_and_grad(lambda b, c: find(b, c).x, (0, 1)))
     x, slopes = solve(1.0, 5.0)
     assert (float(x), *map(float, slopes)) == (1.0, 1.0, 0.0)
+    x, slopes = solve(8.0, 1e-13)  # close to the other end, and not on it
+    np.testing.assert_allclose([x, *slopes], [0, 0, 1], rtol=0, atol=1e-12)
     x, slopes = solve(8.0, 5.0)
     np.testing.assert_allclose([x, *slopes], [5, 0, 1], rtol=1e-13, atol=1e-13)
 

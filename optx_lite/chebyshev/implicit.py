@@ -1,9 +1,10 @@
 r"""Roots and stationary points of the function itself, from those of its proxy; differentiable.
 
-Newton's steps on g, which is f or f', take x from the proxy's accuracy to that of g. The derivative
-is that of the implicit function, dx = -dg / g', element by element, of any order, as the rule calls
-itself. Where the root is not simple, as at that of x^2 or at the minimum of x^4, or x is none, it is
-NaN: close to x, g' must be on both sides what it is at x, up to the fourth root of eps.
+Newton's steps on g, which is f or f', take x from the proxy's accuracy to that of g. The
+derivative is that of the implicit function, dx = -dg / g', element by element, of any order, as
+the rule calls itself. Where the root is not simple, as at that of x^2 or at the minimum of x^4, or
+x is none, it is NaN: close to x, g' must be on both sides what it is at x, up to the fourth root of
+eps.
 """
 
 from __future__ import annotations
@@ -31,10 +32,13 @@ def _g(function: Any, x: Array, order: int) -> Array:
 def polished(function: Any, x: Array, usable: Array, interval: tuple, order: int) -> Array:
     """The root of f, or of f' where ``order`` is 1, next to each x (k,); x where not ``usable``."""
 
+    # Further away it would be another root.
+    far = float(jnp.finfo(x.dtype).eps) ** 0.25 * (interval[1] - interval[0])
+
     def step(_: int, state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         x, value, slope = state
         new = jnp.clip(x - value / jnp.where(slope == 0, 1, slope), *interval)
-        new = jnp.where(usable & jnp.isfinite(new), new, x)
+        new = jnp.where(usable & (jnp.abs(new - x) <= far), new, x)
         new_value, new_slope = value_and_slope(lambda x: _g(function, x, order), new)
         better = jnp.abs(new_value) < jnp.abs(value)
         state = (new, new_value, new_slope)
@@ -51,7 +55,9 @@ def _polished_jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
     function, x, usable, interval, order = primals
     x = polished(function, lax.stop_gradient(x), usable, lax.stop_gradient(interval), order)
     leaves, tree = jax.tree.flatten(function)
-    given = [None] * len(leaves) if tangents[0] is None else tree.flatten_up_to(tangents[0])
+    given: list[Any] = (
+        [None] * len(leaves) if tangents[0] is None else tree.flatten_up_to(tangents[0])
+    )
     moving = [k for k, dot in enumerate(given) if dot is not None]
     values, dots = [leaves[k] for k in moving], [given[k] for k in moving]
     simple = usable & is_simple(function, x, order)

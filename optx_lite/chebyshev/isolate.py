@@ -153,7 +153,9 @@ def _decided(coefficients: np.ndarray, accuracy: np.ndarray) -> tuple[_Cells, _C
     )
 
 
-def _within_brackets(polynomial: PiecewisePolynomial, cells: _Cells, rising: np.ndarray) -> np.ndarray:
+def _within_brackets(
+    polynomial: PiecewisePolynomial, cells: _Cells, rising: np.ndarray
+) -> np.ndarray:
     """A root in each cell: Newton's method, and bisection where that leaves the bracket."""
     eps = np.finfo(float).eps
     low, high = cells.low.copy(), cells.high.copy()

@@ -13,6 +13,7 @@ Reference: Golub, Heath & Wahba, *Generalized cross-validation*, Technometrics 2
 
 from __future__ import annotations
 
+import functools as ft
 from typing import Any
 
 import equinox as eqx
@@ -153,7 +154,9 @@ def fit(
     enough = jnp.sum(there) >= least
     if is_concrete(enough) and not enough:
         raise ValueError(f"`y` must have at least {least} samples that are finite.")
-    return _fitted(x, jnp.where(there, y, 0), there, sigma, (low, high), valid & enough, top, degree)
+    return _fitted(
+        x, jnp.where(there, y, 0), there, sigma, (low, high), valid & enough, top, degree
+    )
 
 
 def samples(x: Any, y: Any, sigma: Any) -> tuple[Array, Array, Array]:
@@ -188,6 +191,7 @@ def _top_degree(count: int, degree: Any, most: Any) -> int:
     return min(most, count - 2)
 
 
+@ft.partial(jax.jit, static_argnums=(6, 7))
 def _fitted(
     x: Array, y: Array, there: Array, sigma: Array, interval: tuple, valid: Array, top: int,
     degree: int | None,
@@ -253,5 +257,3 @@ def student_quantile(level: float, dof: Array) -> Array:
         (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
     )
     return z + sum(term / n ** (k + 1) for k, term in enumerate(terms))
-
-

@@ -10,9 +10,9 @@ Tolerance. Relative to the largest value of the whole function, and, as in Chebf
 rounding of x makes of the function's slope.
 
 Where no degree will do. At a jump or a kink the halving goes on until there is no number between
-the ends of the piece, some 50 levels; such a piece is left out, and its neighbours meet there. Where
-the function grows as the pieces shrink (a pole) there is an error, as where the pieces become too
-many (noise, or a function that oscillates without end).
+the ends of the piece, some 50 levels; such a piece is left out, and its neighbours meet there.
+Where the function grows as the pieces shrink (a pole) there is an error, as where the pieces become
+too many (noise, or a function that oscillates without end).
 """
 
 from __future__ import annotations

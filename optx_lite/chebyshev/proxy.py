@@ -311,6 +311,7 @@ def as_values(values: Any, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def adaptive(evaluate: Callable, a: Array, b: Array, tol: float | None) -> Proxy:
+    """As many pieces as it takes; ``evaluate`` as for `adaptive_pieces`."""
     if not is_concrete((a, b)):
         raise TypeError(_NEEDS_DEGREE)
     eps = float(jnp.finfo(a.dtype).eps)
@@ -336,9 +337,7 @@ def fixed(
     eps = float(jnp.finfo(a.dtype).eps)
     tol = _tolerance(tol, eps**0.5)
     valid = (a < b) & (a > -jnp.inf) & (b < jnp.inf)
-    breaks, x = series.sample_points(
-        jnp.where(valid, a, 0), jnp.where(valid, b, 1), degree, pieces
-    )
+    breaks, x = series.sample_points(jnp.where(valid, a, 0), jnp.where(valid, b, 1), degree, pieces)
     values = f(x.reshape(-1))
     if jnp.shape(values) != (x.size,) or jnp.iscomplexobj(values):
         raise ValueError(
@@ -356,12 +355,12 @@ def fixed(
 
 
 def check_count(name: str, value: Any, least: int) -> None:
+    """Raise ValueError unless it is an integer of at least so much."""
     if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < least:
         raise ValueError(f"`{name}` must be an integer of at least {least}, got {value!r}.")
 
 
 def check_order(order: Any) -> None:
+    """Raise ValueError unless it may be the order of a derivative."""
     if not isinstance(order, (int, np.integer)) or isinstance(order, bool) or order < 0:
         raise ValueError(f"`order` must be an integer of at least 0, got {order!r}.")
-
-

@@ -20,6 +20,7 @@ from jaxtyping import Array
 from ..driver.batching import in_chunks
 from ..functions.traced import Lifted, lift
 from ..problem.arguments import as_tuple
+from ..problem.elementwise import value_and_slope
 from ..problem.pytrees import is_concrete
 from .cells import LEAST
 from .implicit import polished
@@ -156,9 +157,12 @@ def minimum(
     a, b = interval_of(a, b)
     lifted = lift(function, jax.ShapeDtypeStruct((1,), a.dtype), label="`f`")
     x, side = located.x, located.active_mask
-    at_end = side != 0
     usable = located.status > -3
     ends = lax.stop_gradient((a, b))
+    # A minimum rests on an end that the function falls towards; else it is one within, close by.
+    falls = -value_and_slope(lax.stop_gradient(lifted), jnp.where(usable, x, ends[0])[None])[1][0]
+    at_end = falls * side > 0
+    side = jnp.where(at_end, side, 0)
     inner = jnp.where(usable & ~at_end, x, (ends[0] + ends[1]) / 2)
     inner = _polish(lifted, inner[None], (usable & ~at_end)[None], ends, 1)[0]
     x = jnp.where(at_end, jnp.where(side < 0, a, b), inner)
@@ -186,7 +190,9 @@ def _points(
     inside = jnp.where(located.mask, located.x, (ends[0] + ends[1]) / 2)
     x = _polish(lifted, inside, located.mask, ends, order)
     x = jnp.where(located.mask, x, jnp.nan)
-    fun = jnp.where(located.mask, lifted(jnp.where(located.mask, x, inside)).astype(x.dtype), jnp.nan)
+    fun = jnp.where(
+        located.mask, lifted(jnp.where(located.mask, x, inside)).astype(x.dtype), jnp.nan
+    )
     return PointsResult(located.status, x, fun, located.mask, located.crossing)
 
 
@@ -200,8 +206,8 @@ class _Wanted:
     name: str
     size: int | None
     tol: float | None
-    degree: int | None
-    pieces: int | None
+    degree: Any
+    pieces: Any
 
     def of(self, proxy: Proxy) -> Any:
         """The points, or the minimum."""
@@ -233,7 +239,6 @@ def _located(f: Any, a: Any, b: Any, args: Any, wanted: _Wanted) -> tuple[Any, C
 def _in_fixed_size(lifted: Lifted, a: Array, b: Array, wanted: _Wanted) -> Any:
     """Under `vmap` in chunks of lanes that fit into the cache."""
     leaves, tree = jax.tree.flatten((lifted, a, b))
-    assert wanted.degree is not None and wanted.pieces is not None
 
     def search(_: Any, *leaves: Any) -> Any:
         lifted, a, b = jax.tree.unflatten(tree, leaves)

@@ -6,9 +6,9 @@ is the smoothing spline of degree 2q + 1, the minimiser of
 
     sum ((y_i - f(x_i)) / sigma_i)^2 + (1 / rho) int f^(q+1)(x)^2 dx,                       (1)
 
-and rho maximises the restricted likelihood (of what does not depend on the q + 1 free numbers), in
-which sigma^2 = RSS / (m - q - 1) has been put. The state is (f, h f', ..., h^q f^(q) / q!), with h a
-mean step. From one point to the next
+and rho maximises the restricted likelihood (of what does not depend on the q + 1 free numbers),
+in which sigma^2 = RSS / (m - q - 1) has been put. The state is (f, h f', ..., h^q f^(q) / q!),
+with h a mean step. From one point to the next
 
     s_{i+1} = A_i s_i + sqrt(rho) L_i w_i,    w_i ~ N(0, sigma^2 I),                        (2)
 
