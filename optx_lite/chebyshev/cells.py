@@ -21,6 +21,7 @@ from .series import apply, clenshaw
 
 LEVELS = 40
 STEPS = 12  # of Newton's method and bisection in a cell; the rest is done on the function itself
+LAST = 3  # without a bracket
 LEAST = 16  # cells in work
 
 
@@ -88,8 +89,15 @@ def _newton(values: Array, slopes: Array, rising: Array) -> Array:
         inside = (slope != 0) & (new >= low) & (new <= high)
         return jnp.where(inside, new, (low + high) / 2), low, high
 
+    def last(_: int, s: Array) -> Array:
+        """Onto an end, where the root is there to rounding, or just outside."""
+        value, slope = clenshaw(values, s), clenshaw(slopes, s)
+        new = jnp.clip(s - value / jnp.where(slope == 0, 1, slope), -1, 1)
+        return jnp.where(jnp.abs(clenshaw(values, new)) < jnp.abs(value), new, s)
+
     zero = values[:, 0] * 0
-    return lax.fori_loop(0, STEPS, step, (zero, zero - 1, zero + 1))[0]
+    s = lax.fori_loop(0, STEPS, step, (zero, zero - 1, zero + 1))[0]
+    return lax.fori_loop(0, LAST, last, s)
 
 
 def global_minimum(coefficients: Array, accuracy: Array) -> tuple[Array, Array, Array, Array]:

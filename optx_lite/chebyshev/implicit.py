@@ -31,7 +31,6 @@ def _g(function: Any, x: Array, order: int) -> Array:
 @eqx.filter_custom_jvp
 def polished(function: Any, x: Array, usable: Array, interval: tuple, order: int) -> Array:
     """The root of f, or of f' where ``order`` is 1, next to each x (k,); x where not ``usable``."""
-
     # Further away it would be another root.
     far = float(jnp.finfo(x.dtype).eps) ** 0.25 * (interval[1] - interval[0])
 

@@ -154,19 +154,23 @@ class Proxy(eqx.Module):
         found = _roots(function.breaks, coefficients, function.accuracy, size)
         there = found.there & usable
         if crossing:
-            there = there & found.crossing & self._within(found.x)
+            there = there & found.crossing & function._strictly_within(found.x)
         order = jnp.argsort(~there, stable=True)
         there, changes = there[order], (found.crossing & there)[order]
         x = jnp.where(there, found.x[order], jnp.nan)
         status = jnp.where(found.complete | ~usable, self.status, jnp.minimum(self.status, -2))
         return PointsResult(status, x, self(x), there, changes)
 
-    def _within(self, x: Any) -> Array:
-        """Whether points are told from the ends of the interval."""
-        low, high = self.breaks[0], self.breaks[-1]
-        eps = float(jnp.finfo(low.dtype).eps)
-        doubt = 64 * eps * jnp.maximum(jnp.abs(low), jnp.abs(high))
-        return (x - low > doubt) & (high - x > doubt)
+    def _strictly_within(self, x: Any) -> Array:
+        """Whether roots are told from the ends of the interval: from a root there, by rounding."""
+        ends = jnp.stack([self.breaks[0], self.breaks[-1]])
+        info = jnp.finfo(ends.dtype)
+        slope = jnp.abs(self.derivative()(ends)) + float(info.smallest_normal)
+        accuracy = jnp.stack([self.accuracy[0], self.accuracy[-1]])
+        far = float(info.eps) ** 0.5 * (ends[1] - ends[0])
+        doubt = jnp.minimum(4 * accuracy / slope, far)
+        doubt = doubt + 64 * float(info.eps) * jnp.max(jnp.abs(ends))
+        return (x - ends[0] > doubt[0]) & (ends[1] - x > doubt[1])
 
     def _as_many_as_there_are(self, function: Proxy, crossing: bool) -> PointsResult:
         if not is_concrete(function):
@@ -174,7 +178,7 @@ class Proxy(eqx.Module):
         self._check_usable()
         x, changes = real_roots(*_on_host(function))
         if crossing:
-            within = changes & np.asarray(self._within(x))
+            within = changes & np.asarray(function._strictly_within(x))
             x, changes = x[within], changes[within]
         x = jnp.asarray(x, self.breaks.dtype)
         return PointsResult(self.status, x, self(x), jnp.ones(x.shape, bool), jnp.asarray(changes))
@@ -242,8 +246,8 @@ def proxy(
     --------
     >>> import jax.numpy as jnp, optx_lite as ox
     >>> p = ox.chebyshev.proxy(lambda x: jnp.sin(x) + x / 8, 0.5, 10.0)
-    >>> print(p.roots().x.round(2), p.extrema().x.round(2))
-    [3.62 5.37] [1.7  4.59 7.98]
+    >>> print(*(f"{x:.2f}" for x in (*p.roots().x, *p.extrema().x)))
+    3.61 5.52 1.70 4.59 7.98
     >>> print(f"{p.minimum().x:.2f} {p.derivative()(1.0):.2f} {p.integral():.2f}")
     4.59 0.67 7.95
     """
