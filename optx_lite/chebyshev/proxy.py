@@ -180,8 +180,10 @@ class Proxy(eqx.Module):
         if crossing:
             within = changes & np.asarray(function._strictly_within(x))
             x, changes = x[within], changes[within]
-        x = jnp.asarray(x, self.breaks.dtype)
-        return PointsResult(self.status, x, self(x), jnp.ones(x.shape, bool), jnp.asarray(changes))
+        polynomial = PiecewisePolynomial(*_on_host(self))
+        fun = polynomial.at(*polynomial.locate(x))
+        x, fun = (jnp.asarray(part, self.breaks.dtype) for part in (x, fun))
+        return PointsResult(self.status, x, fun, jnp.ones(x.shape, bool), jnp.asarray(changes))
 
 
 def _on_host(proxy: Proxy) -> tuple[np.ndarray, ...]:
