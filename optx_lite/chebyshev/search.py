@@ -161,7 +161,7 @@ def minimum(
     ends = lax.stop_gradient((a, b))
     # A minimum rests on an end that the function falls towards; else it is one within, close by.
     falls = -value_and_slope(lax.stop_gradient(lifted), jnp.where(usable, x, ends[0])[None])[1][0]
-    at_end = falls * side > 0
+    at_end = ((side < 0) & (falls < 0)) | ((side > 0) & (falls > 0))
     side = jnp.where(at_end, side, 0)
     inner = jnp.where(usable & ~at_end, x, (ends[0] + ends[1]) / 2)
     inner = _polish(lifted, inner[None], (usable & ~at_end)[None], ends, 1)[0]
