@@ -13,6 +13,11 @@ fit, smooth = ox.chebyshev.fit, ox.chebyshev.smooth
 RNG = np.random.default_rng(0)
 
 
+@pytest.fixture(autouse=True)
+def _same_numbers_in_any_order():
+    RNG.bit_generator.state = np.random.default_rng(0).bit_generator.state
+
+
 @pytest.mark.parametrize("random", [False, True])
 def test_ninth_derivative_of_60_samples(random):
     """Of the sine on a period. Repeated differences of rounded samples give noise of 1e-16/h^9."""
@@ -28,8 +33,9 @@ def test_polynomials_are_found_exactly():
     x = np.sort(RNG.uniform(-3, 5, 40))
     for degree in (0, 1, 4, 7):
         res = fit(x, np.polynomial.chebyshev.chebval(x / 8, np.arange(degree + 1) + 1.0))
-        assert res.degree == degree
-        assert res.sigma < 1e-12
+        assert res.degree >= degree  # rounding errors are noise, too
+        assert np.abs(res.coefficients[degree + 1 :]).max() < 1e-13
+        assert res.sigma < 1e-13
 
 
 def test_least_squares_as_by_numpy():
