@@ -1,5 +1,6 @@
 """SciPy's optimisers in JAX: inside jit, vmap and grad, over pytrees, differentiable."""
 
+from . import chebyshev as chebyshev
 from . import elementwise as elementwise
 from .api.curve_fit import OptimizeWarning as OptimizeWarning
 from .api.curve_fit import curve_fit as curve_fit

@@ -9,6 +9,7 @@ PACKAGE = Path(__file__).parents[1] / "optx_lite"
 # From the top. Folders of one layer are independent of each other.
 LAYERS = [
     {""},  # the public namespaces
+    {"chebyshev"},
     {"api"},
     {"statistics"},
     {"driver"},
