@@ -139,7 +139,7 @@ def test_at_a_bound_the_minimum_follows_the_bound(mode):
 
 def test_what_is_wrong_is_named():
     for settings, message in (
-        ({"bounds": (1.0, 0.0)}, "lower bound exceeds"),
+        ({"bounds": (1.0, 0.0)}, "An upper bound is less"),
         ({"bounds": (0.0, 1.0), "bracket": (0.0, 1.0)}, "`bracket` and `bounds`"),
         ({"bracket": (1.0,)}, "two or three points"),
         ({"method": "newton"}, "`method`"),

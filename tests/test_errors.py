@@ -160,9 +160,8 @@ OURS = {
     "diff_step too long": (
         {"jac": "2-point", "diff_step": np.ones(3)}, ValueError, ["step", r"\(3,\)", r"\(2,\)"],
     ),
-    "lsmr": ({"tr_solver": "lsmr"}, NotImplementedError, ["tr_solver='lsmr'", "'exact'"]),
-    "jac_sparsity": ({"jac_sparsity": np.eye(2)}, NotImplementedError, ["`jac_sparsity`", "dense"]),
-    "lsmr's option": ({"tr_options": {"damp": 1}}, NotImplementedError, ["`tr_options`", "damp"]),
+    "jac_sparsity": ({"jac_sparsity": np.eye(3)}, ValueError, ["`jac_sparsity`", "shape"]),
+    "lsmr's option": ({"tr_options": {"damp": 1}}, ValueError, ["`tr_options`", "damp", "lsmr"]),
 }  # fmt: skip
 
 

@@ -408,7 +408,8 @@ ANSWERS = {"quadratic": [1, -0.5], "quartic": [1, 1], "exponential": [np.log(2)]
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("family", FROM_ZERO)
 def test_from_zero_in_any_unit_of_x(family, dtype):
-    top = 15 if dtype == np.float32 else 60
+    # Trials of exp overflow: the search has to come down by the unit in `maxls` of them.
+    top = 15 if dtype == np.float32 else 45
     units = (10.0 ** np.linspace(-top, top, 11)).astype(dtype)
     fun = FROM_ZERO[family]
     solve = lambda unit: ox.minimize(lambda x: fun(x / unit), jnp.zeros(2, dtype))

@@ -341,11 +341,7 @@ def _per_dof(total: Array, dof: Array) -> Array:
 
 def _slope_of_psi(loss: Loss, f: Array) -> Array:
     """psi' = rho' + 2 rho'' z, (m,)."""
-    if loss.is_linear:
-        return jnp.ones_like(f)
-    z = (f / loss.f_scale) ** 2
-    _, first, second = loss.rho(z)
-    return first + 2 * second * z
+    return jax.jvp(loss.slope, (f,), (jnp.ones_like(f),))[1]
 
 
 def _curvature(residuals: Callable, x: Array, psi: Array) -> Array:
