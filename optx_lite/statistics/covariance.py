@@ -35,7 +35,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from ..linalg import safe_sqrt
+from ..linalg import norm, safe_sqrt
 from ..problem.arguments import check_bounds
 from ..problem.least_squares import least_squares_problem
 from ..problem.losses import Loss, check_loss
@@ -49,6 +49,7 @@ from .singular import describe_null
 
 HESSIANS = ("gauss-newton", "exact")
 FIXED = 2  # in `active_mask`
+ORTHOGONAL = 1 / 3  # power of eps: a cosine between f and a column of J that is none
 NOT_AT_MINIMUM = 0.1  # of a standard deviation: a minimum of a likelihood is told more exactly
 
 
@@ -259,7 +260,7 @@ def covariance(
         raise ValueError("`fun` is missing: the exact Hessian needs the residuals.")
     names, restore, x = _layout(result.x, names)
     f = ravel(result.fun, x.dtype)
-    mask = ravel(result.active_mask, jnp.int32)
+    mask = _pressed(ravel(result.active_mask, jnp.int32), ravel(result.grad, x.dtype), result)
     if bounds is not None:
         lower, upper, _ = check_bounds(bounds, result.x, x)
         mask = jnp.where(lower == upper, FIXED, mask)
@@ -289,6 +290,17 @@ def _layout(x: Any, names: Any) -> tuple[tuple[str, ...], Unravel, Array]:
     if len(names) != flat.shape[0]:
         raise ValueError(f"`names` must be {flat.shape[0]} names, got {len(names)}.")
     return names, Unravel.like(x), flat
+
+
+def _pressed(mask: Array, gradient: Array, result: Result) -> Array:
+    """The active mask without the variables that their bound does not hold.
+
+    SciPy's mask has those near a bound in the metric of the solve: also one that is small beside
+    the others. Of such a one f does not depend to first order, as at any minimum.
+    """
+    length, noise = jax.vmap(norm)(result.jac.T), jnp.finfo(gradient.dtype).eps ** ORTHOGONAL
+    free = jnp.abs(gradient) <= noise * length * jnp.sqrt(2 * result.cost)
+    return jnp.where(free & (length > 0), 0, mask)
 
 
 def _on_bounds(x: Array, lower: Array, upper: Array) -> Array:

@@ -332,7 +332,10 @@ class TrustRegionSolver(AbstractLeastSquaresSolver[State]):
         known = jnp.where(jnp.isfinite(state.cost), 1, jnp.nan).astype(cost.dtype)
         mask = jnp.zeros(state.x.shape, jnp.int32)
         if problem.bounded:
-            mask = self._active(problem, state)
+            # On a bound: within what xtol takes for nothing, in the metric.
+            scale = state.scale * state.model.units
+            nothing = self.xtol * norm(state.x / scale) * scale
+            mask = active_mask(state.x, problem.lower, problem.upper, nothing)
         return Result(
             x=state.x,
             cost=cost,
@@ -346,23 +349,6 @@ class TrustRegionSolver(AbstractLeastSquaresSolver[State]):
             nit=state.nit,
             status=state.status,
         )
-
-    def _active(self, problem: LeastSquaresProblem, state: State) -> Array:
-        """-1 and 1 for the variables on a bound: exactly, or within what xtol takes for nothing.
-
-        A variable that is small beside the others is not on its bound for that: one that is near
-        counts if, alone, it would leave the box.
-        """
-        x, model = state.x, state.model
-        scale = state.scale * model.units
-        nothing = self.xtol * norm(x / scale) * scale
-        mask = active_mask(x, problem.lower, problem.upper, nothing)
-        distance, _ = coleman_li(x, state.gradient, problem.lower, problem.upper)
-        room = distance * reciprocal(model.units)
-        leaves = jnp.abs(model.gradient) > room * model.curvatures()
-        outward = jnp.where(mask < 0, model.gradient > 0, model.gradient < 0)
-        on_bound = (x == problem.lower) | (x == problem.upper)
-        return jnp.where(on_bound | (leaves & outward), mask, 0)
 
     def report(
         self, problem: LeastSquaresProblem, before: State, after: State
