@@ -119,7 +119,8 @@ class _Minimum(Rule):
         dots: list[Array],
     ) -> AbstractResult:
         """Of x and of what follows from it."""
-        if communicates(self.inputs(leaves)) and in_shard_map():
+        speaks = communicates(self.inputs(leaves))
+        if speaks and in_shard_map():
             raise NotImplementedError(
                 "Inside jax.shard_map there is no derivative of a solve whose function "
                 "communicates over devices (jax.lax.psum). Under jax.jit with sharded data, "
@@ -134,5 +135,6 @@ class _Minimum(Rule):
 
         success = answer.success
         known = success if self.unconverged == "nan" else jnp.ones_like(success)
-        moved = minimum_tangents(problem_of, answer, known, [leaves[i] for i in moving], dots)
+        values = [leaves[i] for i in moving]
+        moved = minimum_tangents(problem_of, answer, known, values, dots, speaks)
         return dataclasses.replace(jax.tree.map(lambda _: None, answer), **moved)

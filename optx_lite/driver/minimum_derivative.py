@@ -100,6 +100,7 @@ def minimum_tangents(
     known: Bool[Array, ""],
     values: list[Array],
     dots: list[Array],
+    communicates: bool,
 ) -> dict[str, Array]:
     """d x by (1), and with it d of the fields which follow from x, by their names.
 
@@ -113,6 +114,8 @@ def minimum_tangents(
         Whether there is a derivative, as far as the solve can say; it is NaN elsewhere.
     values, dots : lists of arrays
         What moves, and its tangents.
+    communicates : bool
+        Whether the problem's functions speak to other lanes (`jax.lax.psum`).
     """
     x, (root, size) = result.x, problem_of(values).units(result)
     all_dots, dots = dots, [jnp.where(known, dot, 0) for dot in dots]  # see `unknown`
@@ -139,7 +142,10 @@ def minimum_tangents(
         free, d_bound = held == 0, jnp.where(held == 0, 0, jnp.where(held > 0, *d_sides[::-1]))
         rest = rest - jnp.where(free, hessian.times(d_bound / hessian.unit), 0)
     in_range = _InRange(root, size, hessian.unit)
-    y = _solution(hessian, change, in_range, free, values, dots, rest)
+    if communicates:
+        y = _solution_of_lane(hessian, change, free, values, dots, rest)
+    else:
+        y = _solution(hessian, change, in_range, free, values, dots, rest)
     d_x = jnp.where(known, d_bound + hessian.unit * y, 0)
 
     def describe(x: Array, values: list[Array]) -> dict[str, Array]:
@@ -154,6 +160,33 @@ def minimum_tangents(
         return jnp.where(known, d_field, 0) + nan_where_moved(values, all_dots, ~known, d_field)
 
     return jax.tree.map(where_known, moved)
+
+
+def _solution_of_lane(
+    hessian: _Dense | _ByProducts,
+    change: Callable[[list[Array]], Array],
+    free: Array,
+    values: list[Array],
+    dots: list[Array],
+    rest: Array,
+) -> Array:
+    """y by (4), where lanes speak to each other.
+
+    What a lane's inputs do to the others' is seen only by transposing all lanes together, which is
+    JAX's to do: A of (3) cannot be transposed here.
+    """
+
+    def moved(t: list[Array]) -> Array:
+        return jnp.where(free, hessian.unit * change(t), 0)
+
+    def probe() -> Array:
+        return moved([_shaken(value) for value in values])
+
+    def solve(_: Any, b: Array) -> Array:
+        return hessian.solve(free, b, probe)
+
+    b = rest - moved(dots)
+    return lax.custom_linear_solve(ft.partial(hessian.among, free), b, solve, symmetric=True)
 
 
 def _solution(
