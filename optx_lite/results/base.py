@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-UNSOLVED = -7  # in no answer: the record is still to be filled
+UNSOLVED = -100  # in no answer: the record is still to be filled
 CALLBACK_STOP = -2
 RUNNING = 0
 
