@@ -161,13 +161,13 @@ class TestBounds:
     @pytest.mark.parametrize("method", ["trf", "dogbox"])
     @pytest.mark.parametrize("rate", [1e-2, 1e-4, 1e-6])
     def test_a_small_parameter_is_not_on_its_bound(self, method, rate):
-        # Beside an amplitude of 1e6 a small rate is near 0 in xtol's norm, but has an error.
+        # Beside an amplitude of 1e6 a small rate is near 0 in xtol's norm, so SciPy's active mask
+        # says -1; but no bound holds it, and it has an error.
         t = T / rate
         y = 1e6 * np.exp(-rate * t) + 10 * np.cos(np.arange(25.0))
         f = lambda p: p[0] * jnp.exp(-p[1] * t) - y
         res = ox.least_squares(f, [8e5, 2 * rate], bounds=(0, np.inf), method=method)
         free = ox.least_squares(f, [8e5, 2 * rate], method="lm")
-        assert_array_equal(res.active_mask, [0, 0])
         assert_allclose(ox.covariance(res).stderr, ox.covariance(free).stderr, rtol=1e-6)
 
     def test_a_likelihood(self):
