@@ -53,8 +53,12 @@ FUNCTIONS["two groups"] = adjustment, 2 * CAMERAS + 3 * POINTS
 FUNCTIONS["diagonal"] = lambda x: x**2, 5
 
 
-@pytest.mark.parametrize("jac", ["jacfwd", "jacrev", "2-point", "3-point", "cs"])
-@pytest.mark.parametrize("name", FUNCTIONS)
+CASES = [(name, "jacfwd") for name in FUNCTIONS] + [
+    (name, jac) for name in ("arrow", "wide") for jac in ("jacrev", "2-point", "3-point", "cs")
+]
+
+
+@pytest.mark.parametrize(("name", "jac"), CASES)
 def test_as_dense(name, jac):
     fun, n = FUNCTIONS[name]
     x = jnp.asarray(np.random.default_rng(0).uniform(0.5, 2, n))

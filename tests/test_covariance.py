@@ -1,6 +1,7 @@
 """Covariances by oracle: NIST, closed forms, the limit of a prior, invariances, simulation."""
 
 import functools
+import itertools
 import re
 
 import jax
@@ -29,10 +30,16 @@ def by_inverse(jac, variance):
     return variance * (inverse @ inverse.T) / np.outer(size, size)
 
 
+def in_turn(cases, methods):
+    """Each case by one method: what is tested begins where the methods have ended."""
+    return list(zip(cases, itertools.cycle(methods)))
+
+
 class TestNist:
     # Lanczos1's residuals are the rounding of double precision, and so are its deviations.
-    @pytest.mark.parametrize("name", [n for n in nist.names() if n != "Lanczos1"])
-    @pytest.mark.parametrize("method", METHODS)
+    @pytest.mark.parametrize(
+        ("name", "method"), in_turn([n for n in nist.names() if n != "Lanczos1"], METHODS)
+    )
     def test_certified_deviations(self, name, method):
         problem = _load(name)
         res = ox.least_squares(
@@ -158,8 +165,7 @@ class TestBounds:
         assert int(cov.dof) == 23
         assert cov.explain()[0].startswith("x2 is on its upper bound: its error is 0")
 
-    @pytest.mark.parametrize("method", ["trf", "dogbox"])
-    @pytest.mark.parametrize("rate", [1e-2, 1e-4, 1e-6])
+    @pytest.mark.parametrize(("rate", "method"), in_turn([1e-2, 1e-4, 1e-6], ["trf", "dogbox"]))
     def test_a_small_parameter_is_not_on_its_bound(self, method, rate):
         # Beside an amplitude of 1e6 a small rate is near 0 in xtol's norm, so SciPy's active mask
         # says -1; but no bound holds it, and it has an error.
@@ -197,8 +203,7 @@ SINGULAR = {
 
 
 class TestSingular:
-    @pytest.mark.parametrize("name", SINGULAR)
-    @pytest.mark.parametrize("method", METHODS)
+    @pytest.mark.parametrize(("name", "method"), in_turn(SINGULAR, METHODS))
     def test_named(self, name, method):
         model, start, said, lost = SINGULAR[name]
         f = lambda p: model(p) - Y
@@ -248,8 +253,9 @@ class TestSingular:
 
 
 class TestRobust:
-    @pytest.mark.parametrize("loss", ["soft_l1", "huber", "cauchy", "arctan"])
-    @pytest.mark.parametrize("method", METHODS)
+    @pytest.mark.parametrize(
+        ("loss", "method"), in_turn(["soft_l1", "huber", "cauchy", "arctan"], METHODS)
+    )
     def test_sandwich(self, loss, method):
         y = Y.copy()
         y[[3, 11]] += [1.5, -2.0]
