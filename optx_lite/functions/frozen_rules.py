@@ -63,10 +63,11 @@ class FrozenRules:
     def _forward(self, *_: bool) -> tuple:
         return self.jaxprs[0].jaxpr, []
 
-    def _backward(self, *values: Any) -> list:
+    def _backward(self, *values: Any) -> Any:
         computed = iter(jax.core.eval_jaxpr(self.jaxprs[1].jaxpr, [], *values))
         zeros = map(internals.zero_cotangent, self.group.avals)
-        return [*zeros, *(next(computed) if z is None else z for z in self.zeros)]
+        cotangents = [next(computed) if z is None else z for z in self.zeros]
+        return internals.backward_result([*zeros, *cotangents])
 
 
 class RuleGroup:

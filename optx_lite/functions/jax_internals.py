@@ -9,6 +9,7 @@ function is then compiled anew each time, or evaluated on whole arrays only.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -251,7 +252,14 @@ def _of_checkpoint(params: dict) -> Bodies | None:
 
 def _of_scan(params: dict) -> Bodies:
     def changed(new: list, more: list) -> dict:
-        return {**params, "jaxpr": new[0], "num_consts": params["num_consts"] + len(more[0])}
+        count = len(more[0])
+        if "num_consts" in params:
+            return {**params, "jaxpr": new[0], "num_consts": params["num_consts"] + count}
+        # Since JAX 0.11: constants, carry and xs as a tree of three.
+        trees = importlib.import_module(type(params["ft_in"]).__module__)
+        consts, carry, xs = params["ft_in"].unpack()
+        consts = trees.nones(len(consts) + count)
+        return {**params, "jaxpr": new[0], "ft_in": trees.pack((consts, carry, xs))}
 
     return Bodies([params["jaxpr"]], [0], changed)
 
@@ -298,6 +306,10 @@ _BODIES: dict[str, Callable[[dict], Bodies | None]] = {
 
 # ---------------------------------------------------------------------------------------
 # Functions with derivative rules of their own
+
+
+# Since JAX 0.11 a backward pass gives its cotangents and what it logs.
+_BACKWARD_LOGS = hasattr(jax.custom_vjp, "defvjp_with_logs")
 
 
 class TracedRules(NamedTuple):
@@ -360,6 +372,7 @@ def _trace_vjp(eqn: JaxprEqn) -> TracedRules:
 
     def backward(*values: Any) -> list:
         out = params["bwd"].call_wrapped(*values)
+        out = out[0] if _BACKWARD_LOGS else out
         zeros[:] = [x if isinstance(x, Zero) else None for x in out]
         return [x for x in out if not isinstance(x, Zero)]
 
@@ -390,6 +403,11 @@ def other_rules(
     trees = jax.tree.structure(list(eqn.outvars)), jax.tree.structure([0] * len(places)), places
     forward, backward = wrapped
     return {"fwd_jaxpr_thunk": forward, "bwd": backward, "out_trees": lambda: trees}
+
+
+def backward_result(cotangents: list) -> Any:
+    """What a backward pass gives to JAX."""
+    return (cotangents, None) if _BACKWARD_LOGS else cotangents
 
 
 def zero_cotangent(aval: Any) -> Zero:
