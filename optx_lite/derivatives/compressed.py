@@ -38,6 +38,7 @@ from .structured import AbstractStructured
 WIDEST = 5  # diagonals of a matrix that is kept by them
 FULL = 0.5  # of a band that has entries
 SEEN = 100  # times rounding: a change of f beyond that is none of rounding
+SUBSETS = 8  # of the parameters that step, to find an entry that a pattern lacks
 LARGEST = 6000  # variables of the smaller group: its matrix is dense
 
 
@@ -104,17 +105,20 @@ class Compressed(AbstractStructured):
         matrix = jacobian()
         if isinstance(self.base, AbstractSampled):
             scheme = self.base if isinstance(self.base, ComplexStep) else FiniteDifference()
-            everything = jnp.ones((1, x.size), bool)
-            weights, changes = scheme.sampled(fun, x, f, lower, upper, everything)
-            along, change = safe_divide(jnp.ones_like(weights[0]), weights[0]), changes[0, 0]
+            # Some of the parameters step: together they are what the colours have summed.
+            some = jax.random.bernoulli(jax.random.key(0), 0.5, (SUBSETS, x.size))
+            weights, changes = scheme.sampled(fun, x, f, lower, upper, some)
+            along = jnp.where(some, safe_divide(jnp.ones_like(weights[0]), weights[0])[None], 0)
+            change = changes[0]
             noise = SEEN * lower_eps(x, f) * jnp.abs(f).astype(change.dtype)
         else:
-            signs = jax.random.rademacher(jax.random.key(0), x.shape, x.dtype)
-            along = signs * jnp.maximum(jnp.abs(x), 1)
-            change = jax.jvp(fun, (x,), (along,))[1].astype(matrix.dtype)
-            along, noise = along.astype(matrix.dtype), jnp.zeros_like(change)
-        missed = jnp.abs(change - matrix.apply(along))
-        least = SEEN * lower_eps(x, f) ** 0.5 * matrix.absolute().apply(jnp.abs(along))
+            sizes = jax.random.uniform(jax.random.key(0), (1, x.size), x.dtype, 1, 2)
+            along = sizes * jnp.maximum(jnp.abs(x), 1)[None]
+            change = jax.jvp(fun, (x,), (along[0],))[1].astype(matrix.dtype)[None]
+            along, noise = along.astype(matrix.dtype), jnp.zeros_like(change[0])
+        missed = jnp.max(jnp.abs(change - jax.vmap(matrix.apply)(along)), axis=0)
+        size = jax.vmap(matrix.absolute().apply)(jnp.abs(along))
+        least = SEEN * lower_eps(x, f) ** 0.5 * jnp.max(size, axis=0)
         return safe_divide(missed, least + noise) + jnp.where(
             (least + noise == 0) & (missed > 0), 2, 0
         )

@@ -158,26 +158,16 @@ class Change:
     ----------
     problem_of : callable
         From leaves to the problem.
-    leaves : list of arrays
-        The leaves.
-    moving : tuple of int
-        The numbers of those that move.
-    dots : list of arrays
-        The tangents of those.
+    leaves, dots : list of arrays
+        The leaves, and their tangents.
     """
 
-    def __init__(
-        self,
-        problem_of: Callable[[list[Any]], ElementwiseProblem],
-        leaves: list[Array],
-        moving: tuple[int, ...],
-        dots: list[Array],
-    ):
+    def __init__(self, problem_of: Callable[[list[Any]], Any], leaves: list[Any], dots: list[Any]):
         self.problem_of = problem_of
         self.leaves = leaves
-        self.moving = moving
-        self.values = [leaves[k] for k in moving]
-        self.dots = dots
+        self.moving = [k for k, leaf in enumerate(leaves) if _is_inexact(leaf)]
+        self.values = [leaves[k] for k in self.moving]
+        self.dots = [dots[k] for k in self.moving]
 
     def of(self, quantity: Callable[[ElementwiseProblem], Array]) -> Array:
         """The change of a quantity.
@@ -246,3 +236,7 @@ class Change:
         """Where among the values the leaves of a part of the problem are."""
         chosen = set(jax.tree.leaves(part(self.problem_of(list(range(len(self.leaves)))))))
         return [place for place, k in enumerate(self.moving) if k in chosen]
+
+
+def _is_inexact(leaf: Any) -> bool:
+    return jnp.issubdtype(leaf.dtype, jnp.inexact)

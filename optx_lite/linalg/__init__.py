@@ -15,7 +15,6 @@ from .positive import solve_positive as solve_positive
 from .scale import exponent as exponent
 from .scale import next_power_of_two as next_power_of_two
 from .scale import power_of_two as power_of_two
-from .scale import times_power_of_two as times_power_of_two
 from .symmetric import solve_definite as solve_definite
 from .symmetric import solve_symmetric as solve_symmetric
 from .triangular import diagonal as diagonal

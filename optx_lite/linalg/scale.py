@@ -32,9 +32,3 @@ def power_of_two(k: Array, dtype: jnp.dtype) -> Array:
 def next_power_of_two(size: Array) -> Array:
     """2^k next to ``|size|``; 1 for 0."""
     return power_of_two(exponent(size), size.dtype)
-
-
-def times_power_of_two(x: Array, k: Array) -> Array:
-    """x 2^k, where 2^k itself may be out of range."""
-    half = k // 2
-    return x * power_of_two(half, x.real.dtype) * power_of_two(k - half, x.real.dtype)

@@ -49,12 +49,12 @@ class AbstractProblem(eqx.Module):
         """The user's function at x, in its own dtype."""
 
     @abc.abstractmethod
-    def gradient(self, x: Array, root: Array | None = None) -> Array:
-        """d (objective / root^2) / d x, ``root`` a power of two; differentiable again."""
+    def gradient(self, x: Array, unit: Array | float = 1.0) -> Array:
+        """d (objective / unit) / d x; differentiable again."""
 
     @abc.abstractmethod
     def units(self, result: Any) -> tuple[Any, Array]:
-        """``root`` of `gradient`, and of each variable: powers of two, for a Hessian in range."""
+        """Of the objective, and of each variable: powers of two which keep a Hessian in range."""
 
     @abc.abstractmethod
     def describe(self, x: Array) -> dict[str, Array]:

@@ -16,12 +16,12 @@ import numpy as np
 from jax.experimental.sparse import BCOO
 from jaxtyping import Array
 
-from ..derivatives import AbstractJacobian, ComplexStep, resolve, traced
+from ..derivatives import AbstractJacobian, ComplexStep, resolve
 from ..derivatives.compressed import Compressed
 from ..derivatives.sparsity import detected, sparsity
 from ..derivatives.structured import AbstractStructured, MatrixFree, UserSparse
 from ..jax_support.control_flow import vary_with
-from ..linalg import exponent, next_power_of_two, power_of_two, reciprocal
+from ..linalg import exponent, next_power_of_two, power_of_two
 from ..linalg.jacobians import (
     Jacobian,
     JacobianOperator,
@@ -144,19 +144,17 @@ class LeastSquaresProblem(AbstractProblem):
         """The objective, as a plain differentiable function of x and of all that is in here."""
         return self.loss.cost(self.residuals(x).astype(x.dtype))
 
-    def gradient(self, x: Array, root: Array | None = None) -> Array:
-        """d (cost / root^2) / d x, ``root`` a power of two; differentiable again."""
-        inverse = 1 if root is None else reciprocal(root)
+    def gradient(self, x: Array, unit: Array | float = 1.0) -> Array:
+        """d (cost / unit) / d x; differentiable again."""
         return pulled_back(
-            lambda x: self.residuals(x).astype(x.dtype),
-            x,
-            lambda f: self.loss.slope(f) * inverse * inverse,
+            lambda x: self.residuals(x).astype(x.dtype), x, lambda f: self.loss.slope(f) / unit
         )[1]
 
     def units(self, result: Result) -> tuple[Array, Array]:
         """Of the residuals, and of each variable: powers of two which keep a Hessian in range.
 
-        A change of a variable by its unit changes the residuals by about theirs.
+        With cost / unit for cost, a change of a variable by its unit changes its derivative by
+        about as much as an entry of the Jacobian.
         """
         # At the end f may be its rounding; the unit is that of what it is the difference of.
         largest, terms = entries_and_terms(result.jac, result.x)
@@ -258,7 +256,9 @@ def least_squares_problem(
     check_finite(x)
     check_inside(x, lower, upper)
     args = as_tuple(args)
-    scheme = _scheme(jac, diff_step)
+    scheme = (
+        MatrixFree() if isinstance(jac, str) and jac == MATRIX_FREE else resolve(jac, diff_step)
+    )
     complex_too = isinstance(scheme, ComplexStep)
     residuals = _Residuals(UserFunction.lifted(fun, restore, args, kwargs, complex_too=complex_too))
     out = residuals.fun.out_shape
@@ -269,9 +269,7 @@ def least_squares_problem(
     precision = max(float(jnp.finfo(d).eps) for d in [dtype, *floats])
     if jac_sparsity is not None:
         scheme = _compressed(jac, scheme, jac_sparsity, residuals, x, m)
-    elif isinstance(jac, AbstractJacobian):
-        scheme = traced(jac, residuals, x, lower, upper)
-    elif callable(jac):
+    elif callable(jac) and not isinstance(jac, AbstractJacobian):
         scheme = _users_scheme(jac, restore, args, kwargs, out, (m, x.size))
     problem = LeastSquaresProblem(
         residuals=residuals,

@@ -11,9 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from ..derivatives import AbstractJacobian, FiniteDifference, Gradient, named, traced
+from ..derivatives import AbstractJacobian, FiniteDifference, Gradient, named
 from ..jax_support.control_flow import vary_with
-from ..linalg import reciprocal
 from ..results.minimize import MinimizeResult
 from .arguments import (
     LOWER,
@@ -66,25 +65,22 @@ class MinimizationProblem(AbstractProblem):
     def value_and_grad(self, x: Array) -> tuple[Array, Array]:
         """f(x) and its gradient (n,): the one evaluation of a step."""
         value, jacobian = self.derivative.linearize(
-            _AsVector(self.objective), x, self.lower, self.upper
+            lambda x: self.objective(x)[None], x, self.lower, self.upper
         )
         return value[0].astype(x.dtype), jacobian()[:, 0].astype(x.dtype)
 
-    def gradient(self, x: Array, root: Array | None = None) -> Array:
-        """The gradient of f / root^2, ``root`` a power of two; differentiable again."""
-        return self._with_gradient(x, root)[1]
+    def gradient(self, x: Array, unit: Array | float = 1.0) -> Array:
+        """The gradient of f / unit; differentiable again."""
+        return self._with_gradient(x, unit)[1]
 
-    def _with_gradient(self, x: Array, root: Array | None = None) -> tuple[Array, Array]:
-        inverse = 1 if root is None else reciprocal(root)
+    def _with_gradient(self, x: Array, unit: Array | float = 1.0) -> tuple[Array, Array]:
         return pulled_back(
-            lambda x: self.objective(x).astype(x.dtype),
-            x,
-            lambda f: jnp.ones_like(f) * inverse * inverse,
+            lambda x: self.objective(x).astype(x.dtype), x, lambda f: jnp.ones_like(f) / unit
         )
 
-    def units(self, result: MinimizeResult) -> tuple[Array, Array]:
-        """1, since f at its minimum says nothing of its unit, and the variables' sizes."""
-        return jnp.ones((), result.x.dtype), sizes(result.x)
+    def units(self, result: MinimizeResult) -> tuple[float, Array]:
+        """Of f and of each variable, as for least squares; here nothing is squared."""
+        return 1.0, sizes(result.x)
 
     def describe(self, x: Array) -> dict[str, Array]:
         """The fields of the `MinimizeResult` that follow from x."""
@@ -95,15 +91,6 @@ class MinimizationProblem(AbstractProblem):
         """The result in the user's structure."""
         values = self.restore_x(result.x), self.restore_x(result.jac)
         return eqx.tree_at(lambda r: (r.x, r.jac), result, values)
-
-
-class _AsVector(eqx.Module):
-    """A scalar function as one whose value has shape (1,)."""
-
-    objective: Callable[[Array], Array]
-
-    def __call__(self, x: Array) -> Array:
-        return self.objective(x)[None]
 
 
 class _Objective(eqx.Module):
@@ -193,12 +180,9 @@ def minimization_problem(
     args = as_tuple(args)
     objective = _lift_objective(fun, restore, args, kwargs, jac)
     x = vary_with(x, (objective.fun.out_shape, lower, upper))
-    derivative = _derivative(jac, objective, restore, args, eps, finite_diff_rel_step)
-    if isinstance(jac, AbstractJacobian):
-        derivative = traced(derivative, _AsVector(objective), x, lower, upper)
     problem = MinimizationProblem(
         objective=objective,
-        derivative=derivative,
+        derivative=_derivative(jac, objective, restore, args, eps, finite_diff_rel_step),
         lower=lower,
         upper=upper,
         bounded=bounded,
