@@ -110,7 +110,9 @@ class Compressed(AbstractStructured):
             weights, changes = scheme.sampled(fun, x, f, lower, upper, some)
             along = jnp.where(some, safe_divide(jnp.ones_like(weights[0]), weights[0])[None], 0)
             change = changes[0]
-            noise = SEEN * lower_eps(x, f) * jnp.abs(f).astype(change.dtype)
+            # Differences have the rounding of f; imaginary parts have not.
+            rounding = 0.0 if scheme is self.base else SEEN * lower_eps(x, f)
+            noise = rounding * jnp.abs(f).astype(change.dtype)
         else:
             sizes = jax.random.uniform(jax.random.key(0), (1, x.size), x.dtype, 1, 2)
             along = sizes * jnp.maximum(jnp.abs(x), 1)[None]

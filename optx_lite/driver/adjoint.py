@@ -283,13 +283,15 @@ def _tangents(
 
     _, described = jax.jvp(describe, (x, values), (d_x, d_values))
     moved = {"x": d_x, **described}
+    return jax.tree.map(ft.partial(_where_known, known, values, d_given), moved)
 
-    def where_known(d_field: Array) -> Array | None:
-        if d_field.dtype == jax.dtypes.float0:  # of integers, as a sparse array's places
-            return None
-        return jnp.where(known, d_field, 0) + nan_where_moved(values, d_given, ~known, d_field)
 
-    return jax.tree.map(where_known, moved)
+def _where_known(
+    known: Array, values: list[Array], d_given: list[Array], d_field: Array
+) -> Array | None:
+    if d_field.dtype == jax.dtypes.float0:  # of integers, as a sparse array's places
+        return None
+    return jnp.where(known, d_field, 0) + nan_where_moved(values, d_given, ~known, d_field)
 
 
 class _Dense:

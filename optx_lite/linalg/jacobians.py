@@ -9,7 +9,6 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental.sparse import BCOO
 from jaxtyping import Array, Bool, Float
 
 from .operators import AbstractOperator
@@ -50,22 +49,6 @@ def column_sizes(jacobian: Jacobian) -> Float[Array, " n"]:
     if isinstance(jacobian, JacobianOperator):
         return jnp.sqrt(jacobian.squared_columns())
     return jnp.max(jnp.abs(jacobian), axis=1)
-
-
-def entries_and_terms(jacobian: Any, x: Float[Array, " n"]) -> tuple[Array, Array]:
-    """Of a Jacobian as a result shows it: the size of each column, and of the largest J_ij x_j.
-
-    Dense, the second is the largest sum over a row.
-    """
-    if isinstance(jacobian, jax.Array):
-        terms = jnp.abs(jacobian) @ jnp.abs(x)
-        return jnp.max(jnp.abs(jacobian), axis=0), jnp.max(terms)
-    if isinstance(jacobian, BCOO):
-        columns = jacobian.indices[:, 1]
-        largest = jnp.zeros_like(x).at[columns].max(jnp.abs(jacobian.data), mode="drop")
-    else:
-        largest = jnp.sqrt(jacobian.squared_columns())
-    return largest, jnp.max(largest * jnp.abs(x))
 
 
 def cast_jacobian(jacobian: Jacobian, dtype: Any) -> Jacobian:

@@ -27,7 +27,7 @@ from ..linalg.jacobians import (
     JacobianOperator,
     as_result,
     cast_jacobian,
-    entries_and_terms,
+    column_sizes,
     scale_rows,
     without_columns,
 )
@@ -157,16 +157,25 @@ class LeastSquaresProblem(AbstractProblem):
         about as much as an entry of the Jacobian.
         """
         # At the end f may be its rounding; the unit is that of what it is the difference of.
-        largest, terms = entries_and_terms(result.jac, result.x)
+        if self.dense:
+            largest = jnp.max(jnp.abs(result.jac), axis=0)
+            terms = jnp.max(jnp.abs(result.jac) @ jnp.abs(result.x))
+        else:
+            largest = column_sizes(self.weighted(*self._linearized(result.x))[1])
+            terms = jnp.max(largest * jnp.abs(result.x))
         of_f = next_power_of_two(jnp.maximum(jnp.max(jnp.abs(result.fun)), terms))
         of_x = power_of_two(exponent(of_f) - exponent(largest), of_f.dtype)
         return of_f, jnp.where(largest > 0, of_x, sizes(result.x))
 
     def describe(self, x: Array) -> dict[str, Array]:
         """The fields of the `Result` that follow from x, as differentiable functions of it."""
-        f, jacobian = self.linearize(x)
+        f, jacobian = self._linearized(x)
         fields = {"cost": _cost(self.loss, f), "fun": f, "grad": self.gradient(x)}
-        return fields | {"jac": as_result(self.weighted(f, jacobian())[1])}
+        return fields | {"jac": as_result(self.weighted(f, jacobian)[1])}
+
+    def _linearized(self, x: Array) -> tuple[Array, Jacobian]:
+        f, jacobian = self.linearize(x)
+        return f, jacobian()
 
     def restore(self, result: Result) -> Result:
         """The result in the user's structures."""
