@@ -390,7 +390,7 @@ def test_close_to_bounds(method):
             # x is the minimum; the held ones push with a force of 1 against their upper bounds.
             lower, upper = x - gap, np.where(held, x, x + gap)
             got, *derivatives = jacobians(STIFF @ x + held, lower, upper)
-            assert_allclose(got, x, atol=2e-5)
+            assert_allclose(got, x, atol=2e-4)  # some roots of ftol, 2.2e-9
             for derivative in derivatives:
                 assert_allclose(derivative, expected, atol=1e-9, err_msg=f"gap {gap}")
 

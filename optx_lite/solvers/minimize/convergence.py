@@ -69,7 +69,7 @@ PATIENCE = 5
 CERTAIN = 4  # iterations on end: (3) where even the worst case is nothing
 SECOND = 2  # time at which (1) counts while the quadratic is untested
 BACK = 32  # steps behind x
-GROWS = 12  # times: of the 33 that a quadratic promises there, as a model may be too stiff
+GROWS = 2  # times: of the 33 that a quadratic promises along its Newton step; a kink shows 1
 SHARE = 0.1  # of the gradient
 VANISHED = 1e-3  # of the largest change of the gradient
 RESOLVED = 64  # times epsilon, relative to x: differences of the gradient are not rounding
@@ -186,6 +186,14 @@ def look_back(problem: MinimizationProblem, x: Array, step: Array) -> Array:
     resolved = safe_divide(RESOLVED * jnp.finfo(x.dtype).eps, moved)
     behind = x - jnp.maximum(BACK, resolved) * step
     return jnp.clip(behind, problem.lower, problem.upper) if problem.bounded else behind
+
+
+def is_cut_short(problem: MinimizationProblem, x: Array, behind: Array) -> Array:
+    """Whether a bound stands between x and where `look_back` would look: that shows nothing."""
+    if not problem.bounded:
+        return jnp.zeros((), bool)
+    below = (behind <= problem.lower) & (x > problem.lower)
+    return jnp.any(below | ((behind >= problem.upper) & (x < problem.upper)))
 
 
 def vanishes(x: Array, descent: Array, grad_behind: Array) -> Array:

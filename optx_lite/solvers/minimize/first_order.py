@@ -41,7 +41,7 @@ from ...problem.minimization import MinimizationProblem
 from ...problem.pytrees import ravel
 from ...results.minimize import FTOL, GTOL, KINK, LOST, NONFINITE, RUNNING, STUCK
 from .base import AbstractMinimizer, BestSeen, status_of_bounds
-from .convergence import MOST_DIGITS, PATIENCE, look_back, reach_of, vanishes
+from .convergence import MOST_DIGITS, PATIENCE, is_cut_short, look_back, reach_of, vanishes
 
 FADE = 0.9  # of the flattest curvature seen, an iteration
 
@@ -190,7 +190,8 @@ def first_order(transformation: Any, problem: MinimizationProblem, x: Array) -> 
 def _looked_back(problem: MinimizationProblem, state: State, grad: Array) -> State:
     """After a look behind x, whether the gradient vanishes there."""
     descent = projected_descent(problem, state.x, state.grad)
-    confirmed = vanishes(state.x, descent, grad)
+    cut = is_cut_short(problem, state.x, state.trial)
+    confirmed = vanishes(state.x, descent, grad) | cut
     status = jnp.where(confirmed, state.pending, KINK).astype(jnp.int32)
     return eqx.tree_at(
         lambda s: (s.nfev, s.status, s.pending),

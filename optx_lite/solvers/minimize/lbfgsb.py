@@ -60,7 +60,7 @@ from ...results.minimize import ALL_FIXED, FAILED, FTOL, GTOL, KINK, NONFINITE, 
 from .base import AbstractMinimizer, BestSeen, status_of_bounds
 from .bfgs_matrix import matrix_of
 from .cauchy_point import cauchy_point
-from .convergence import VANISHED, look_back, rounding, vanishes
+from .convergence import VANISHED, is_cut_short, look_back, rounding, vanishes
 from .limited_memory import Memory
 from .line_search import DOUBT, NOISE, LineSearch, advance, begin, is_gain
 
@@ -164,7 +164,8 @@ class LBFGSB(AbstractMinimizer[State]):
         )
         over = (search.trials >= self.maxls) | (search.step == search.best.step)
         descent = _projected(problem, state.x, state.grad)
-        confirmed = looking & vanishes(state.x, descent, grad)
+        cut = is_cut_short(problem, state.x, line.trial)
+        confirmed = looking & (vanishes(state.x, descent, grad) | cut)
         kinks = state.kinks + (looking & ~confirmed).astype(jnp.int32)
         start = line.search.start
         # A probe is a difference of the gradient at the base, wherever it leads.
