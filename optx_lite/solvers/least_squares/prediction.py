@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import equinox as eqx
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
-from ...linalg import norm, safe_divide, safe_sqrt
+from ...linalg import norm, reciprocal, safe_divide, safe_sqrt, unit_of
 from ...problem.bounds import coleman_li
 from ...problem.least_squares import LeastSquaresProblem
 from ...problem.losses import LEAST_BEND
@@ -55,11 +56,12 @@ def predict(problem: LeastSquaresProblem, before: State, state: State) -> Predic
 
     # Row by row: an entry of J that is huge, beside a root at its zero for one, does not speak
     # for the other residuals.
-    def rounding(level: float) -> Array:
-        return norm(jnp.minimum(level * scatter, f))
-
-    def is_rounding(level: float) -> Array:
-        return norm(f) <= (1 + LEFT_OUT) * rounding(2 * level)
+    unit = unit_of(f)
+    f, scatter = f * reciprocal(unit), scatter * reciprocal(unit)
+    levels = np.asarray([eps, 2 * eps, 2 * eps**NEARLY], f.dtype)
+    hidden = jnp.minimum(levels[:, None] * scatter[None, :], f[None, :])
+    size_of_f, hidden = safe_sqrt(f @ f), safe_sqrt(jnp.sum(hidden * hidden, axis=1))
+    nothing, small = size_of_f <= (1 + LEFT_OUT) * hidden[1], size_of_f <= (1 + LEFT_OUT) * hidden[2]
 
     def steepest(norms: Array) -> Array:
         # Root of twice what the best of the variables gains alone, as far as its bound.
@@ -77,9 +79,9 @@ def predict(problem: LeastSquaresProblem, before: State, state: State) -> Predic
         steepest=steepest(safe_sqrt(curvatures)),
         # At x_j = 0 nothing is known of the size of x_j.
         reach=jnp.where(jnp.any((x == 0) & (slope > 0)), jnp.inf, slope @ jnp.abs(x)),
-        nothing=is_rounding(eps),
-        small=is_rounding(eps**NEARLY),
-        noise=NOISE * (eps * fnorm * fnorm + pull * rounding(eps)),
+        nothing=nothing,
+        small=small,
+        noise=NOISE * (eps * fnorm * fnorm + pull * (hidden[0] * unit)),
     )
 
 

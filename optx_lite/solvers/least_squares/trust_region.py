@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from ...jax_support.control_flow import cond
-from ...jax_support.xla import full_precision
+from ...jax_support.xla import computed_once, full_precision
 from ...linalg import norm, reciprocal, safe_divide
 from ...linalg.jacobians import Jacobian, as_result, scale_columns, scale_rows
 from ...problem.bounds import active_mask, coleman_li, within
@@ -145,6 +145,9 @@ class TrustRegionSolver(AbstractLeastSquaresSolver[State]):
         moved, status, pending, probing = self._status(
             problem, state, moved, prediction, outcome, ratio, accepted, passed
         )
+        flags = (status, pending, probing, moved.switches, moved.refused, moved.slow)
+        status, pending, probing, switches, refused, slow = computed_once(flags)
+        moved = replace(moved, switches=switches, refused=refused, slow=slow)
         trial = self._next_trial(problem, state, moved, prediction, outcome)
         x = jnp.where(pending > 0, prediction.x, trial.x)
         x = jnp.where(probing > 0, probe(problem, state, moved, probing), x)
@@ -234,8 +237,8 @@ class TrustRegionSolver(AbstractLeastSquaresSolver[State]):
         """The state, anew where all else failed; status, what waits, what to look for."""
         tolerances = Tolerances(self.ftol, self.xtol, self.gtol, problem.precision)
         spent = ~self.running(problem, state)
-        status, pending, doubtful = judge(
-            tolerances, before, state, prediction, accepted, ratio, spent
+        status, pending, doubtful = computed_once(
+            judge(tolerances, before, state, prediction, accepted, ratio, spent)
         )
         status, pending, probing = verify(
             problem, before, state, prediction.nothing, status, pending, doubtful, passed
