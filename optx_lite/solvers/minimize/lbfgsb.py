@@ -51,7 +51,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from ...jax_support.control_flow import cond
-from ...jax_support.xla import full_precision
+from ...jax_support.xla import computed_once, full_precision
 from ...linalg import norm, reciprocal, safe_divide, unit_of
 from ...linalg.inverse_hessian import LbfgsInvHessProduct
 from ...problem.bounds import onto_bounds, step_to_bound
@@ -177,6 +177,7 @@ class LBFGSB(AbstractMinimizer[State]):
         known = jnp.where(seen, pair.promised, line.known)
         exhausted = (known <= NOISE * rounding(start.value, line.reach)) & ~looking
         ended = first | done | exhausted | jnp.where(looking, ~confirmed, over)
+        ended, exhausted, confirmed = computed_once((ended, exhausted, confirmed))
         accepted = ended & ~first & is_gain(line.search, value_x) & jnp.any(x != line.base)
         status = jnp.where(confirmed, state.pending, state.status)
         status = jnp.where(kinks >= KINKS, KINK, status)
@@ -276,6 +277,7 @@ class LBFGSB(AbstractMinimizer[State]):
         if problem.bounded:
             status = jnp.where(jnp.all(problem.lower == problem.upper), ALL_FIXED, status)
         status = jnp.where(state.status == RUNNING, status, state.status).astype(jnp.int32)
+        status, doubtful, probing, settled = computed_once((status, doubtful, probing, settled))
         line = Line(
             base=x,
             grad=grad,
