@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import numpy as np
+from jaxtyping import Array, Float, Int
 
 from ..jax_support.export import exportable
 from .base import PROCEEDING, AbstractRecord
@@ -67,13 +68,13 @@ class ElementwiseResult(AbstractElementwiseResult):
         BAD_INPUT: "A tolerance is negative or NaN.",
     }
 
-    status: Any
-    x: Any
-    f_x: Any
-    nfev: Any
-    nit: Any
-    bracket: tuple[Any, ...]
-    f_bracket: tuple[Any, ...]
+    status: Int[Array, "..."]
+    x: Float[Array, "..."]
+    f_x: Float[Array, "..."]
+    nfev: Int[Array, "..."]
+    nit: Int[Array, "..."]
+    bracket: tuple[Float[Array, "..."], ...]
+    f_bracket: tuple[Float[Array, "..."], ...]
 
     @property
     def value(self) -> Any:
@@ -111,12 +112,12 @@ class ScalarResult(AbstractElementwiseResult):
         "tolerance is negative or NaN.",
     }
 
-    status: Any
-    x: Any
-    fun: Any
-    nfev: Any
-    nit: Any
-    active_mask: Any
+    status: Int[Array, "..."]
+    x: Float[Array, "..."]
+    fun: Float[Array, "..."]
+    nfev: Int[Array, "..."]
+    nit: Int[Array, "..."]
+    active_mask: Int[Array, "..."]
 
     @property
     def value(self) -> Any:
@@ -146,8 +147,8 @@ class BracketResult(AbstractElementwiseResult):
         BAD_INPUT: "The initial bracket is not in order, or `factor` is not greater than 1.",
     }
 
-    status: Any
-    bracket: tuple[Any, ...]
-    f_bracket: tuple[Any, ...]
-    nfev: Any
-    nit: Any
+    status: Int[Array, "..."]
+    bracket: tuple[Float[Array, "..."], ...]
+    f_bracket: tuple[Float[Array, "..."], ...]
+    nfev: Int[Array, "..."]
+    nit: Int[Array, "..."]

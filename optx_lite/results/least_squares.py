@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from jaxtyping import Array, Float, Int, PyTree
+
 from ..jax_support.export import exportable
 from .base import CALLBACK_STOP, RUNNING, AbstractResult
 
@@ -86,17 +88,17 @@ class Result(AbstractResult):
     SUMMARY = ("nfev", "status", "cost", "optimality")
     VALUE = "Cost"
 
-    x: Any
-    cost: Any
-    fun: Any
+    x: PyTree[Array]
+    cost: Float[Array, ""]
+    fun: PyTree[Array]
     jac: Any
-    grad: Any
-    optimality: Any
-    active_mask: Any
-    nfev: Any
-    njev: Any
-    nit: Any
-    status: Any
+    grad: PyTree[Array]
+    optimality: Float[Array, ""]
+    active_mask: PyTree[Array]
+    nfev: int | Int[Array, ""]
+    njev: int | Int[Array, ""] | None
+    nit: int | Int[Array, ""]
+    status: int | Int[Array, ""] | None
 
     @property
     def success(self) -> Any:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from jaxtyping import Array, Float, Int, PyTree
 
 from ..jax_support.export import exportable
+from ..linalg.inverse_hessian import LbfgsInvHessProduct
 from .base import CALLBACK_STOP, PROCEEDING, RUNNING, AbstractResult
 
 # Why a solver ended; `status` is coarser.
@@ -82,17 +84,17 @@ class MinimizeResult(AbstractResult):
     SUMMARY = ("nfev", "status", "task", "fun", "optimality", "slopes")
     VALUE = "Fun"
 
-    x: Any
-    fun: Any
-    jac: Any
-    optimality: Any
-    nfev: Any
-    njev: Any
-    nit: Any
-    hess_inv: Any
-    task: Any
-    status: Any
-    slopes: Any
+    x: PyTree[Array]
+    fun: Float[Array, ""]
+    jac: PyTree[Array]
+    optimality: Float[Array, ""]
+    nfev: int | Int[Array, ""]
+    njev: int | Int[Array, ""]
+    nit: int | Int[Array, ""]
+    hess_inv: LbfgsInvHessProduct | None
+    task: int | Int[Array, ""] | None
+    status: int | Int[Array, ""] | None
+    slopes: Float[Array, " 2"] | None
 
     @property
     def success(self) -> Any:

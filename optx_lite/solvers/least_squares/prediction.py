@@ -61,7 +61,10 @@ def predict(problem: LeastSquaresProblem, before: State, state: State) -> Predic
     levels = np.asarray([eps, 2 * eps, 2 * eps**NEARLY], f.dtype)
     hidden = jnp.minimum(levels[:, None] * scatter[None, :], f[None, :])
     size_of_f, hidden = safe_sqrt(f @ f), safe_sqrt(jnp.sum(hidden * hidden, axis=1))
-    nothing, small = size_of_f <= (1 + LEFT_OUT) * hidden[1], size_of_f <= (1 + LEFT_OUT) * hidden[2]
+    nothing, small = (
+        size_of_f <= (1 + LEFT_OUT) * hidden[1],
+        size_of_f <= (1 + LEFT_OUT) * hidden[2],
+    )
 
     def steepest(norms: Array) -> Array:
         # Root of twice what the best of the variables gains alone, as far as its bound.
