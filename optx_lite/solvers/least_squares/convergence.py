@@ -115,7 +115,8 @@ def judge(
     falls = accepted & (before.nfev > 0) & (reduction > tolerances.ftol * before.cost)
     early = _is_far(prediction, tolerances.eps)
     early |= (pending == codes.GTOL) & _descends(prediction, tolerances.ftol, state.cost, falls)
-    early |= (pending == HIDDEN) & _lasts(prediction, tolerances) & ~promises_nothing
+    seen = promises_nothing & (prediction.newton.gain <= prediction.noise)
+    early |= (pending == HIDDEN) & _lasts(prediction, tolerances) & ~seen
     over = _is_right(prediction, tolerances) | spent
     over |= polishing & ~(accepted & _shrinks(prediction.size, before.size, before.last_size))
     reached = jnp.where(pending == HIDDEN, codes.XTOL, pending)

@@ -4,8 +4,9 @@ The Gauss-Newton step p leads to the minimiser of the model within the bounds. B
 with it, relative to F, is the square of the relative offset of Bates & Watts; how long it is
 relative to x, and by what rate it shrinks from step to step, gives the error in x.
 
-Rounding. f_i is known to eps sum_j |J_ij x_j|, or to its own size where that is less, and so F is
-to the product of that and its derivative by f, at the worst; and to eps F.
+Rounding. f_i is known to eps sum_j |J_ij x_j|, or to its own size where that is less. F is so to the
+root of the sum of squares of that and its derivative by f_i, as each f_i is rounded for itself;
+and to eps F.
 """
 
 from __future__ import annotations
@@ -56,10 +57,10 @@ def predict(problem: LeastSquaresProblem, before: State, state: State) -> Predic
     # Row by row: an entry of J that is huge, beside a root at its zero for one, does not speak
     # for the other residuals.
     def rounding(level: float) -> Array:
-        return norm(jnp.minimum(level * scatter, f))
+        return jnp.minimum(level * scatter, f)
 
     def is_rounding(level: float) -> Array:
-        return norm(f) <= (1 + LEFT_OUT) * rounding(2 * level)
+        return norm(f) <= (1 + LEFT_OUT) * norm(rounding(2 * level))
 
     def steepest(norms: Array) -> Array:
         # Root of twice what the best of the variables gains alone, as far as its bound.
@@ -79,7 +80,7 @@ def predict(problem: LeastSquaresProblem, before: State, state: State) -> Predic
         reach=jnp.where(jnp.any((x == 0) & (slope > 0)), jnp.inf, slope @ jnp.abs(x)),
         nothing=is_rounding(eps),
         small=is_rounding(eps**NEARLY),
-        noise=NOISE * (eps * fnorm * fnorm + pull * rounding(eps)),
+        noise=NOISE * (eps * fnorm * fnorm + norm(pull * rounding(eps))),
     )
 
 
@@ -113,9 +114,9 @@ def _left(before: State, size: Array) -> Array:
 
 
 def _scatter(problem: LeastSquaresProblem, state: State) -> tuple[Array, Array]:
-    """Size of the terms of each residual, (m,), and norm of the derivative of F by f."""
+    """Size of the terms of each residual, (m,), and the derivative of F by each, (m,)."""
     scatter = state.model.absolute_product(state.x)
     if problem.loss.is_linear:
-        return scatter, state.fnorm
+        return scatter, state.f / state.unit
     weight, f_weight = problem.loss.weights(state.f, LEAST_BEND)
-    return safe_divide(scatter, weight), norm((state.f / state.unit) * weight * f_weight)
+    return safe_divide(scatter, weight), (state.f / state.unit) * weight * f_weight
