@@ -134,6 +134,10 @@ class LinearModel(eqx.Module):
     def product(self, v: Array) -> Array:
         """J v with w . v below it, (k,), or their image under an isometry: see `residual`."""
 
+    @abc.abstractmethod
+    def rows_product(self, v: Array) -> Array:
+        """J v, (m,)."""
+
     @property
     @abc.abstractmethod
     def residual(self) -> Array:
@@ -258,6 +262,10 @@ class DenseModel(LinearModel):
     def product(self, v: Array) -> Array:
         """R v."""
         return self.r_factor @ v
+
+    def rows_product(self, v: Array) -> Array:
+        """J v."""
+        return v @ self.jacobian
 
     @property
     def residual(self) -> Array:

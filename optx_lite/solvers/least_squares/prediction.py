@@ -11,6 +11,8 @@ and to eps F.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array
@@ -50,6 +52,8 @@ def predict(problem: LeastSquaresProblem, before: State, state: State) -> Predic
     curvatures = model.curvatures()
     slope = jnp.where(curvatures > 0, jnp.abs(model.gradient), 0)  # of those with an effect
     newton, goal, room = _newton(problem, state, slope, curvatures)
+    if not problem.loss.is_linear:
+        newton = replace(newton, gain=_gain_by_loss(problem, state, newton))
     size = jnp.max(safe_divide(jnp.abs(goal - x), jnp.maximum(jnp.abs(x), jnp.abs(goal))))
     scatter, pull = _scatter(problem, state)
     f = jnp.abs(state.f) / state.unit
@@ -101,6 +105,19 @@ def _newton(
     newton = model.gauss_newton((low, high), start)
     goal = jnp.where(newton.step <= low, problem.lower, x + newton.step)
     return newton, jnp.where(newton.step >= high, problem.upper, goal), room
+
+
+def _gain_by_loss(problem: LeastSquaresProblem, state: State, newton: GaussNewtonStep) -> Array:
+    """What the step's direction promises by the curvature that the loss has, if that is more.
+
+    The model gives outliers the curvature which makes good steps. If all others lie on one side
+    of x, as beside a margin far below the residuals, next to nothing curves that direction.
+    """
+    model, step = state.model, newton.step
+    steps, losses = (problem.loss.weights(state.f, least)[0] for least in (LEAST_BEND, 0.0))
+    curved = safe_divide(losses, steps) * model.rows_product(step)
+    slope = model.gradient @ step
+    return jnp.maximum(newton.gain, 0.5 * safe_divide(slope * slope, curved @ curved))
 
 
 def _left(before: State, size: Array) -> Array:
