@@ -59,7 +59,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from ...linalg import dot, norm, safe_divide
+from ...linalg import dot, norm, safe_divide, safe_sqrt
 from ...problem.minimization import MinimizationProblem
 from ...results.minimize import FTOL, GTOL, RUNNING
 from .line_search import DOUBT, NOISE
@@ -73,7 +73,7 @@ BACK = 32  # steps behind x
 GROWS = 1 / 16  # of what a quadratic promises along its Newton step
 SHARE = 0.1  # of the gradient
 VANISHED = 1e-3  # of the largest change of the gradient
-RESOLVED = 1024  # times epsilon, relative to x: differences of the gradient are not rounding
+RESOLVED = 1024  # times epsilon, relative to x and to f: so far apart, points differ
 
 
 class Prospect(eqx.Module):
@@ -181,11 +181,17 @@ def judge(
     return jnp.where(met_gtol, GTOL, jnp.where(met_ftol, FTOL, RUNNING)), unchanged
 
 
-def look_back(problem: MinimizationProblem, x: Array, step: Array) -> tuple[Array, Array]:
-    """Where to look whether the gradient vanishes at x: so many steps behind it, and how many."""
-    moved = jnp.max(safe_divide(jnp.abs(step), jnp.abs(x)))
-    resolved = safe_divide(RESOLVED * jnp.finfo(x.dtype).eps, moved)
-    many = jnp.maximum(BACK, resolved)
+def look_back(
+    problem: MinimizationProblem, x: Array, value: Array, descent: Array, step: Array
+) -> tuple[Array, Array]:
+    """Where to look whether the gradient vanishes at x: so many steps behind it, and how many.
+
+    So far that neither x nor f, by the quadratic, is the same but for its rounding.
+    """
+    rounding = RESOLVED * jnp.finfo(x.dtype).eps
+    in_x = safe_divide(rounding, jnp.max(safe_divide(jnp.abs(step), jnp.abs(x))))
+    in_f = safe_sqrt(safe_divide(rounding * jnp.abs(value), 0.5 * reach_of(step, descent)))
+    many = jnp.maximum(BACK, jnp.maximum(in_x, in_f))
     behind = x - many * step
     if problem.bounded:
         behind = jnp.clip(behind, problem.lower, problem.upper)

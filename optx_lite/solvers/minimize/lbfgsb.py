@@ -272,7 +272,7 @@ class LBFGSB(AbstractMinimizer[State]):
         known = jnp.where(state.line.known < jnp.inf, state.line.known, 0)
         length = jnp.maximum(2 * safe_divide(known, norm(scaled) * unit), _short(state))
         step = jnp.where(by_probe, safe_divide(scaled, norm(scaled)) * length, direction)
-        behind, back = look_back(problem, x, step)
+        behind, back = look_back(problem, x, state.value, descent, step)
         pending = jnp.where(doubtful, status, RUNNING)
         status = jnp.where(doubtful, RUNNING, status)
         if problem.bounded:
