@@ -102,7 +102,7 @@ def judge(
     whole = norm(state.x / state.scale)
     reduction = before.cost - state.cost
     polishing = before.pending > 0
-    flat = _flatness(state, prediction)
+    flat, offset = _flatness(state, prediction, tolerances.eps)
     met = _status(
         (flat <= jnp.maximum(tolerances.gtol, tolerances.eps)) | prediction.nothing,
         *_of_step(tolerances, before, prediction, accepted, ratio, reduction, whole),
@@ -115,25 +115,30 @@ def judge(
     falls = accepted & (before.nfev > 0) & (reduction > tolerances.ftol * before.cost)
     early = _is_far(prediction, tolerances.eps)
     early |= (pending == codes.GTOL) & _descends(prediction, tolerances.ftol, state.cost, falls)
-    early |= (pending == HIDDEN) & _lasts(prediction, tolerances) & ~promises_nothing
+    seen = promises_nothing & (prediction.newton.gain <= prediction.noise)
+    early |= (pending == HIDDEN) & _lasts(prediction, tolerances) & ~seen
     over = _is_right(prediction, tolerances) | spent
     over |= polishing & ~(accepted & _shrinks(prediction.size, before.size, before.last_size))
     reached = jnp.where(pending == HIDDEN, codes.XTOL, pending)
 
     failed = ~(accepted | (before.nfev == 0) | polishing)
     stuck = failed & _collapsed(before.trial.length, tolerances, whole)
-    sure = _nothing_to_gain(prediction, tolerances.eps, state.nit)
+    sure = _nothing_to_gain(prediction, offset, tolerances.eps, state.nit)
     done = sure | promises_nothing
     stalled = jnp.where(stuck, jnp.where(done, codes.XTOL, codes.STALLED), codes.RUNNING)
     status = jnp.where((pending > 0) & over & ~early, reached, stalled).astype(jnp.int32)
     return status, jnp.where(over & early, codes.RUNNING, pending), stuck & ~sure
 
 
-def _flatness(state: State, prediction: Prediction) -> Array:
-    """The smaller of the measures of (1)."""
+def _flatness(state: State, prediction: Prediction, eps: float) -> tuple[Array, Array]:
+    """The measure of (1) that counts, and the offset where it is known, 0 elsewhere."""
     # Where w is in R the offset is not that of (1), and a w from a kink would hide the gradient.
     plain = jnp.all(state.model.secant == 0)
-    return jnp.minimum(jnp.where(plain, prediction.offset, jnp.inf), prediction.cosine)
+    smaller = jnp.minimum(jnp.where(plain, prediction.offset, jnp.inf), prediction.cosine)
+    # A direction in the plane is known to the rounding of J divided by its pivot.
+    known = plain & (prediction.offset * jnp.min(state.model.pivots()) > NOISE * eps)
+    offset = jnp.where(known, prediction.offset, 0)
+    return jnp.where(known, offset, smaller), offset
 
 
 def _of_step(
@@ -205,9 +210,9 @@ def _collapsed(length: Array, tolerances: Tolerances, whole: Array) -> Array:
     return ~(length > jnp.maximum(tolerances.xtol, tolerances.eps) * whole)
 
 
-def _nothing_to_gain(prediction: Prediction, eps: float, nit: Array) -> Array:
+def _nothing_to_gain(prediction: Prediction, offset: Array, eps: float, nit: Array) -> Array:
     """f is orthogonal to J, or nearly rounding; or no variable matters any more."""
-    orthogonal = prediction.steepest <= eps**ORTHOGONAL
+    orthogonal = jnp.maximum(prediction.steepest, offset) <= eps**ORTHOGONAL
     # Of a start on a plateau that says nothing.
     unmoved = (prediction.reach <= UNMOVED * prediction.noise) & (nit > 0)
     return orthogonal | prediction.small | unmoved

@@ -134,6 +134,10 @@ class LinearModel(eqx.Module):
     def product(self, v: Array) -> Array:
         """J v with w . v below it, (k,), or their image under an isometry: see `residual`."""
 
+    @abc.abstractmethod
+    def rows_product(self, v: Array) -> Array:
+        """J v, (m,)."""
+
     @property
     @abc.abstractmethod
     def residual(self) -> Array:
@@ -154,6 +158,10 @@ class LinearModel(eqx.Module):
     @abc.abstractmethod
     def curvatures(self) -> Array:
         """Diagonal of the Hessian of (1), (n,)."""
+
+    def pivots(self) -> Array:
+        """What part of each column those before it do not make, (n,); 1 where that is unknown."""
+        return jnp.ones_like(self.gradient)
 
     @abc.abstractmethod
     def gauss_newton(
@@ -255,6 +263,10 @@ class DenseModel(LinearModel):
         """R v."""
         return self.r_factor @ v
 
+    def rows_product(self, v: Array) -> Array:
+        """J v."""
+        return v @ self.jacobian
+
     @property
     def residual(self) -> Array:
         """Q^T f."""
@@ -275,6 +287,11 @@ class DenseModel(LinearModel):
     def curvatures(self) -> Array:
         """Squared norms of the columns of R."""
         return jnp.sum(self.r_factor * self.r_factor, axis=0)
+
+    def pivots(self) -> Array:
+        """By the diagonal of R."""
+        norms = safe_sqrt(self.curvatures())
+        return jnp.where(norms > 0, safe_divide(jnp.abs(diagonal(self.r_factor)), norms), 1)
 
     @property
     def singular(self) -> Array:

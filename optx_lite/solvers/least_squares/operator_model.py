@@ -132,6 +132,10 @@ class OperatorModel(LinearModel):
         """J v."""
         return self.jacobian.apply(v)
 
+    def rows_product(self, v: Array) -> Array:
+        """J v."""
+        return self.product(v)
+
     @property
     def residual(self) -> Array:
         """f."""

@@ -4,11 +4,14 @@ The Gauss-Newton step p leads to the minimiser of the model within the bounds. B
 with it, relative to F, is the square of the relative offset of Bates & Watts; how long it is
 relative to x, and by what rate it shrinks from step to step, gives the error in x.
 
-Rounding. f_i is known to eps sum_j |J_ij x_j|, or to its own size where that is less, and so F is
-to the product of that and its derivative by f, at the worst; and to eps F.
+Rounding. f_i is known to eps sum_j |J_ij x_j|, or to its own size where that is less. F is so to the
+root of the sum of squares of that and its derivative by f_i, as each f_i is rounded for itself;
+and to eps F.
 """
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -50,6 +53,8 @@ def predict(problem: LeastSquaresProblem, before: State, state: State) -> Predic
     curvatures = model.curvatures()
     slope = jnp.where(curvatures > 0, jnp.abs(model.gradient), 0)  # of those with an effect
     newton, goal, room = _newton(problem, state, slope, curvatures)
+    if not problem.loss.is_linear:
+        newton = replace(newton, gain=_gain_by_loss(problem, state, newton))
     size = jnp.max(safe_divide(jnp.abs(goal - x), jnp.maximum(jnp.abs(x), jnp.abs(goal))))
     scatter, pull = _scatter(problem, state)
     f = jnp.abs(state.f) / state.unit
@@ -60,10 +65,10 @@ def predict(problem: LeastSquaresProblem, before: State, state: State) -> Predic
     f, scatter = f * reciprocal(unit), scatter * reciprocal(unit)
     levels = np.asarray([eps, 2 * eps, 2 * eps**NEARLY], f.dtype)
     hidden = jnp.minimum(levels[:, None] * scatter[None, :], f[None, :])
-    size_of_f, hidden = safe_sqrt(f @ f), safe_sqrt(jnp.sum(hidden * hidden, axis=1))
+    size_of_f, sizes = safe_sqrt(f @ f), safe_sqrt(jnp.sum(hidden * hidden, axis=1))
     nothing, small = (
-        size_of_f <= (1 + LEFT_OUT) * hidden[1],
-        size_of_f <= (1 + LEFT_OUT) * hidden[2],
+        size_of_f <= (1 + LEFT_OUT) * sizes[1],
+        size_of_f <= (1 + LEFT_OUT) * sizes[2],
     )
 
     def steepest(norms: Array) -> Array:
@@ -84,7 +89,7 @@ def predict(problem: LeastSquaresProblem, before: State, state: State) -> Predic
         reach=jnp.where(jnp.any((x == 0) & (slope > 0)), jnp.inf, slope @ jnp.abs(x)),
         nothing=nothing,
         small=small,
-        noise=NOISE * (eps * fnorm * fnorm + pull * (hidden[0] * unit)),
+        noise=NOISE * (eps * fnorm * fnorm + norm(pull * hidden[0]) * unit),
     )
 
 
@@ -107,6 +112,19 @@ def _newton(
     return newton, jnp.where(newton.step >= high, problem.upper, goal), room
 
 
+def _gain_by_loss(problem: LeastSquaresProblem, state: State, newton: GaussNewtonStep) -> Array:
+    """What the step's direction promises by the curvature that the loss has, if that is more.
+
+    The model gives outliers the curvature which makes good steps. If all others lie on one side
+    of x, as beside a margin far below the residuals, next to nothing curves that direction.
+    """
+    model, step = state.model, newton.step
+    steps, losses = (problem.loss.weights(state.f, least)[0] for least in (LEAST_BEND, 0.0))
+    curved = safe_divide(losses, steps) * model.rows_product(step)
+    slope = model.gradient @ step
+    return jnp.maximum(newton.gain, 0.5 * safe_divide(slope * slope, curved @ curved))
+
+
 def _left(before: State, size: Array) -> Array:
     """The sum of the sizes to come, where steps shrink geometrically."""
     free = (before.pending > 0) | ~before.trial.limited
@@ -118,9 +136,9 @@ def _left(before: State, size: Array) -> Array:
 
 
 def _scatter(problem: LeastSquaresProblem, state: State) -> tuple[Array, Array]:
-    """Size of the terms of each residual, (m,), and norm of the derivative of F by f."""
+    """Size of the terms of each residual, (m,), and the derivative of F by each, (m,)."""
     scatter = state.model.absolute_product(state.x)
     if problem.loss.is_linear:
-        return scatter, state.fnorm
+        return scatter, state.f / state.unit
     weight, f_weight = problem.loss.weights(state.f, LEAST_BEND)
-    return safe_divide(scatter, weight), norm((state.f / state.unit) * weight * f_weight)
+    return safe_divide(scatter, weight), (state.f / state.unit) * weight * f_weight

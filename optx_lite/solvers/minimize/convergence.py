@@ -44,7 +44,8 @@ times `NOISE` times the rounding, a solve ends as well, if that lasts `PATIENCE`
 
 Kinks. Steps shrink to nothing at a kink as well, and with them q: but the gradient does not. A
 smooth f has at x - k d, d the step of the quadratic to its minimum, the gradient (1 + k) g; at a
-kink that is still g, since x - k d lies on the same side. So one evaluation more looks back, k =
+kink that is still g, since x - k d lies on the same side, or some multiple of it, where x is on the
+kink itself and g a mean of those at its sides. So one evaluation more looks back, k =
 `BACK`, before a success is claimed whose gradient has not visibly gone to 0: it is more than
 `VANISHED` times its largest change in the memory. (Of those 76 problems six were not so.) The
 components which have not grown `GROWS` times there must be a small part, `SHARE`, of g_F and of G.
@@ -58,7 +59,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from ...linalg import dot, norm, safe_divide
+from ...linalg import dot, norm, safe_divide, safe_sqrt
 from ...problem.minimization import MinimizationProblem
 from ...results.minimize import FTOL, GTOL, RUNNING
 from .line_search import DOUBT, NOISE
@@ -69,10 +70,10 @@ PATIENCE = 5
 CERTAIN = 4  # iterations on end: (3) where even the worst case is nothing
 SECOND = 2  # time at which (1) counts while the quadratic is untested
 BACK = 32  # steps behind x
-GROWS = 2  # times: of the 33 that a quadratic promises along its Newton step; a kink shows 1
+GROWS = 1 / 16  # of what a quadratic promises along its Newton step
 SHARE = 0.1  # of the gradient
 VANISHED = 1e-3  # of the largest change of the gradient
-RESOLVED = 64  # times epsilon, relative to x: differences of the gradient are not rounding
+RESOLVED = 1024  # times epsilon, relative to x and to f: so far apart, points differ
 
 
 class Prospect(eqx.Module):
@@ -180,12 +181,21 @@ def judge(
     return jnp.where(met_gtol, GTOL, jnp.where(met_ftol, FTOL, RUNNING)), unchanged
 
 
-def look_back(problem: MinimizationProblem, x: Array, step: Array) -> Array:
-    """Where to look whether the gradient vanishes at x: behind it, seen along ``step``."""
-    moved = jnp.max(safe_divide(jnp.abs(step), jnp.abs(x)))
-    resolved = safe_divide(RESOLVED * jnp.finfo(x.dtype).eps, moved)
-    behind = x - jnp.maximum(BACK, resolved) * step
-    return jnp.clip(behind, problem.lower, problem.upper) if problem.bounded else behind
+def look_back(
+    problem: MinimizationProblem, x: Array, value: Array, descent: Array, step: Array
+) -> tuple[Array, Array]:
+    """Where to look whether the gradient vanishes at x: so many steps behind it, and how many.
+
+    So far that neither x nor f, by the quadratic, is the same but for its rounding.
+    """
+    rounding = RESOLVED * jnp.finfo(x.dtype).eps
+    in_x = safe_divide(rounding, jnp.max(safe_divide(jnp.abs(step), jnp.abs(x))))
+    in_f = safe_sqrt(safe_divide(rounding * jnp.abs(value), 0.5 * reach_of(step, descent)))
+    many = jnp.maximum(BACK, jnp.maximum(in_x, in_f))
+    behind = x - many * step
+    if problem.bounded:
+        behind = jnp.clip(behind, problem.lower, problem.upper)
+    return behind, many
 
 
 def is_cut_short(problem: MinimizationProblem, x: Array, behind: Array) -> Array:
@@ -196,9 +206,10 @@ def is_cut_short(problem: MinimizationProblem, x: Array, behind: Array) -> Array
     return jnp.any(below | ((behind >= problem.upper) & (x < problem.upper)))
 
 
-def vanishes(x: Array, descent: Array, grad_behind: Array) -> Array:
-    """Whether the projected gradient at x goes to 0, by the gradient where `look_back` said."""
-    stays = ~(jnp.abs(grad_behind) >= GROWS * jnp.abs(descent))  # or is not finite
+def vanishes(x: Array, descent: Array, grad_behind: Array, many: Any = BACK) -> Array:
+    """Whether the projected gradient at x goes to 0, by the one behind it, ``many`` steps off."""
+    least = GROWS * (1 + many)
+    stays = ~(jnp.abs(grad_behind) >= least * jnp.abs(descent))  # or is not finite
     stuck = jnp.where(stays, descent, 0)
     in_f = reach_of(x, stuck) <= SHARE * reach_of(x, descent)
     return in_f & (norm(stuck) <= SHARE * norm(descent))

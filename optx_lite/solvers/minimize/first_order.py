@@ -130,7 +130,7 @@ class FirstOrder(AbstractMinimizer[State]):
         if problem.bounded:
             moved = jnp.clip(moved, problem.lower, problem.upper)
         claimed = ((status == GTOL) | (status == FTOL)) & jnp.any(descent != 0)
-        behind = look_back(problem, here.x, descent * flatness)
+        behind, _ = look_back(problem, here.x, value, descent, descent * flatness)
         return State(
             x=jnp.where(taken, state.trial, state.x),
             value=jnp.where(taken, value, state.value),

@@ -84,6 +84,7 @@ class Line(eqx.Module):
     settled: Array  # () int: for how many iterations, the present one included, (1) has held
     known: Array  # () what a probe has found to be promised, infinite before
     probing: Array  # () bool: the first trial is a difference, to look at the gradient by
+    back: Array  # () how many steps behind the base the trial is, where it is a look back
 
 
 class Pair(eqx.Module):
@@ -136,7 +137,7 @@ class LBFGSB(AbstractMinimizer[State]):
         line = Line(
             base=x0, grad=zeros, direction=zeros, trial=x0, search=begin(zero, zero, zero, zero),
             unit_g=zero + 1, unit_d=zero + 1, reach=zero, settled=none,
-            known=zero + jnp.inf, probing=jnp.zeros((), bool),
+            known=zero + jnp.inf, probing=jnp.zeros((), bool), back=zero,
         )  # fmt: skip
         return State(
             x=x0, value=unknown, grad=zeros + jnp.nan, nfev=none, nit=none,
@@ -165,7 +166,7 @@ class LBFGSB(AbstractMinimizer[State]):
         over = (search.trials >= self.maxls) | (search.step == search.best.step)
         descent = _projected(problem, state.x, state.grad)
         cut = is_cut_short(problem, state.x, line.trial)
-        confirmed = looking & (vanishes(state.x, descent, grad) | cut)
+        confirmed = looking & (vanishes(state.x, descent, grad, line.back) | cut)
         kinks = state.kinks + (looking & ~confirmed).astype(jnp.int32)
         start = line.search.start
         # A probe is a difference of the gradient at the base, wherever it leads.
@@ -272,6 +273,7 @@ class LBFGSB(AbstractMinimizer[State]):
         known = jnp.where(state.line.known < jnp.inf, state.line.known, 0)
         length = jnp.maximum(2 * safe_divide(known, norm(scaled) * unit), _short(state))
         step = jnp.where(by_probe, safe_divide(scaled, norm(scaled)) * length, direction)
+        behind, back = look_back(problem, x, state.value, descent, step)
         pending = jnp.where(doubtful, status, RUNNING)
         status = jnp.where(doubtful, RUNNING, status)
         if problem.bounded:
@@ -282,7 +284,7 @@ class LBFGSB(AbstractMinimizer[State]):
             base=x,
             grad=grad,
             direction=direction,
-            trial=jnp.where(doubtful, look_back(problem, x, step), target),
+            trial=jnp.where(doubtful, behind, target),
             search=begin(state.value, slope, jnp.ones_like(slope), longest),
             unit_g=unit,
             unit_d=unit_d,
@@ -290,6 +292,7 @@ class LBFGSB(AbstractMinimizer[State]):
             settled=settled,
             known=jnp.full_like(slope, jnp.inf),
             probing=probing,
+            back=back,
         )
         return line, status, pending.astype(jnp.int32), unchanged, ~sound & ~probing & moving
 
