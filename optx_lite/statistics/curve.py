@@ -15,6 +15,7 @@ from jaxtyping import Array
 
 from ..problem.pytrees import is_concrete
 from .covariance import Covariance
+from .orthogonal import distances, foot, points_of
 from .report import fit_report
 
 
@@ -51,12 +52,15 @@ class Data(eqx.Module):
         1 / sigma, or the lower Cholesky factor of the covariance of y.
     mask : array, shape (m,), bool, or None
         Where there is a datum.
+    sigma_x : array of x's shape, or None
+        The standard deviations of x, where it has errors too.
     """
 
     x: Any
     y: Any
     weight: Any
     mask: Any
+    sigma_x: Any = None
 
     def whiten(self, difference: Array) -> Array:
         """A difference of curve and data, (m,) or (m, n), in standard deviations of y."""
@@ -82,7 +86,12 @@ class Data(eqx.Module):
 
 
 def residuals(model: Model, p: Any, data: Data) -> Array:
-    """The residuals of the model, (m,), in standard deviations where these are given."""
+    """The residuals of the model, (m,), in standard deviations where these are given.
+
+    Where x has errors they are the signed distances from the curve.
+    """
+    if data.sigma_x is not None:
+        return distances(points_of(model, p, data))
     curve = jnp.ravel(jnp.asarray(model(data.x, p)))
     if not jnp.issubdtype(curve.dtype, jnp.inexact):
         curve = curve.astype(data.y.dtype)
@@ -170,6 +179,14 @@ class CurveFit(eqx.Module):
     def predict(self, x: Any = None) -> Array:
         """The fitted curve at x, by default at the data."""
         return self.model(self.data.x if x is None else x, self.popt)
+
+    @property
+    def delta(self) -> Array | None:
+        """The estimated errors of x, of its shape; None where it was taken to have none."""
+        if self.data.sigma_x is None:
+            return None
+        points = points_of(self.model, self.popt, self.data)
+        return points.at(foot(points)) - points.x
 
     def unchanged(self, flat: np.ndarray) -> bool:
         """Whether other parameters, (n,), give the same residuals; on the host."""

@@ -118,7 +118,7 @@ def band(
     level : float
         Probability, at each x by itself.
     kind : {'confidence', 'prediction'}
-        Of the curve, or of a new datum.
+        Of the curve, or of a new datum (its y, at an x without error).
     sigma : scalar or array, optional
         For predictions, the standard deviation of a new datum in the units of the fit's ``sigma``.
         By default that of the fit, if it was a scalar or ``x`` is not given.
