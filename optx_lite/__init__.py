@@ -34,6 +34,8 @@ from .solvers import AbstractSolver as AbstractSolver
 from .solvers import Dogbox as Dogbox
 from .solvers import LevenbergMarquardt as LevenbergMarquardt
 from .solvers import TrustRegionReflective as TrustRegionReflective
+from .statistics.bootstrap import Bootstrap as Bootstrap
+from .statistics.bootstrap import bootstrap as bootstrap
 from .statistics.covariance import Covariance as Covariance
 from .statistics.covariance import covariance as covariance
 from .statistics.curve import CurveFit as CurveFit

@@ -75,14 +75,27 @@ class Data(eqx.Module):
             return white.reshape(difference.shape)
         return difference * (self.weight[column] if self.weight.ndim else self.weight)
 
-    def count(self, m: int) -> Any:
-        """How many of m residuals stand for a datum: those with a weight."""
-        counts = jnp.ones((m,), bool) if self.mask is None else self.mask
+    def colour(self, white: Array) -> Array:
+        """The inverse of `whiten`, of (m,): 0 where there is no datum."""
+        if self.weight is None:
+            return white
+        if self.weight.ndim == 2:
+            return self.weight @ white
+        weight = jnp.asarray(self.weight)
+        return jnp.where(weight == 0, 0, white / jnp.where(weight == 0, 1, weight))
+
+    def counted(self, m: int) -> Array:
+        """Which of m residuals stand for a datum, (m,): those with a weight."""
+        counts = jnp.ones((m,), bool) if self.mask is None else jnp.asarray(self.mask)
         if self.weight is not None and self.weight.ndim == 1:
             counts = counts & (self.weight != 0)
-        elif self.mask is None:
+        return counts
+
+    def count(self, m: int) -> Any:
+        """How many of m residuals stand for a datum."""
+        if self.mask is None and (self.weight is None or self.weight.ndim != 1):
             return m
-        return jnp.sum(counts)
+        return jnp.sum(self.counted(m))
 
 
 def residuals(model: Model, p: Any, data: Data) -> Array:

@@ -62,9 +62,7 @@ def influence(fit: CurveFit) -> Influence:
     if fit.loss != "linear":
         raise ValueError(f"`fit` must be one without a robust loss, got loss={fit.loss!r}.")
     estimate, f = fit.covariance, fit.result.fun
-    free = ~estimate.held
-    q = jnp.where(free[None, :], fit.result.jac, 0) @ estimate.factor
-    leverage = jnp.sum(q * q, axis=1)
+    leverage = leverages(fit)
     k = estimate.rank.astype(f.dtype)
     dof = estimate.dof.astype(f.dtype)
     s = safe_sqrt(2 * fit.result.cost / dof)
@@ -74,3 +72,14 @@ def influence(fit: CurveFit) -> Influence:
     return Influence(
         leverage, internal, external, safe_divide(internal**2 * leverage, k * rest)
     )  # fmt: skip
+
+
+def leverages(fit: CurveFit) -> Array:
+    """h, (m,)."""
+    q = free_jacobian(fit) @ fit.covariance.factor
+    return jnp.sum(q * q, axis=1)
+
+
+def free_jacobian(fit: CurveFit) -> Array:
+    """J without the columns of parameters that are held, (m, n)."""
+    return jnp.where(fit.covariance.held[None, :], 0, fit.result.jac)
