@@ -36,7 +36,7 @@ from ..linalg import safe_sqrt
 from ..problem.least_squares import least_squares_problem
 from ..problem.pytrees import Unravel, is_concrete
 from ..solvers import LevenbergMarquardt, TrustRegionReflective
-from .curve import CurveFit, Data, residuals
+from .curve import CurveFit, Data, check_one, residuals
 from .influence import free_jacobian, leverages
 
 KINDS = ("parametric", "residual")
@@ -185,6 +185,7 @@ def bootstrap(
 def _check(fit: Any, samples: Any, kind: Any) -> None:
     if not isinstance(fit, CurveFit):
         raise TypeError(f"`fit` must come from `curve_fit`, got {type(fit).__name__}.")
+    check_one(fit)
     if kind not in KINDS:
         raise ValueError(f"`kind` must be one of {KINDS}, got {kind!r}.")
     if not isinstance(samples, (int, np.integer)) or samples < 2:

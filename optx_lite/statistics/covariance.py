@@ -53,6 +53,16 @@ ORTHOGONAL = 1 / 3  # power of eps: a cosine between f and a column of J that is
 NOT_AT_MINIMUM = 0.1  # of a standard deviation: a minimum of a likelihood is told more exactly
 
 
+def per_lane(compute: Callable[[Any], Any]) -> Any:
+    """A property of one covariance, which of a batch is that of each lane."""
+
+    @functools.wraps(compute)
+    def of(self: Any) -> Any:
+        return jax.vmap(of)(self) if jnp.ndim(self.x) > 1 else compute(self)
+
+    return property(of)
+
+
 class Covariance(eqx.Module):
     """What a fit knows of its parameters.
 
@@ -98,13 +108,13 @@ class Covariance(eqx.Module):
         """Which parameters are on a bound, or fixed: (n,), bool."""
         return self.active_mask != 0
 
-    @property
+    @per_lane
     def undetermined(self) -> Array:
         """Which parameters have no finite error: (n,), bool."""
         lost = jnp.any(self.null != 0, axis=1) | ~jnp.isfinite(self.variance)
         return lost & ~self.held
 
-    @property
+    @per_lane
     def matrix(self) -> Array:
         """The covariance, (n, n): inf and NaN in place of what is not determined."""
         factor = self.scaled_factor
@@ -116,25 +126,25 @@ class Covariance(eqx.Module):
         filled = jnp.where(held, 0, jnp.where(eye & lost[:, None], jnp.inf, off))
         return jnp.where(self.known, filled, jnp.nan)
 
-    @property
+    @per_lane
     def scaled_factor(self) -> Array:
         """F with F F^T the covariance among what is determined; shape (n, k)."""
         variance = jnp.where(jnp.isfinite(self.variance), self.variance, 0)
         return safe_sqrt(variance) * self.factor
 
-    @property
+    @per_lane
     def flat_stderr(self) -> Array:
         """The standard errors, (n,)."""
         length = safe_sqrt(jnp.sum(self.scaled_factor**2, axis=1))
         length = jnp.where(self.undetermined, jnp.inf, jnp.where(self.held, 0, length))
         return jnp.where(self.known, length, jnp.nan)
 
-    @property
+    @per_lane
     def stderr(self) -> Any:
         """The standard errors, in the structure of the parameters."""
         return self.restore(self.flat_stderr)
 
-    @property
+    @per_lane
     def correlation(self) -> Array:
         """The correlations, (n, n): 1 on the diagonal, NaN beside it where an error is missing."""
         factor = self.scaled_factor

@@ -235,6 +235,15 @@ class CurveFit(eqx.Module):
         return self._values()[index]
 
 
+def check_one(fit: CurveFit) -> None:
+    """Raise for a batch of fits."""
+    if jnp.ndim(fit.covariance.x) != 1:
+        raise ValueError(
+            "`fit` must be one fit, not a batch: use jax.vmap, or take one, "
+            "jax.tree.map(lambda leaf: leaf[0], fit)."
+        )
+
+
 def minpack_code(status: Any) -> Any:
     """MINPACK's number for a status: 1 ftol, 2 xtol, 3 both, 4 gtol, 5 spent, 7 stuck, 0 wrong."""
     if isinstance(status, int):

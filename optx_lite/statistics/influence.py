@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from ..linalg import safe_divide, safe_sqrt
-from .curve import CurveFit
+from .curve import CurveFit, check_one
 
 
 class Influence(eqx.Module):
@@ -59,6 +59,7 @@ def influence(fit: CurveFit) -> Influence:
     >>> print([f"{h:.2f}" for h in ox.influence(fit).leverage])
     ['0.36', '0.28', '0.22', '0.20', '0.94']
     """
+    check_one(fit)
     if fit.loss != "linear":
         raise ValueError(f"`fit` must be one without a robust loss, got loss={fit.loss!r}.")
     estimate, f = fit.covariance, fit.result.fun

@@ -34,7 +34,7 @@ from ..problem.bounds import step_to_bound
 from ..problem.least_squares import least_squares_problem
 from ..problem.pytrees import is_concrete
 from ..solvers import LevenbergMarquardt, TrustRegionReflective
-from .curve import CurveFit, residuals
+from .curve import CurveFit, check_one, residuals
 from .propagation import freedom
 from .quantiles import half_width, radius
 
@@ -185,6 +185,7 @@ def contour(
 
 
 def _rows(fit: CurveFit, names: Sequence[str] | None) -> list[int]:
+    check_one(fit)
     if fit.loss != "linear":
         raise ValueError(f"`fit` must be one without a robust loss, got loss={fit.loss!r}.")
     known = fit.covariance.names

@@ -19,7 +19,7 @@ from jaxtyping import Array
 from ..linalg import safe_sqrt
 from ..problem.pytrees import Unravel, ravel, widest
 from .covariance import Covariance
-from .curve import CurveFit
+from .curve import CurveFit, check_one
 from .quantiles import half_width
 
 KINDS = ("confidence", "prediction")
@@ -68,6 +68,7 @@ def propagate(fun: Callable[..., Any], fit: Any, covariance: Any = None) -> tupl
     0.67 0.03
     """
     if isinstance(fit, CurveFit):
+        check_one(fit)
         fit = fit.covariance
     if isinstance(fit, Covariance):
         x, restore = fit.x, fit.restore
