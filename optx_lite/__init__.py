@@ -2,6 +2,7 @@
 
 from . import chebyshev as chebyshev
 from . import elementwise as elementwise
+from . import plot as plot
 from .api.curve_fit import OptimizeWarning as OptimizeWarning
 from .api.curve_fit import curve_fit as curve_fit
 from .api.curve_fit import leastsq as leastsq

@@ -4,6 +4,7 @@ import functools
 import itertools
 import re
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -271,15 +272,23 @@ class TestRobust:
         cost = lambda f: 0.5 * 0.01 * rho((f / 0.1) ** 2)
         psi, slope = jax.vmap(jax.grad(cost)), jax.vmap(jax.grad(jax.grad(cost)))
         jac = jax.jacfwd(residuals)(res.x, T, y)
-        middle = jac.T @ (psi(res.fun)[:, None] ** 2 * jac) * 25 / 22
+        # Huber's pooled sandwich, with his correction.
+        mean, spread = slope(res.fun).mean(), slope(res.fun).var()
+        s2 = (1 + 3 / 25 * spread / mean**2) * np.sum(psi(res.fun) ** 2) / 22 / mean
         for exact in (False, True):
             bread = jac.T @ (slope(res.fun)[:, None] * jac)
             if exact:
                 bread = jax.hessian(lambda p: cost(residuals(p, T, y)).sum())(res.x)
-            inverse = np.linalg.inv(bread)
             kind = "exact" if exact else "gauss-newton"
             cov = ox.covariance(res, residuals, args=(T, y), hessian=kind, **given)
-            assert_allclose(cov.matrix, inverse @ middle @ inverse, rtol=1e-6)
+            assert_allclose(cov.matrix, s2 * np.linalg.inv(bread), rtol=1e-6)
+        # Data that are not there change nothing.
+        more = eqx.tree_at(
+            lambda r: (r.fun, r.jac), res,
+            (jnp.append(res.fun, jnp.zeros(7)), jnp.concatenate([res.jac, jnp.zeros((7, 3))])),
+        )  # fmt: skip
+        padded, plain = ox.covariance(more, nobs=25, **given), ox.covariance(res, **given)
+        assert_allclose(padded.matrix, plain.matrix, rtol=1e-10)
 
     def test_the_loss_must_be_that_of_the_fit(self):
         y = Y.copy()

@@ -34,6 +34,7 @@ from jaxtyping import Array
 from ..driver.adjoint import ImplicitAdjoint
 from ..linalg import safe_sqrt
 from ..problem.least_squares import least_squares_problem
+from ..problem.losses import check_loss
 from ..problem.pytrees import Unravel, is_concrete
 from ..solvers import LevenbergMarquardt, TrustRegionReflective
 from .curve import CurveFit, Data, check_one, residuals
@@ -246,11 +247,13 @@ def _with_errors(fit: CurveFit, x: Any, errors: Array) -> Data:
 def _acceleration(fit: CurveFit) -> Array:
     """(2), (n,)."""
     factor = fit.covariance.factor
-    if fit.loss != "linear":  # the sandwich's factor is that of each datum
-        effect = -factor.T
-    else:
-        score = fit.result.fun / _rest(fit)
-        effect = -(free_jacobian(fit) * score[:, None]) @ factor @ factor.T
+    # Under a robust loss each row of the Jacobian has a weight, so that J^T f is not the gradient.
+    loss = check_loss(fit.loss, fit.f_scale, fit.result.fun)
+    jac, score = free_jacobian(fit), fit.result.fun / _rest(fit)
+    if not loss.is_linear:
+        jac = jac / loss.weights(fit.result.fun)[0][:, None]
+        score = loss.slope(fit.result.fun)
+    effect = -(jac * score[:, None]) @ factor @ factor.T
     size = jnp.sum(effect**2, axis=0) ** 1.5
     return jnp.where(size > 0, jnp.sum(effect**3, axis=0) / (6 * jnp.where(size > 0, size, 1)), 0)
 
