@@ -20,6 +20,9 @@ from .api.root import root as root
 from .driver.adjoint import AbstractAdjoint as AbstractAdjoint
 from .driver.adjoint import ImplicitAdjoint as ImplicitAdjoint
 from .driver.adjoint import UnrolledAdjoint as UnrolledAdjoint
+from .driver.progress import History as History
+from .driver.progress import ProgressBar as ProgressBar
+from .driver.progress import record as record
 from .driver.run import run as run
 from .linalg.inverse_hessian import LbfgsInvHessProduct as LbfgsInvHessProduct
 from .problem.least_squares import LeastSquaresProblem as LeastSquaresProblem

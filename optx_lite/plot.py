@@ -110,6 +110,7 @@ def fit(
     top.set_ylabel("y")
     top.legend(frameon=False)
     bottom.set(xlabel="x", ylabel="residual")
+    top.figure.align_ylabels([top, bottom])
     for part in (top, bottom):
         _plain(part)
     return np.array([top, bottom])
@@ -138,16 +139,29 @@ def convergence(history: Any, *, ax: Any = None) -> Any:
 
     Parameters
     ----------
-    history : History, or a result with one
-        Of a solve with ``history``.
+    history : History
+        Of one solve (see `record`).
     ax : axes, optional
 
     Returns
     -------
     axes
+
+    Examples
+    --------
+    >>> import matplotlib
+    ...
+    ... matplotlib.use("Agg")
+    >>> import jax.numpy as jnp, optx_lite as ox
+    >>> problem, x0 = ox.least_squares_problem(lambda x: x**2 - 2.0, jnp.array([1.0]))
+    >>> result, history = ox.record(ox.LevenbergMarquardt(), problem, x0)
+    >>> ox.plot.convergence(history).get_xlabel()
+    'evaluation'
     """
     ax = _axes(ax, figsize=(6.4, 3.8))
-    steps = np.arange(int(history.count))
+    if np.ndim(history.count):
+        raise ValueError("`history` must be that of one solve: of a batch take one lane.")
+    steps = np.arange(1, int(min(history.count, history.value.shape[0])) + 1)
     for values, name, colour in (
         (history.value, "cost", CURVE),
         (history.optimality, "optimality", SECOND),
@@ -178,15 +192,15 @@ def correlation(fit: Any, *, ax: Any = None) -> Any:
     estimate = fit.covariance if isinstance(fit, CurveFit) else fit
     names, matrix = estimate.names, np.asarray(estimate.correlation)
     n = len(names)
-    side = 1.6 + 0.62 * n
-    ax = _axes(ax, figsize=(side + 0.9, side))
+    side = 1.6 + 0.7 * n
+    ax = _axes(ax, figsize=(side + 1.4, side))
     image = ax.imshow(matrix, cmap="RdBu_r", vmin=-1, vmax=1)
     for i in range(n):
         for j in range(n):
             dark = abs(matrix[i, j]) > 0.6
             text = f"{matrix[i, j]:.2f}" if np.isfinite(matrix[i, j]) else "–"
             ax.text(j, i, text, ha="center", va="center", color="w" if dark else "k", fontsize=9)
-    ax.set_xticks(range(n), names, rotation=45 if max(map(len, names)) > 3 else 0)
+    ax.set_xticks(range(n), names, rotation=35, ha="right", rotation_mode="anchor")
     ax.set_yticks(range(n), names)
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
@@ -201,7 +215,7 @@ def contours(
     *,
     levels: Sequence[float] = (ONE_SIGMA, 0.9544997361036416),
     path: Any = None,
-    points: int = 40,
+    points: int = 72,
     ax: Any = None,
 ) -> Any:
     """Draw the contours at which the profile of two parameters reaches levels.
