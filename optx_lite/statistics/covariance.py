@@ -30,7 +30,7 @@ nothing depends on the units of the parameters, and a parameter may be 0.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import equinox as eqx
@@ -48,6 +48,7 @@ from ..problem.pytrees import Unravel, is_concrete, ravel, widest
 from ..results.least_squares import Result
 from ..results.minimize import MinimizeResult
 from .factors import default_rcond, inverse_of_gram, inverse_of_hessian
+from .large import column_lengths, factor_of, inverse_block, is_large, positions, written_out
 from .names import names_of
 from .singular import describe_null
 
@@ -202,6 +203,7 @@ def covariance(
     nobs: Any = None,
     rcond: float | None = None,
     names: Any = None,
+    parameters: Sequence[Any] | None = None,
 ) -> Covariance:
     """Estimate the covariance of the parameters of a fit.
 
@@ -233,6 +235,10 @@ def covariance(
         hundred roundings if not given, ``eps ** 0.5`` for ``jac='2-point'``.
     names : sequence of str, optional
         Of the parameters; by default their paths in the structure of x.
+    parameters : sequence of str or int, optional
+        Names or positions of those that are looked at; by default all. For results of
+        `least_squares` with a sparse or matrix-free Jacobian and many parameters, without a robust
+        loss: then by conjugate gradients, NaN where these find nothing.
 
     Returns
     -------
@@ -274,18 +280,27 @@ def covariance(
         raise ValueError("`fun` is missing: the exact Hessian needs the residuals.")
     names, restore, x = _layout(result.x, names)
     f = ravel(result.fun, x.dtype)
+    if parameters is not None and (loss != "linear" or hessian != "gauss-newton"):
+        raise ValueError("`parameters` takes loss='linear' and hessian='gauss-newton'.")
     mask = _pressed(ravel(result.active_mask, jnp.int32), ravel(result.grad, x.dtype), result)
     if bounds is not None:
         lower, upper, _ = check_bounds(bounds, result.x, x)
         mask = jnp.where(lower == upper, FIXED, mask)
+    if parameters is not None:
+        at = positions(parameters, names)
+        count = f.shape[0] if nobs is None else nobs
+        chosen = _of_chosen(absolute_sigma, result, x, mask, jnp.array(at), count)
+        names, few = tuple(names[i] for i in at), Unravel.like(jnp.zeros(len(at), x.dtype))
+        return Covariance(x=x[jnp.array(at)], **chosen, names=names, restore=few)
+    jac = written_out(result.jac)
     residuals = None
     if hessian == "exact":
         problem, _ = least_squares_problem(fun, result.x, args=args, kwargs=kwargs)  # type: ignore[arg-type]
         residuals = problem.residuals
     rho = check_loss(loss, f_scale, jax.ShapeDtypeStruct(f.shape, f.dtype))
-    cutoff = default_rcond(max(result.jac.shape), x.dtype) if rcond is None else float(rcond)
+    cutoff = default_rcond(max(jac.shape), x.dtype) if rcond is None else float(rcond)
     estimate, consistent = _of_least_squares(
-        (absolute_sigma, cutoff), x, f, result.jac, result.cost, mask, result.success, rho,
+        (absolute_sigma, cutoff), x, f, jac, result.cost, mask, result.success, rho,
         f.shape[0] if nobs is None else nobs, residuals,
     )  # fmt: skip
     if is_concrete(consistent) and np.ndim(consistent) == 0 and not bool(consistent):
@@ -294,6 +309,20 @@ def covariance(
             f"{float(result.cost):.6g}, which is not that of its residuals under them."
         )
     return Covariance(x=x, **estimate, names=names, restore=restore)
+
+
+def _of_chosen(
+    absolute: bool, result: Result, x: Array, mask: Array, at: Array, nobs: Any
+) -> dict[str, Array]:
+    """The fields of a `Covariance` of some parameters; all others count as determined."""
+    held = mask != 0
+    factor = factor_of(inverse_block(result.jac, held, at), held[at])
+    rank = held.shape[0] - jnp.sum(held)
+    dof = jnp.asarray(nobs - rank, jnp.int32)
+    one = jnp.ones_like(result.cost)
+    variance = one if absolute else _per_dof(2 * result.cost, dof)
+    known = result.success & jnp.all(jnp.isfinite(factor))
+    return _fields(factor, variance, jnp.zeros_like(factor), mask[at], rank, dof, known)
 
 
 def _layout(x: Any, names: Any) -> tuple[tuple[str, ...], Unravel, Array]:
@@ -312,7 +341,9 @@ def _pressed(mask: Array, gradient: Array, result: Result) -> Array:
     SciPy's mask has those near a bound in the metric of the solve: also one that is small beside
     the others. Of such a one f does not depend to first order, as at any minimum.
     """
-    length, noise = jax.vmap(norm)(result.jac.T), jnp.finfo(gradient.dtype).eps ** ORTHOGONAL
+    large = is_large(result.jac)
+    length = column_lengths(result.jac) if large else jax.vmap(norm)(result.jac.T)
+    noise = jnp.finfo(gradient.dtype).eps ** ORTHOGONAL
     free = jnp.abs(gradient) <= noise * length * jnp.sqrt(2 * result.cost)
     return jnp.where(free & (length > 0), 0, mask)
 
