@@ -1,5 +1,6 @@
 """`curve_fit` beside SciPy's: the cases of SciPy's own tests, and what SciPy cannot do."""
 
+import importlib
 import warnings
 
 import jax
@@ -11,7 +12,9 @@ from numpy.testing import assert_allclose, assert_array_equal
 from scipy.optimize import Bounds
 
 import optx_lite as ox
+from optx_lite.statistics import padding
 
+curve_fit_module = importlib.import_module("optx_lite.api.curve_fit")
 METHODS = ("lm", "trf", "dogbox")
 X = np.array([1.0, 2.0, 3.0, 4.0])
 Y = np.array([1.0, 3.2, 9.5, 13.7])
@@ -547,3 +550,21 @@ class TestMaskAndFixed:
         assert_array_equal(fit.pcov[2], 0)
         assert fit.popt[2] == 0.1
         assert "c is fixed" in fit.explain()[0]
+
+
+def test_a_hint_at_many_lengths_is_given_once(monkeypatch):
+    hint = padding.LengthHint()
+    monkeypatch.setattr(curve_fit_module, "LENGTH_HINT", hint)
+    monkeypatch.setattr(curve_fit_module, "least_squares", _no_fit)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        for f in (line, decay):
+            for m in (4, 5, 5, 5, 6, 7, 8, 9, 10):
+                with pytest.raises(NotImplementedError):
+                    ox.curve_fit(f, np.ones(m), np.ones(m))
+    assert len(said) == 1 and "ox.pad_data" in str(said[0].message)
+    assert said[0].filename == __file__
+
+
+def _no_fit(*_, **__):
+    raise NotImplementedError

@@ -18,6 +18,7 @@ from ..solvers import AbstractLeastSquaresSolver
 from ..statistics.covariance import covariance
 from ..statistics.curve import CurveFit, Data, Model, minpack_code, pivoted_factors, residuals
 from ..statistics.orthogonal import at_the_feet, check_pointwise
+from ..statistics.padding import LENGTH_HINT
 from .curve_fit_arguments import (
     bounds_of,
     data_of,
@@ -134,6 +135,8 @@ def curve_fit(
     -----
     OptimizeWarning
         Where the covariance is singular; with the names of the parameters.
+    UserWarning
+        Once, where data of many lengths compile for each (see `pad_data`).
 
     Examples
     --------
@@ -161,6 +164,8 @@ def curve_fit(
     )  # fmt: skip
     start = jnp.atleast_1d(start) if jax.tree_util.all_leaves([start]) else start
     model = model_of(f, start)
+    if is_concrete(data.y):
+        LENGTH_HINT.note(f, data.y.size)
     options = options_of(method, kwargs)
     bounded = _is_bounded(bounds)
     method = ("trf" if bounded else "lm") if method is None else method
