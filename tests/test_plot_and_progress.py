@@ -77,7 +77,7 @@ class TestPictures:
 
     def test_convergence(self):
         problem, x0 = ox.least_squares_problem(residuals, jnp.ones(2), args=(Y,))
-        _, history = ox.record(ox.LevenbergMarquardt(), problem, x0)
+        _, history = ox.record(ox.LevenbergMarquardt(), problem, x0, length=30)
         ax = ox.plot.convergence(history)
         assert_array_equal(ax.lines[0].get_ydata(), history.value[: int(history.count)])
 

@@ -135,8 +135,9 @@ def curve_fit(
     -----
     OptimizeWarning
         Where the covariance is singular; with the names of the parameters.
-    UserWarning
-        Once, where data of many lengths compile for each (see `pad_data`).
+
+    Where data of many lengths compile for each (see `pad_data`) the logger ``optx_lite`` says so,
+    once.
 
     Examples
     --------

@@ -46,7 +46,7 @@ def written_out(jac: Any) -> Array:
 def _products(jac: Any) -> tuple[Callable[[Array], Array], Callable[[Array], Array]]:
     """J v, and J^T u."""
     if isinstance(jac, BCOO):
-        transposed = jac.T
+        transposed: Any = jac.T
         return lambda v: jac @ v, lambda u: transposed @ u
     if is_large(jac):
         return jac.apply, jac.adjoint().apply

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import types
-import warnings
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
+LOGGER = logging.getLogger("optx_lite")
 MANY = 5  # lengths of data for one function, before the hint
 
 
@@ -32,11 +33,10 @@ class LengthHint:
         if len(seen) >= MANY:
             self.given = True
             self.lengths.clear()
-            warnings.warn(
-                f"`curve_fit` was called with data of {MANY} lengths for one function, and "
-                "compiles for each, a second or so. ox.pad_data and `mask` make them one length.",
-                stacklevel=3,
-            )
+            LOGGER.warning(
+                "`curve_fit` was called with data of %d lengths for one function, and compiles for "
+                "each, a second or so. ox.pad_data and `mask` make them one length.", MANY,
+            )  # fmt: skip
 
 
 LENGTH_HINT = LengthHint()
