@@ -1,6 +1,8 @@
-"""Covariances by oracle: NIST, closed forms, the limit of a prior, invariances, simulation."""
+"""Covariances by oracle: closed forms, the limit of a prior, invariances, simulation.
 
-import functools
+NIST's certified deviations are in `test_nist`.
+"""
+
 import itertools
 import re
 
@@ -12,7 +14,6 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 import optx_lite as ox
-from benchmarks.problems import nist
 
 METHODS = ("trf", "dogbox", "lm")
 T = np.linspace(0.0, 3.0, 25)
@@ -34,28 +35,6 @@ def by_inverse(jac, variance):
 def in_turn(cases, methods):
     """Each case by one method: what is tested begins where the methods have ended."""
     return list(zip(cases, itertools.cycle(methods)))
-
-
-class TestNist:
-    # Lanczos1's residuals are the rounding of double precision, and so are its deviations.
-    @pytest.mark.parametrize(
-        ("name", "method"), in_turn([n for n in nist.names() if n != "Lanczos1"], METHODS)
-    )
-    def test_certified_deviations(self, name, method):
-        problem = _load(name)
-        res = ox.least_squares(
-            problem.residuals, problem.starts[1], method=method, args=(problem.x, problem.y)
-        )
-        cov = ox.covariance(res)
-        assert nist.lre(cov.stderr, problem.certified_sd) >= 6
-        assert int(cov.rank) == len(problem.certified) and int(cov.dof) == problem.dof
-        assert_allclose(np.sqrt(cov.variance), problem.residual_sd, rtol=1e-8)
-        assert cov.explain() == []
-
-
-@functools.cache
-def _load(name):
-    return nist.load(name)
 
 
 class TestLinearLoss:
