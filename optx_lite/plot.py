@@ -66,9 +66,6 @@ def fit(
 
     Examples
     --------
-    >>> import matplotlib
-    ...
-    ... matplotlib.use("Agg")
     >>> import jax.numpy as jnp, optx_lite as ox
     >>> t = jnp.linspace(0.0, 3.0, 12)
     >>> y = 2.0 * jnp.exp(-t) + 0.1 * jnp.cos(40 * t)
@@ -149,9 +146,6 @@ def convergence(history: Any, *, ax: Any = None) -> Any:
 
     Examples
     --------
-    >>> import matplotlib
-    ...
-    ... matplotlib.use("Agg")
     >>> import jax.numpy as jnp, optx_lite as ox
     >>> problem, x0 = ox.least_squares_problem(lambda x: x**2 - 2.0, jnp.array([1.0]))
     >>> result, history = ox.record(ox.LevenbergMarquardt(), problem, x0)
