@@ -2,7 +2,8 @@
 
 ``python -m benchmarks.accuracy``, with ``--tight`` for all the accuracy there is. SciPy has the
 same functions and the same exact Jacobians. Both sides' standard deviations are computed here,
-by QR, from the Jacobian which the solver handed back: they judge where it stopped.
+by QR, from the Jacobian which the solver handed back: they judge where it stopped. ``--curve-fit``
+adds ours through `curve_fit`, with the standard deviations which that gives.
 """
 
 import argparse
@@ -55,6 +56,8 @@ class Score:
 
 def standard_deviations(problem: nist.Problem, result: Any) -> np.ndarray:
     """sqrt of the diagonal of (JᵀJ)⁻¹ s², by QR of J with columns of length 1."""
+    if isinstance(result, Curve):
+        return result.perr
     jacobian, f = np.asarray(result.jac, float), np.asarray(result.fun, float)
     lengths = np.linalg.norm(jacobian, axis=0)
     if not (np.isfinite(jacobian).all() and lengths.all()):
@@ -89,9 +92,31 @@ def by_us(problem: nist.Problem, start: np.ndarray, **options: Any) -> ox.Result
     return ox.least_squares(problem.residuals, start, args=args, **options)
 
 
-def compare(methods: list[str], folder: Any, options: dict[str, float]) -> list[Score]:
+@dataclass
+class Curve:
+    """What `curve_fit` gives."""
+
+    x: np.ndarray
+    perr: np.ndarray
+    success: bool
+    nfev: int
+
+
+def by_curve_fit(problem: nist.Problem, start: np.ndarray, **options: Any) -> Curve:
+    model = nist.MODELS[problem.name]
+    try:
+        fit = ox.curve_fit(model, problem.x, problem.y, start, **options)
+    except RuntimeError:
+        return Curve(np.full(start.size, np.nan), np.full(start.size, np.nan), False, 0)
+    return Curve(np.asarray(fit.popt), np.asarray(fit.perr), True, fit.result.nfev)
+
+
+def compare(
+    methods: list[str], folder: Any, options: dict[str, float], curves: bool = False
+) -> list[Score]:
     """Print the digits of every run; the scores, ours and SciPy's for each method."""
     solvers = {"optx_lite": by_us, "SciPy": by_scipy}
+    solvers |= {"curve_fit": by_curve_fit} if curves else {}
     scores = {(m, s): Score(f"{s} {m}") for m in methods for s in solvers}
     columns = [Column(f"{method} {name}", len(method) + 10) for method, name in scores]
     table = Table(Column("problem", 9, "<"), Column("start", 5, "<"), *columns)
@@ -111,12 +136,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--methods", nargs="+", default=["trf", "lm", "dogbox"])
     parser.add_argument("--tight", action="store_true", help="all the accuracy there is")
+    parser.add_argument("--curve-fit", action="store_true", help="through `curve_fit`, too")
     parser.add_argument("--data", default=nist.DATA, help="a folder with more of NIST's files")
     parser.add_argument("--write", metavar="FILE", help="put the summary into this Markdown file")
     chosen = parser.parse_args()
     jax.config.update("jax_enable_x64", True)
 
-    scores = compare(chosen.methods, chosen.data, TIGHT if chosen.tight else {})
+    options = TIGHT if chosen.tight else {}
+    scores = compare(chosen.methods, chosen.data, options, chosen.curve_fit)
     print("\nDigits (LRE): f ended without success, ! success claimed with fewer than four.\n")
     table = Table(
         Column("solver", 16, "<"), Column("runs", 4), Column("≥ 6", 5), Column("≥ 8", 5),

@@ -2,6 +2,7 @@
 
 from . import chebyshev as chebyshev
 from . import elementwise as elementwise
+from . import plot as plot
 from .api.curve_fit import OptimizeWarning as OptimizeWarning
 from .api.curve_fit import curve_fit as curve_fit
 from .api.curve_fit import leastsq as leastsq
@@ -19,6 +20,9 @@ from .api.root import root as root
 from .driver.adjoint import AbstractAdjoint as AbstractAdjoint
 from .driver.adjoint import ImplicitAdjoint as ImplicitAdjoint
 from .driver.adjoint import UnrolledAdjoint as UnrolledAdjoint
+from .driver.progress import History as History
+from .driver.progress import ProgressBar as ProgressBar
+from .driver.progress import record as record
 from .driver.run import run as run
 from .linalg.inverse_hessian import LbfgsInvHessProduct as LbfgsInvHessProduct
 from .problem.least_squares import LeastSquaresProblem as LeastSquaresProblem
@@ -34,6 +38,8 @@ from .solvers import AbstractSolver as AbstractSolver
 from .solvers import Dogbox as Dogbox
 from .solvers import LevenbergMarquardt as LevenbergMarquardt
 from .solvers import TrustRegionReflective as TrustRegionReflective
+from .statistics.bootstrap import Bootstrap as Bootstrap
+from .statistics.bootstrap import bootstrap as bootstrap
 from .statistics.covariance import Covariance as Covariance
 from .statistics.covariance import covariance as covariance
 from .statistics.curve import CurveFit as CurveFit

@@ -92,3 +92,8 @@ def test_certified_standard_deviations(name, method):
     res, problem = fit(name, method, 2), load(name)
     sd = standard_deviations(np.asarray(res.jac), 2 * float(res.cost), problem.dof)
     assert nist.lre(sd, problem.certified_sd) >= DIGITS
+    cov = ox.covariance(res)
+    assert nist.lre(cov.stderr, problem.certified_sd) >= DIGITS
+    assert int(cov.rank) == len(problem.certified) and int(cov.dof) == problem.dof
+    assert_allclose(np.sqrt(cov.variance), problem.residual_sd, rtol=1e-8)
+    assert cov.explain() == []

@@ -13,9 +13,12 @@ import numpy as np
 
 from ..problem.arguments import as_tuple
 from ..problem.pytrees import is_concrete
+from ..results.least_squares import MESSAGES, NONFINITE
 from ..solvers import AbstractLeastSquaresSolver
 from ..statistics.covariance import covariance
 from ..statistics.curve import CurveFit, Data, Model, minpack_code, pivoted_factors, residuals
+from ..statistics.orthogonal import at_the_feet, check_pointwise
+from ..statistics.padding import LENGTH_HINT
 from .curve_fit_arguments import (
     bounds_of,
     data_of,
@@ -46,6 +49,7 @@ def curve_fit(
     *,
     full_output: bool = False,
     nan_policy: str | None = None,
+    sigma_x: Any = None,
     mask: Any = None,
     fixed: Any = None,
     **kwargs: Any,
@@ -87,6 +91,11 @@ def curve_fit(
     nan_policy : {'raise', 'omit'}, optional
         What to do with NaN in the data. 'omit' sets ``mask``, so that shapes stay; inside ``jit``,
         too.
+    sigma_x : array_like that broadcasts to ``xdata``, optional
+        Standard deviations of ``xdata``, of shape (..., m): orthogonal distance regression.
+        ``sigma`` is then a scalar, (m,), or 1 if not given; where ``sigma_x`` is 0, x is exact.
+        Each value of ``f`` must depend on its own x alone. Residuals are signed distances from
+        the curve, and ``delta`` of the answer is the estimated errors of x.
     mask : array of bool, shape (m,), optional
         Where there are data. The others count for nothing, whatever their values, so that data
         sets of many lengths, padded to one, share a compiled program (see `pad_data`). ``f`` is
@@ -127,6 +136,9 @@ def curve_fit(
     OptimizeWarning
         Where the covariance is singular; with the names of the parameters.
 
+    Where data of many lengths compile for each (see `pad_data`) the logger ``optx_lite`` says so,
+    once.
+
     Examples
     --------
     >>> import jax, jax.numpy as jnp, optx_lite as ox
@@ -148,9 +160,13 @@ def curve_fit(
     (12,)
     """
     start = first_parameters(f, p0, bounds)
-    data, start = data_of(xdata, ydata, sigma, mask, start, check_finite, nan_policy)
+    data, start = data_of(
+        xdata, ydata, sigma, sigma_x, mask, start, check_finite, nan_policy
+    )  # fmt: skip
     start = jnp.atleast_1d(start) if jax.tree_util.all_leaves([start]) else start
     model = model_of(f, start)
+    if is_concrete(data.y):
+        LENGTH_HINT.note(f, data.y.size)
     options = options_of(method, kwargs)
     bounded = _is_bounded(bounds)
     method = ("trf" if bounded else "lm") if method is None else method
@@ -162,7 +178,7 @@ def curve_fit(
         )
     col_deriv = options.pop("col_deriv", False)
     if callable(jac):
-        options["jac"] = functools.partial(_jacobian, jac, model.style, bool(col_deriv))
+        options["jac"] = functools.partial(_jacobian, jac, model, bool(col_deriv))
     elif jac is not None:
         options["jac"] = jac
     fun, args = functools.partial(residuals, model), (data,)
@@ -172,6 +188,8 @@ def curve_fit(
     try:
         result = least_squares(fun, start, bounds=box, method=method, args=args, **options)
     except ValueError as error:
+        if str(error) == MESSAGES[NONFINITE] and data.sigma_x is not None:
+            check_pointwise(model, start, data)
         if "`x0`" not in str(error):
             raise
         raise ValueError(str(error).replace("`x0`", "`p0`")) from error
@@ -193,15 +211,18 @@ def _residuals_of(model: Model, data: Data, p: Any) -> Any:
     return residuals(model, p, data)
 
 
-def _jacobian(jac: Callable, style: str, transposed: bool, p: Any, data: Data) -> Any:
+def _jacobian(jac: Callable, model: Model, transposed: bool, p: Any, data: Data) -> Any:
     """The user's Jacobian of the curve as that of the residuals."""
-    rows = Model(jac, style)(data.x, p)
+    x, white = data.x, data.whiten
+    if data.sigma_x is not None:
+        x, white = at_the_feet(model, p, data)
+    rows = Model(jac, model.style)(x, p)
     whole = jax.tree.map(jnp.asarray, rows)
     if not jax.tree_util.all_leaves([whole]) and jax.tree_util.all_leaves([p]):
         whole = jnp.stack([jnp.asarray(row) for row in rows])
     if transposed:
         whole = jax.tree.map(jnp.transpose, whole)
-    return jax.tree.map(data.whiten, whole)
+    return jax.tree.map(white, whole)
 
 
 def _fit_of(

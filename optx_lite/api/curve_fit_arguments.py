@@ -89,8 +89,9 @@ def parameter_names(model: Model, p0: Any) -> tuple[str, ...]:
 
 
 def data_of(
-    xdata: Any, ydata: Any, sigma: Any, mask: Any, p0: Any, check_finite: Any, nan_policy: Any
-) -> tuple[Data, Any]:
+    xdata: Any, ydata: Any, sigma: Any, sigma_x: Any, mask: Any, p0: Any, check_finite: Any,
+    nan_policy: Any,
+) -> tuple[Data, Any]:  # fmt: skip
     """The data in one floating dtype, and p0 in it."""
     if check_finite is None:
         check_finite = nan_policy is None
@@ -106,7 +107,7 @@ def data_of(
         raise ValueError("`ydata` must not be empty!")
     sigma = None if sigma is None else as_array_or_tree(sigma)
     sigma = sigma if isinstance(sigma, jax.Array) or sigma is None else np.asarray(sigma)
-    dtype = _dtype(p0, x, y, sigma)
+    dtype = _dtype(p0, x, y, sigma, sigma_x)
     p0 = jax.tree.map(lambda leaf: _cast(leaf, dtype), p0)
     x = jax.tree.map(lambda leaf: _cast(leaf, dtype, integers=_is_array(x)), x)
     y = _cast(y, dtype).reshape(y.shape if y.ndim == 0 else -1)
@@ -119,7 +120,9 @@ def data_of(
         x, y = _filled(x, y, mask)
     if check_finite or nan_policy == "raise":
         _check_values(x, y, "nan" if not check_finite else "finite")
-    return Data(x, y, None if sigma is None else _weight(sigma, y, mask, dtype), mask), p0
+    weight = None if sigma is None else _weight(sigma, y, mask, dtype)
+    errors = None if sigma_x is None else _errors_of_x(sigma_x, x, y, weight, mask)
+    return Data(x, y, weight, mask, errors), p0
 
 
 def _is_array(x: Any) -> bool:
@@ -251,6 +254,30 @@ def _weight(sigma: Any, y: Any, mask: Any, dtype: Any) -> Any:
     if is_concrete(factor) and not np.all(np.isfinite(np.asarray(factor))):
         raise ValueError("`sigma` must be positive definite.")
     return factor
+
+
+def _errors_of_x(sigma_x: Any, x: Any, y: Any, weight: Any, mask: Any) -> Any:
+    """The standard deviations of x, of its shape."""
+    if not _is_array(x) or x.shape[-1:] != y.shape or not jnp.issubdtype(x.dtype, jnp.floating):
+        raise ValueError(
+            f"`sigma_x` takes real `xdata` of shape (..., m) and `ydata` of shape (m,), got "
+            f"{x.shape if _is_array(x) else type(x).__name__} and {y.shape}."
+        )
+    if weight is not None and weight.ndim == 2:
+        raise ValueError("`sigma_x` takes `sigma` of shape () or (m,), not a matrix.")
+    sigma_x = sigma_x if isinstance(sigma_x, jax.Array) else np.asarray(sigma_x)
+    xp = np if is_concrete((sigma_x, mask)) else jnp
+    try:
+        spread = xp.broadcast_to(sigma_x, x.shape)
+    except ValueError:
+        raise ValueError(
+            f"`sigma_x` must go with the shape of `xdata`, {x.shape}, got {sigma_x.shape}."
+        ) from None
+    if mask is not None:
+        spread = xp.where(mask, spread, xp.zeros_like(spread))
+    if is_concrete(spread) and not np.all(np.isfinite(spread) & (np.asarray(spread) >= 0)):
+        raise ValueError("`sigma_x` must be finite and not negative.")
+    return spread.astype(x.dtype)
 
 
 def _check_factor(weight: Any) -> Any:

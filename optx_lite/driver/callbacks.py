@@ -118,6 +118,8 @@ class Listener(AbstractListener):
     def end(self, summary: dict[str, Any], lane: int) -> None:
         """After the last step."""
         initial = self.initial_values.pop(lane, None)
+        if hasattr(self.callback, "end_lane"):
+            self.callback.end_lane(lane)
         if not self.verbose:
             return
         result = self._record(summary)

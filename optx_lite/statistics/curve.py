@@ -15,6 +15,7 @@ from jaxtyping import Array
 
 from ..problem.pytrees import is_concrete
 from .covariance import Covariance
+from .orthogonal import distances, foot, points_of
 from .report import fit_report
 
 
@@ -51,12 +52,15 @@ class Data(eqx.Module):
         1 / sigma, or the lower Cholesky factor of the covariance of y.
     mask : array, shape (m,), bool, or None
         Where there is a datum.
+    sigma_x : array of x's shape, or None
+        The standard deviations of x, where it has errors too.
     """
 
     x: Any
     y: Any
     weight: Any
     mask: Any
+    sigma_x: Any = None
 
     def whiten(self, difference: Array) -> Array:
         """A difference of curve and data, (m,) or (m, n), in standard deviations of y."""
@@ -71,18 +75,36 @@ class Data(eqx.Module):
             return white.reshape(difference.shape)
         return difference * (self.weight[column] if self.weight.ndim else self.weight)
 
-    def count(self, m: int) -> Any:
-        """How many of m residuals stand for a datum: those with a weight."""
-        counts = jnp.ones((m,), bool) if self.mask is None else self.mask
+    def colour(self, white: Array) -> Array:
+        """The inverse of `whiten`, of (m,): 0 where there is no datum."""
+        if self.weight is None:
+            return white
+        if self.weight.ndim == 2:
+            return self.weight @ white
+        weight = jnp.asarray(self.weight)
+        return jnp.where(weight == 0, 0, white / jnp.where(weight == 0, 1, weight))
+
+    def counted(self, m: int) -> Array:
+        """Which of m residuals stand for a datum, (m,): those with a weight."""
+        counts = jnp.ones((m,), bool) if self.mask is None else jnp.asarray(self.mask)
         if self.weight is not None and self.weight.ndim == 1:
             counts = counts & (self.weight != 0)
-        elif self.mask is None:
+        return counts
+
+    def count(self, m: int) -> Any:
+        """How many of m residuals stand for a datum."""
+        if self.mask is None and (self.weight is None or self.weight.ndim != 1):
             return m
-        return jnp.sum(counts)
+        return jnp.sum(self.counted(m))
 
 
 def residuals(model: Model, p: Any, data: Data) -> Array:
-    """The residuals of the model, (m,), in standard deviations where these are given."""
+    """The residuals of the model, (m,), in standard deviations where these are given.
+
+    Where x has errors they are the signed distances from the curve.
+    """
+    if data.sigma_x is not None:
+        return distances(points_of(model, p, data))
     curve = jnp.ravel(jnp.asarray(model(data.x, p)))
     if not jnp.issubdtype(curve.dtype, jnp.inexact):
         curve = curve.astype(data.y.dtype)
@@ -171,6 +193,14 @@ class CurveFit(eqx.Module):
         """The fitted curve at x, by default at the data."""
         return self.model(self.data.x if x is None else x, self.popt)
 
+    @property
+    def delta(self) -> Array | None:
+        """The estimated errors of x, of its shape; None where it was taken to have none."""
+        if self.data.sigma_x is None:
+            return None
+        points = points_of(self.model, self.popt, self.data)
+        return points.at(foot(points)) - points.x
+
     def unchanged(self, flat: np.ndarray) -> bool:
         """Whether other parameters, (n,), give the same residuals; on the host."""
         p = self.covariance.restore(jnp.asarray(flat, self.covariance.x.dtype))
@@ -203,6 +233,15 @@ class CurveFit(eqx.Module):
 
     def __getitem__(self, index: Any) -> Any:
         return self._values()[index]
+
+
+def check_one(fit: CurveFit) -> None:
+    """Raise for a batch of fits."""
+    if jnp.ndim(fit.covariance.x) != 1:
+        raise ValueError(
+            "`fit` must be one fit, not a batch: use jax.vmap, or take one, "
+            "jax.tree.map(lambda leaf: leaf[0], fit)."
+        )
 
 
 def minpack_code(status: Any) -> Any:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from ..linalg import safe_divide, safe_sqrt
-from .curve import CurveFit
+from .curve import CurveFit, check_one
 
 
 class Influence(eqx.Module):
@@ -59,12 +59,11 @@ def influence(fit: CurveFit) -> Influence:
     >>> print([f"{h:.2f}" for h in ox.influence(fit).leverage])
     ['0.36', '0.28', '0.22', '0.20', '0.94']
     """
+    check_one(fit)
     if fit.loss != "linear":
         raise ValueError(f"`fit` must be one without a robust loss, got loss={fit.loss!r}.")
     estimate, f = fit.covariance, fit.result.fun
-    free = ~estimate.held
-    q = jnp.where(free[None, :], fit.result.jac, 0) @ estimate.factor
-    leverage = jnp.sum(q * q, axis=1)
+    leverage = leverages(fit)
     k = estimate.rank.astype(f.dtype)
     dof = estimate.dof.astype(f.dtype)
     s = safe_sqrt(2 * fit.result.cost / dof)
@@ -74,3 +73,14 @@ def influence(fit: CurveFit) -> Influence:
     return Influence(
         leverage, internal, external, safe_divide(internal**2 * leverage, k * rest)
     )  # fmt: skip
+
+
+def leverages(fit: CurveFit) -> Array:
+    """h, (m,)."""
+    q = free_jacobian(fit) @ fit.covariance.factor
+    return jnp.sum(q * q, axis=1)
+
+
+def free_jacobian(fit: CurveFit) -> Array:
+    """J without the columns of parameters that are held, (m, n)."""
+    return jnp.where(fit.covariance.held[None, :], 0, fit.result.jac)

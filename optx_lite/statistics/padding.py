@@ -1,11 +1,45 @@
-"""Data sets of many lengths as one batch."""
+"""Data sets of many lengths as one batch, and a hint to those who compile for each length."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+import types
+import weakref
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+
+LOGGER = logging.getLogger("optx_lite")
+MANY = 5  # lengths of data for one function, before the hint
+
+
+class LengthHint:
+    """Says once in a process that each length of data compiles anew."""
+
+    def __init__(self) -> None:
+        self.given = False
+        self.lengths: weakref.WeakKeyDictionary[types.CodeType, set[int]] = (
+            weakref.WeakKeyDictionary()
+        )
+
+    def note(self, f: Callable[..., Any], m: int) -> None:
+        """Of a fit of ``f`` to ``m`` data outside of `jax.jit`."""
+        code = getattr(f, "__code__", None)
+        if self.given or code is None:
+            return
+        seen = self.lengths.setdefault(code, set())
+        seen.add(m)
+        if len(seen) >= MANY:
+            self.given = True
+            self.lengths.clear()
+            LOGGER.warning(
+                "`curve_fit` was called with data of %d lengths for one function, and compiles for "
+                "each, a second or so. ox.pad_data and `mask` make them one length.", MANY,
+            )  # fmt: skip
+
+
+LENGTH_HINT = LengthHint()
 
 
 def pad_data(
@@ -13,8 +47,9 @@ def pad_data(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Pad data sets to one length, with a mask of what is there.
 
-    Every length of data is a program of its own, which takes seconds to compile; padded, all share
-    one, and can be fitted in one `vmap`.
+    Every length of data is a program of its own, which takes a second or so to compile; padded, all
+    share one, and can be fitted in one `vmap`, or one after the other: ``length`` then is the most
+    there will be, and ``mask=mask[i]`` says what is there.
 
     Parameters
     ----------

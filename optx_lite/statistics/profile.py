@@ -34,11 +34,12 @@ from ..problem.bounds import step_to_bound
 from ..problem.least_squares import least_squares_problem
 from ..problem.pytrees import is_concrete
 from ..solvers import LevenbergMarquardt, TrustRegionReflective
-from .curve import CurveFit, residuals
+from .curve import CurveFit, check_one, residuals
 from .propagation import freedom
 from .quantiles import half_width, radius
 
 FOUND, OPEN, BOUND, LOWER, FAILED = range(5)
+ONE_SIGMA = 0.6826894921370859  # the probability of one standard deviation
 MOST_TRIALS = 40
 FURTHEST = 1e3  # standard errors in units of q: beyond it a ray is open
 REASONS = {
@@ -62,6 +63,7 @@ class ProfileIntervals(eqx.Module):
         Of the lower and the upper end: 0 found, 1 open, 2 at the bound, 3 a lower cost was found,
         4 no convergence.
     names : tuple of str, static
+    level : float
     """
 
     value: Any
@@ -69,6 +71,7 @@ class ProfileIntervals(eqx.Module):
     upper: Any
     status: Any
     names: tuple[str, ...] = eqx.field(static=True)
+    level: Any = ONE_SIGMA
 
     def __repr__(self) -> str:
         if not is_concrete(self) or jnp.ndim(self.value) != 1:
@@ -83,7 +86,7 @@ class ProfileIntervals(eqx.Module):
 
 
 def profile_intervals(
-    fit: CurveFit, names: Sequence[str] | None = None, *, level: float = 0.6826894921370859
+    fit: CurveFit, names: Sequence[str] | None = None, *, level: float = ONE_SIGMA
 ) -> ProfileIntervals:
     """Compute profile-likelihood intervals of parameters: MINOS's errors.
 
@@ -126,19 +129,19 @@ def profile_intervals(
     size = jnp.where(jnp.isfinite(sigma) & (sigma > 0), sigma, jnp.maximum(jnp.abs(x), 1))
     ray = eye * size[None, :]
     rays = jnp.stack([-ray, ray], axis=1).reshape(2 * k, n)
-    q = half_width(jnp.asarray(level, x.dtype), freedom(fit, x.dtype))
+    q = _quantile(level, fit)
     distance, status = _distances(fit, rays, jnp.repeat(eye != 0, 2, axis=0), q)
     ends = x[jnp.array(rows)][:, None] + (
         distance.reshape(k, 2) * size[jnp.array(rows)][:, None] * jnp.array([[-1.0, 1.0]], x.dtype)
     )
     return ProfileIntervals(
         x[jnp.array(rows)], ends[:, 0], ends[:, 1], status.reshape(k, 2),
-        tuple(fit.covariance.names[i] for i in rows),
+        tuple(fit.covariance.names[i] for i in rows), level,
     )  # fmt: skip
 
 
 def contour(
-    fit: CurveFit, first: str, second: str, *, level: float = 0.6826894921370859, points: int = 32
+    fit: CurveFit, first: str, second: str, *, level: float = ONE_SIGMA, points: int = 32
 ) -> tuple[Array, Array]:
     """Compute the contour of two parameters at which the profile reaches a level.
 
@@ -184,7 +187,71 @@ def contour(
     return (x[None, :] + distance[:, None] * rays)[:, rows], status
 
 
+def profile_curves(
+    fit: CurveFit, ends: ProfileIntervals, points: int = 25
+) -> tuple[Array, Array, Array]:
+    """Profiles of parameters, from beyond one end of their intervals to beyond the other.
+
+    Parameters
+    ----------
+    fit : CurveFit
+        Without a robust loss.
+    ends : ProfileIntervals
+        Of the fit.
+    points : int
+        How many of each profile.
+
+    Returns
+    -------
+    grid : array, shape (k, points)
+        Values of each parameter: those of the interval and half as far again, within bounds. In
+        place of an end that is missing, three standard errors.
+    rise : array, shape (k, points)
+        tau² of (1); NaN where the fit with this parameter held failed.
+    quantile : array, shape ()
+        tau at the ends.
+    """
+    rows = _rows(fit, ends.names)
+    x, at = fit.covariance.x, jnp.array(rows)
+    sigma = fit.covariance.flat_stderr[at]
+    below, above = (
+        1.5 * jnp.where(jnp.isfinite(side), jnp.abs(side - ends.value), 3 * sigma)
+        for side in (ends.lower, ends.upper)
+    )
+    part = jnp.linspace(0, 1, points, dtype=x.dtype)[None, :]
+    grid = (ends.value - below)[:, None] + part * (below + above)[:, None]
+    problem, solver, start, variance = _held_problem(fit)
+    grid = jnp.clip(grid, problem.lower[at][:, None], problem.upper[at][:, None])
+    held = jnp.eye(x.shape[0], dtype=bool)[at]
+    rise = _rises(problem, solver, start, fit.result.cost, variance, held, grid)
+    return grid, rise, _quantile(ends.level, fit)
+
+
+def _quantile(level: Any, fit: CurveFit) -> Array:
+    dtype = fit.covariance.x.dtype
+    return half_width(jnp.asarray(level, dtype), freedom(fit, dtype))
+
+
+@jax.jit
+def _rises(
+    problem: Any, solver: Any, x: Array, cost: Array, variance: Array, held: Array, grid: Array
+) -> Array:
+    def rise(held: Array, value: Array) -> Array:
+        res = _fit_held(problem, solver, held, jnp.where(held, value, x), x)
+        return jnp.where(res.success, 2 * (res.cost - cost) / variance, jnp.nan)
+
+    return jax.vmap(jax.vmap(rise, (None, 0)))(held, grid)
+
+
+def _fit_held(problem: Any, solver: Any, held: Array, at: Array, start: Array) -> Any:
+    """The fit in which some parameters are held."""
+    lower, upper = (jnp.where(held, at, side) for side in (problem.lower, problem.upper))
+    there = eqx.tree_at(lambda p: (p.lower, p.upper), problem, (lower, upper))
+    return ImplicitAdjoint().solve(solver, there, jnp.where(held, at, start))
+
+
 def _rows(fit: CurveFit, names: Sequence[str] | None) -> list[int]:
+    check_one(fit)
     if fit.loss != "linear":
         raise ValueError(f"`fit` must be one without a robust loss, got loss={fit.loss!r}.")
     known = fit.covariance.names
@@ -197,6 +264,12 @@ def _rows(fit: CurveFit, names: Sequence[str] | None) -> list[int]:
 
 def _distances(fit: CurveFit, rays: Array, held: Array, q: Array) -> tuple[Array, Array]:
     """How far along each ray, (L, n), the profile reaches q; and why not, if it does not."""
+    problem, solver, x, variance = _held_problem(fit)
+    return _search(problem, solver, x, fit.result.cost, variance, rays, held, q)
+
+
+def _held_problem(fit: CurveFit) -> tuple[Any, Any, Array, Array]:
+    """The problem with bounds which may be closed, its solver, its x and s²."""
     problem, x = least_squares_problem(
         functools.partial(residuals, fit.model), fit.result.x, args=(fit.data,), bounds=fit.box
     )
@@ -204,7 +277,7 @@ def _distances(fit: CurveFit, rays: Array, held: Array, q: Array) -> tuple[Array
     problem = dataclasses.replace(problem, bounded=True)
     solver = (TrustRegionReflective if bounded else LevenbergMarquardt)(1e-10, 1e-10, 1e-10)
     variance = jnp.where(jnp.isfinite(fit.covariance.variance), fit.covariance.variance, jnp.nan)
-    return _search(problem, solver, jnp.asarray(x), fit.result.cost, variance, rays, held, q)
+    return problem, solver, jnp.asarray(x), variance
 
 
 class _Ray(eqx.Module):
@@ -245,9 +318,7 @@ def _along(
 
     def tau_at(d: Array, start: Array) -> tuple[Array, Array, Array]:
         at = jnp.clip(x + d * ray, problem.lower, problem.upper)
-        lower, upper = (jnp.where(held, at, side) for side in (problem.lower, problem.upper))
-        there = eqx.tree_at(lambda p: (p.lower, p.upper), problem, (lower, upper))
-        res: Any = ImplicitAdjoint().solve(solver, there, jnp.where(held, at, start))
+        res = _fit_held(problem, solver, held, at, start)
         rise = 2 * (res.cost - cost) / variance
         return jnp.sqrt(jnp.maximum(rise, 0)), res.x, _verdict(res, rise, q, eps)
 

@@ -19,7 +19,7 @@ from jaxtyping import Array
 from ..linalg import safe_sqrt
 from ..problem.pytrees import Unravel, ravel, widest
 from .covariance import Covariance
-from .curve import CurveFit
+from .curve import CurveFit, check_one
 from .quantiles import half_width
 
 KINDS = ("confidence", "prediction")
@@ -68,6 +68,7 @@ def propagate(fun: Callable[..., Any], fit: Any, covariance: Any = None) -> tupl
     0.67 0.03
     """
     if isinstance(fit, CurveFit):
+        check_one(fit)
         fit = fit.covariance
     if isinstance(fit, Covariance):
         x, restore = fit.x, fit.restore
@@ -118,10 +119,11 @@ def band(
     level : float
         Probability, at each x by itself.
     kind : {'confidence', 'prediction'}
-        Of the curve, or of a new datum.
+        Of the curve, or of a new datum (its y, at an x without error).
     sigma : scalar or array, optional
         For predictions, the standard deviation of a new datum in the units of the fit's ``sigma``.
-        By default that of the fit, if it was a scalar or ``x`` is not given.
+        By default that of the fit, if it was a scalar or ``x`` is not given. Needed, in the units
+        of the data, after a robust loss, which does not estimate it.
 
     Returns
     -------
@@ -148,8 +150,7 @@ def band(
         raise ValueError(f"`kind` must be one of {KINDS}, got {kind!r}.")
     curve, error = propagate(functools.partial(_curve_at, fit, x), fit)
     if kind == "prediction":
-        spread = _sigma_of(fit, x, sigma)
-        error = safe_sqrt(error**2 + fit.covariance.variance * spread**2)
+        error = safe_sqrt(error**2 + _variance_of(fit, sigma) * _sigma_of(fit, x, sigma) ** 2)
     q = half_width(jnp.asarray(level, curve.dtype), freedom(fit, curve.dtype))
     return Band(curve, error, curve - q * error, curve + q * error)
 
@@ -163,6 +164,15 @@ def freedom(fit: CurveFit, dtype: Any) -> Array:
     if fit.absolute_sigma:
         return jnp.asarray(jnp.inf, dtype)
     return fit.covariance.dof.astype(dtype)
+
+
+def _variance_of(fit: CurveFit, sigma: Any) -> Any:
+    """That of unit weight, of new data."""
+    if fit.loss == "linear":
+        return fit.covariance.variance
+    if sigma is None and not fit.absolute_sigma:
+        raise ValueError("`sigma` is missing: a robust loss does not estimate that of new data.")
+    return 1
 
 
 def _sigma_of(fit: CurveFit, x: Any, sigma: Any) -> Any:

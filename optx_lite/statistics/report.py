@@ -186,7 +186,7 @@ def _statistics(fit: Any, result: Any, estimate: Covariance, absolute: bool) -> 
     with np.errstate(divide="ignore"):
         likelihood = chi2 if absolute else n * np.log(chi2 / n)
     said |= {"AIC": likelihood + 2 * k, "BIC": likelihood + k * np.log(n)}
-    if fit is not result:
+    if fit is not result and fit.data.sigma_x is None:
         said["R2"] = float(fit.r_squared)
     return said
 

@@ -1,0 +1,96 @@
+"""Bootstraps, by what is known of their limits: covariances, SciPy's BCa, known distributions."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.stats
+from numpy.testing import assert_allclose, assert_array_equal
+
+import optx_lite as ox
+from optx_lite.statistics.bootstrap import _residual
+
+M = 30
+T = np.linspace(0.0, 3.0, M)
+SIGMA = np.linspace(0.02, 0.1, M)
+Y = 2.0 * np.exp(-1.2 * T) + 0.3 + SIGMA * np.random.default_rng(0).normal(size=M)
+
+
+def decay(t, a, b, c):
+    return a * jnp.exp(-b * t) + c
+
+
+FIT = ox.curve_fit(decay, T, Y, sigma=SIGMA)
+MANY = ox.bootstrap(FIT, 0, samples=4000)
+
+
+def test_parametric_has_the_errors_of_the_covariance():
+    # Of 4,000 normal samples a standard deviation is known to 1.1 %; the model is nearly linear.
+    assert int(MANY.failed) == 0
+    assert_allclose(MANY.stderr, FIT.perr, rtol=0.06)
+    assert_allclose(MANY.covariance, np.cov(np.asarray(MANY.x).T), rtol=1e-8)
+    low, high = MANY.intervals(0.9)
+    assert_allclose(low, np.quantile(MANY.x, 0.05, axis=0))
+    assert_allclose(high, np.quantile(MANY.x, 0.95, axis=0))
+    key = jax.random.key(0)
+    assert_array_equal(ox.bootstrap(FIT, key, samples=50).x, ox.bootstrap(FIT, 0, samples=50).x)
+    assert np.any(ox.bootstrap(FIT, 1, samples=50).x != ox.bootstrap(FIT, 0, samples=50).x)
+
+
+def test_residual_has_the_spread_of_the_residuals():
+    many = ox.bootstrap(FIT, 0, samples=4000, kind="residual")
+    assert_allclose(many.stderr, FIT.perr, rtol=0.08)
+    # The data that were drawn are made of the residuals, and of nothing else.
+    drawn = _residual(FIT, jax.random.key(3))
+    white = (np.asarray(drawn.y) - np.asarray(FIT.predict())) / SIGMA
+    own = -np.asarray(FIT.result.fun) / np.sqrt(1 - np.asarray(ox.influence(FIT).leverage))
+    own = own - own.mean()
+    assert np.max(np.min(np.abs(white[:, None] - own[None, :]), axis=1)) < 1e-12
+
+
+def test_matrix_sigma_and_masked_data():
+    a = np.random.default_rng(1).normal(size=(M, M))
+    matrix = np.diag(SIGMA**2) + 1e-5 * a @ a.T
+    mask = np.arange(M) != 4
+    fit = ox.curve_fit(decay, T, np.where(mask, Y, np.nan), sigma=matrix, absolute_sigma=True,
+                       mask=mask)  # fmt: skip
+    many = ox.bootstrap(fit, 0, samples=2000)
+    assert_allclose(many.stderr, fit.perr, rtol=0.1)
+    many = ox.bootstrap(fit, 0, samples=2000, kind="residual")
+    scale = np.sqrt(2 * float(fit.result.cost) / 26)
+    assert_allclose(many.stderr, scale * fit.perr, rtol=0.12)
+
+
+def test_bca_of_a_mean_is_scipys():
+    # y = a has the mean for its fit, and its residual bootstrap is that of the sample.
+    y = np.random.default_rng(2).exponential(size=40)
+    fit = ox.curve_fit(lambda x, a: a + 0 * x, np.arange(40.0), y)
+    many = ox.bootstrap(fit, 0, samples=20_000, kind="residual")
+    ref = scipy.stats.bootstrap((y,), np.mean, n_resamples=20_000, method="BCa", rng=0)
+    interval = ref.confidence_interval
+    low, high = many.intervals(0.95, "bca")
+    width = interval.high - interval.low
+    assert_allclose([low[0], high[0]], [interval.low, interval.high], atol=0.03 * width)
+    plain = many.intervals(0.95)
+    assert low[0] > plain[0][0] + 0.02 * width  # the data are skewed, and it is seen
+
+
+def test_failed_fits_are_left_out_and_counted():
+    fit = ox.Bootstrap(
+        x=jnp.array([[1.0], [np.nan], [3.0], [2.0]]), success=jnp.array([True, False, True, True]),
+        estimate=jnp.array([2.0]), acceleration=jnp.zeros(1), names=("a",),
+        restore=FIT.covariance.restore,
+    )  # fmt: skip
+    assert_allclose(fit.covariance, [[1.0]])
+    assert int(fit.failed) == 1 and "1 of 4 fits failed: left out." in repr(fit)
+
+
+def test_arguments():
+    with pytest.raises(ValueError, match="`kind` must be one of"):
+        ox.bootstrap(FIT, 0, kind="pairs")
+    with pytest.raises(ValueError, match="`samples` must be"):
+        ox.bootstrap(FIT, 0, samples=1)
+    with pytest.raises(TypeError, match="`fit` must come from `curve_fit`"):
+        ox.bootstrap(FIT.result, 0)
+    with pytest.raises(ValueError, match="`kind` must be one of"):
+        MANY.intervals(0.9, "basic")
