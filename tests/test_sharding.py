@@ -1,5 +1,6 @@
 """Solves whose lanes or data are spread over devices: the same answers, sharded as the input."""
 
+import fcntl
 import json
 import os
 import subprocess
@@ -15,15 +16,27 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def found():
-    """What the program found, by case."""
+def found(tmp_path_factory):
+    """What the program found, by case; it runs once, for all workers of pytest-xdist."""
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+    with (shared / "on_eight_devices.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # until the file is closed
+        written = shared / "on_eight_devices.json"
+        if not written.exists():
+            written.write_text(run_program())
+        return json.loads(written.read_text())
+
+
+def run_program():
     root = str(PROGRAM.parent.parent)
     environment = {**os.environ, "XLA_FLAGS": FLAGS, "PYTHONPATH": root, "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(
         [sys.executable, str(PROGRAM)], env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout)
+    return done.stdout
 
 
 LANES = (
