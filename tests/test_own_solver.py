@@ -10,7 +10,7 @@ import pytest
 from numpy.testing import assert_allclose
 
 import optx_lite as ox
-from optx_lite.driver import adjoint
+from optx_lite.driver import custom_derivative
 from optx_lite.solvers.base import Report
 
 T = np.linspace(0.0, 2.0, 20)
@@ -119,9 +119,11 @@ def test_a_solver_is_seen_as_it_is_now(how, monkeypatch):
         return ox.run(ReadsAGlobal(), problem, x0, how).x
 
     assert_allclose(solution(), 2.0)
-    programs = adjoint._run._cache_size()
+    programs = custom_derivative._run._cache_size()
     assert_allclose(solution(), 2.0)
-    assert adjoint._run._cache_size() == programs  # nothing compiles where nothing has changed
+    assert (
+        custom_derivative._run._cache_size() == programs
+    )  # nothing compiles where nothing has changed
     monkeypatch.setitem(globals(), "SIZE", 0.5)
     assert_allclose(solution(), 1.0)
 
