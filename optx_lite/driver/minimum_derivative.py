@@ -29,7 +29,7 @@ on which the variable leaves the bound, linear as all derivatives, so that both 
 Units. The cost is taken in a unit of the problem's (`units`), and H is formed with steps of the
 variables' own sizes, then equilibrated by powers of two: nothing under- or overflows unless the
 derivative itself does, and what counts as zero does not depend on units. Where the units of the
-variables are so far apart that products of two leave the range (`_balance`), it is NaN.
+variables are so far apart that products of two leave the range (`_in_range`), it is NaN.
 
 Singular H. The solution of minimum norm, if there is one for all the inputs that are
 differentiated; else NaN, in both modes (`linalg.symmetric`).
@@ -61,16 +61,16 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool
 
-from ..jax_support.control_flow import while_loop
+from ..jax_support.control_flow import while_loop, zeros_like
 from ..jax_support.xla import full_precision
 from ..linalg import (
     diagonal,
     equilibrate,
     exponent,
+    factor_symmetric,
     power_of_two,
     solve_by_products,
     solve_definite,
-    solve_symmetric,
 )
 from ..problem.base import AbstractProblem
 from ..problem.bounds import coleman_li
@@ -105,63 +105,54 @@ def minimum_tangents(
     x, values = result.x, moving.values
     problem = problem_of(moving.leaves)
     unit, size = problem.units(result)
-    fixed_x, fixed_unit = lax.stop_gradient((x, unit))
-    fixed = problem_of(moving.fixed().leaves)
-    d_given = moving.dots
-    d_values = [jnp.where(known, dot, 0) for dot in d_given]  # see `unknown`
+    unit = _balanced(unit, size)
+    dots = [jnp.where(known, dot, 0) for dot in moving.dots]  # see `unknown`
 
-    def problem_with(values: list[Array], moving: Moving = moving) -> AbstractProblem:
+    def problem_with(values: list[Array]) -> AbstractProblem:
         return problem_of(moving.with_values(values))
 
-    def d_gradient(d_values: list[Array]) -> tuple[Array, Array]:
-        return jax.jvp(lambda v: problem_with(v).gradient(x, balanced), (values,), (d_values,))
+    # The user's function stands here once, however many products follow. (It may be a solve.)
+    grad, linear = jax.linearize(lambda x, v: problem_with(v).gradient(x, unit), x, values)
+    zeros = zeros_like((x, values))
 
-    def hessian_times(p: Array) -> Array:
-        return jax.jvp(lambda x: problem.gradient(x, unit), (x,), (p,))[1]
+    # By a jvp, so that what is infinite by one argument does not meet a 0 of the other.
+    def hessian_times(p: Array, linear: Callable = linear) -> Array:
+        return jax.jvp(lambda x: linear(x, zeros[1]), (zeros[0],), (p,))[1]
 
-    def times_at_fixed(p: Array) -> Array:
-        """The same for a loop, which has no reverse mode."""
-        return jax.jvp(lambda x: fixed.gradient(x, fixed_unit), (fixed_x,), (p,))[1]
+    def change(dots: list[Array], linear: Callable = linear) -> Array:
+        return jax.jvp(lambda v: linear(zeros[0], v), (zeros[1],), (dots,))[1]
 
-    def shaken_gradient() -> Array:
-        """Its change where every input moves; for a solver, which must not move itself."""
-
-        def gradient(values: list[Array]) -> Array:
-            return problem_with(values, moving.fixed()).gradient(fixed_x, balanced)
-
-        fixed_values = moving.fixed().values
-        return jax.jvp(gradient, (fixed_values,), ([_shaken(v) for v in fixed_values],))[1]
+    # For loops, which have no reverse mode.
+    fixed = lax.stop_gradient(linear)
 
     dense = problem.dense or x.shape[0] <= DENSE
     hessian = (_Dense if dense else _ByProducts)(hessian_times, size)
-    balance, balanced, in_range = _balance(unit, hessian.unit)
-    scale = hessian.unit * balance
-    known = known & in_range
-    grad, d_grad = d_gradient(d_values)
-    grad = grad * balance * balance
+    known = known & _in_range(hessian.unit)
     free, d_bound = jnp.ones(x.shape, bool), jnp.zeros_like(x)
-    rhs = -scale * d_grad
+    rhs = -hessian.unit * change(dots)
     if problem.bounded:
-        sides, d_sides = jax.jvp(lambda v: _sides(problem_with(v)), (values,), (d_values,))
+        sides, d_sides = jax.jvp(lambda v: _sides(problem_with(v)), (values,), (dots,))
         held, settled = _held(
-            *lax.stop_gradient((sides, x, grad, size)), hessian.fixed(times_at_fixed)
+            *lax.stop_gradient((sides, x, grad, size)),
+            hessian.fixed(ft.partial(hessian_times, linear=fixed)),
         )
         known = known & settled
         free, d_bound = held == 0, jnp.where(held == 0, 0, jnp.where(held > 0, *d_sides[::-1]))
-        rhs = jnp.where(free, rhs - hessian.times(d_bound / scale), 0)
-    d_x = d_bound + scale * hessian.solve(
-        rhs,
-        free,
-        lambda: jnp.where(free, scale * shaken_gradient(), 0),
-    )
+        rhs = jnp.where(free, rhs - hessian.times(d_bound / hessian.unit), 0)
+
+    def probe() -> Array:
+        shaken = [_shaken(value) for value in moving.fixed().values]
+        return jnp.where(free, lax.stop_gradient(hessian.unit) * change(shaken, fixed), 0)
+
+    d_x = d_bound + hessian.unit * hessian.solve(rhs, free, probe)
     d_x = jnp.where(known, d_x, 0)
 
     def describe(x: Array, values: list[Array]) -> dict[str, Array]:
         return problem_with(values).describe(x)
 
-    _, described = jax.jvp(describe, (x, values), (d_x, d_values))
+    _, described = jax.jvp(describe, (x, values), (d_x, dots))
     moved = {"x": d_x, **described}
-    return jax.tree.map(ft.partial(_where_known, known, values, d_given), moved)
+    return jax.tree.map(ft.partial(_where_known, known, values, moving.dots), moved)
 
 
 def _where_known(
@@ -197,7 +188,7 @@ class _Dense:
 
         def solve(rhs: Array, free: Array) -> Array:
             among_free = jnp.where(free[:, None] & free[None, :], matrix, eye)
-            return solve_definite(among_free, rhs)[0]
+            return solve_definite(among_free, rhs)
 
         return _Fixed(self, lambda y: matrix @ y, solve)
 
@@ -205,11 +196,10 @@ class _Dense:
         """y with S H S y = ``rhs`` among the ``free`` variables, 0 for the others."""
         eye = jnp.eye(rhs.shape[0], dtype=rhs.dtype)
         matrix = jnp.where(free[:, None] & free[None, :], self.matrix, eye)
+        # Here, and not in the solver, of which there are as many as orders of differentiation.
+        factors = factor_symmetric(*lax.stop_gradient((matrix, self.unit)), probe)
         return lax.custom_linear_solve(
-            lambda y: matrix @ y,
-            rhs,
-            lambda _, b: solve_symmetric(matrix, b, self.unit, probe),
-            symmetric=True,
+            lambda y: matrix @ y, rhs, lambda _, b: factors.solve(b), symmetric=True
         )
 
 
@@ -257,21 +247,27 @@ class _Fixed:
         self.times, self.solve = times, solve
 
 
-def _balance(unit: Array | float, scale: Array) -> tuple[Array, Array, Array]:
-    """b, ``unit`` b^2, and whether all products of two entries of S b are in range.
+def _balanced(unit: Array | float, size: Array) -> Array:
+    """A unit of the cost in which S is about the root of the variables' ``size``.
 
-    With the cost in the unit b^2 times as large S becomes S b, about the root of S. A derivative
-    goes through it twice, in reverse mode before the rest: where the units of the variables are so
-    far apart that this leaves the range of the dtype, what came out would be finite and wrong.
+    ``unit`` is one in which S is about ``size``. A derivative goes through S twice, in reverse mode
+    before the rest, so that its root is what stays in range.
     """
-    unit = jnp.asarray(unit, scale.dtype)
-    most = jnp.finfo(scale.dtype).maxexp - 4
-    largest, smallest = exponent(jnp.max(scale)), exponent(jnp.min(scale))
-    b = -(largest + smallest) // 4
-    b = (jnp.clip(exponent(unit) + 2 * b, -most, most) - exponent(unit)) // 2
-    in_range = (2 * (largest + b) < most) & (2 * (smallest + b) > -most)
-    balanced = power_of_two(exponent(unit) + 2 * b, scale.dtype)
-    return power_of_two(b, scale.dtype), balanced, in_range
+    unit = exponent(jnp.asarray(unit, size.dtype))
+    most = jnp.finfo(size.dtype).maxexp - 4
+    of_size = exponent(size)
+    middle = (jnp.max(of_size) + jnp.min(of_size)) // 2
+    return power_of_two(jnp.clip(unit - middle, -most, most), size.dtype)
+
+
+def _in_range(unit: Array) -> Array:
+    """Whether all products of two entries of S are.
+
+    If the units of the variables are so far apart that they are not, what came out would be
+    finite and wrong.
+    """
+    most = jnp.finfo(unit.dtype).maxexp - 4
+    return jnp.max(jnp.abs(2 * exponent(unit))) < most
 
 
 def _unit_diagonal(curvature: Array, size: Array) -> Array:

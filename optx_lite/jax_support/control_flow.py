@@ -40,6 +40,11 @@ def vary_like(tree: Any, like: Any) -> Any:
     return jax.tree.map(lambda leaf, other: _cast(leaf, varying_axes(other)), tree, like)
 
 
+def zeros_like(tree: Any) -> Any:
+    """A pytree of zeros, which vary as the arrays do."""
+    return vary_like(jax.tree.map(jnp.zeros_like, tree), tree)
+
+
 def cond(pred: Any, true_fun: Callable, false_fun: Callable) -> Any:
     """`jax.lax.cond`, without operands.
 
