@@ -48,8 +48,6 @@ LANES = (
 @pytest.mark.parametrize("name", LANES)
 @pytest.mark.parametrize("how", ["shard_map", "Explicit", "Auto"])
 def test_lanes_on_many_devices(found, how, name):
-    if (how, name) == ("Explicit", "find_root"):
-        pytest.skip("elementwise searches have no automatic mode yet")
     case = found[f"{how}: {name}"]
     assert case["difference"] < 1e-7
     assert all(case["sharded"])
@@ -71,8 +69,21 @@ def test_data_on_many_devices(found, how, name):
         assert any(case["sharded"])
 
 
+@pytest.mark.parametrize(
+    "name", ["gradient", "minimize, gradient", "find_root", "find_root, gradient"]
+)
+def test_explicit_sharding_outside_of_set_mesh(found, name):
+    case = found[f"outside: {name}"]
+    assert case["difference"] < 1e-7
+    assert all(case["sharded"])
+
+
 def test_a_sum_over_all_devices_has_one_minimum(found):
     assert found["same on all"]["difference"] < 1e-6
+
+
+def test_the_derivative_of_a_sum_over_devices_is_refused(found):
+    assert all("psum" in text for text in found["refusals"])
 
 
 def test_devices_do_not_wait_for_each_other(found):

@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array
 
 from ..functions import communicates
-from ..jax_support.control_flow import explicit_spec, in_auto_mode
+from ..jax_support.control_flow import explicit_spec, in_auto_mode, in_shard_map
 from ..problem.base import AbstractProblem
 from ..results.base import AbstractResult
 from .batching import in_chunks
@@ -111,6 +111,12 @@ class _Minimum(Rule):
 
     def tangents(self, answer: AbstractResult, moving: Moving) -> AbstractResult:
         """Of x and of what follows from it."""
+        if communicates(self.inputs(moving.leaves)) and in_shard_map():
+            raise NotImplementedError(
+                "Inside jax.shard_map there is no derivative of a solve whose function "
+                "communicates over devices (jax.lax.psum). Under jax.jit with sharded data, "
+                "without shard_map and psum, the same sum is differentiated."
+            )
 
         def problem_of(leaves: list[Array]) -> AbstractProblem:
             return self.inputs(leaves)[1]

@@ -20,7 +20,7 @@ from jax.core import Tracer
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array
 
-from ..jax_support.control_flow import vary_like
+from ..jax_support.control_flow import in_mesh_of, vary_like
 from .callbacks import is_staged
 
 
@@ -115,7 +115,8 @@ def _with_derivative_jvp(rule: Rule, primals: Any, tangents: Any) -> Any:
         if not isinstance(dot, SymbolicZero) and jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
     )
     dots = [tangents[2][place] for place in places]
-    return floats, _tangents(rule, places, floats, others, leaves, dots)
+    with in_mesh_of(leaves):
+        return floats, _tangents(rule, places, floats, others, leaves, dots)
 
 
 _with_derivative.defjvp(_with_derivative_jvp, symbolic_zeros=True)

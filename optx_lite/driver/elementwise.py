@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 from jaxtyping import Array
 
-from ..jax_support.control_flow import fori_loop, while_loop
+from ..jax_support.control_flow import explicit_spec, fori_loop, in_auto_mode, while_loop
 from ..problem.elementwise import ElementwiseProblem, NoDerivativeError, at_each, value_and_slope
 from ..results.elementwise import (
     BAD_INPUT,
@@ -274,11 +276,31 @@ class _Search(Rule):
 
     def run(self, leaves: list[Array]) -> Found:
         """The answer, with the width of the last bracket."""
-        search, problem, watch = self.inputs(leaves)
-        return search(problem, watch)
+
+        def run(*leaves: Array) -> Found:
+            search, problem, watch = self.inputs(list(leaves))
+            return search(problem, watch)
+
+        return in_auto_mode(run, leaves, self._spec_of(leaves))
 
     def tangents(self, answer: Found, moving: Moving) -> Found:
         """Of x and of the value there; an answer without an x has none."""
+        given, treedef = jax.tree.flatten((answer, moving.leaves, moving.dots))
+
+        def tangents(*given: Array) -> Found:
+            answer, leaves, dots = jax.tree.unflatten(treedef, given)
+            return self._tangents(answer, Moving(leaves, moving.places, dots))
+
+        return in_auto_mode(tangents, given, self._spec_of(moving.leaves))
+
+    def _spec_of(self, leaves: list[Array]) -> Callable[[Any], PartitionSpec]:
+        """How an array of the answer is sharded: as those of the problem's shape are."""
+        shape = self.inputs(leaves)[1].shape[:1]
+        specs = [explicit_spec(leaf) for leaf in leaves if shape and leaf.shape[:1] == shape]
+        spec = next(filter(any, specs), PartitionSpec())
+        return lambda leaf: spec if leaf.shape[:1] == shape else PartitionSpec()
+
+    def _tangents(self, answer: Found, moving: Moving) -> Found:
         search, problem, _ = self.inputs(moving.leaves)
         result, none = answer.result, jax.tree.map(lambda _: None, answer)
         if not isinstance(result, (ElementwiseResult, ScalarResult)):

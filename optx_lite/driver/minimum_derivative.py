@@ -35,8 +35,10 @@ Singular H. The solution of minimum norm, if there is one for all the inputs tha
 differentiated; else NaN, in both modes (`linalg.symmetric`).
 
 (1) is solved by `lax.custom_linear_solve`, so the rule is a forward one which can be
-transposed: jvp, vjp, jacfwd, jacrev, hessian and vmap of each work. Its cost is n
-Hessian-vector products and one factorisation. Above `DENSE` variables a minimiser forms no
+transposed: jvp, vjp, jacfwd, jacrev, hessian and vmap of each work. The user's function is
+linearised once, which gives all products with H and the change of the gradient, and H is
+factorised once for all orders of differentiation: where that function holds a solve itself, no
+order copies it. Above `DENSE` variables a minimiser forms no
 matrix: conjugate gradients take as many products as they need, with variables equilibrated by
 products, too (`linalg.conjugate_gradient`); beyond a condition of about 1e8 in float64 they
 answer NaN, as they do in reverse mode where H is singular. Least squares has a matrix (m, n)
@@ -61,7 +63,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool
 
-from ..jax_support.control_flow import while_loop, zeros_like
+from ..jax_support.control_flow import shard_like, while_loop, zeros_like
 from ..jax_support.xla import full_precision
 from ..linalg import (
     diagonal,
@@ -326,4 +328,5 @@ def _shaken(value: Array) -> Array:
     flat = jnp.where(jnp.isfinite(value), value, 0).reshape(-1)
     size = jnp.max(jnp.abs(flat), initial=0)
     angles = 2.399963 * jnp.arange(1, flat.size + 1, dtype=size.dtype)  # the golden one
-    return (jnp.where(size > 0, size, 1) * jnp.cos(angles)).reshape(value.shape).astype(value.dtype)
+    shaken = jnp.where(size > 0, size, 1) * jnp.cos(angles)
+    return shard_like(shaken.reshape(value.shape).astype(value.dtype), value)
