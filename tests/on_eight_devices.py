@@ -94,11 +94,50 @@ def placed(kind):
     return run
 
 
+def outside(fun, data):
+    """Without `jax.set_mesh`: the mesh stands in the types alone."""
+    return jax.jit(fun)(jax.device_put(data, NamedSharding(mesh_of(AxisType.Explicit), P("d"))))
+
+
+def roots(data):
+    """Of an array of equations, sharded as the data."""
+    equation = lambda x, c: x**3 - c
+    return ox.elementwise.find_root(equation, (-3.0, 3.0), args=(data[:, 0],)).x
+
+
+OUTSIDE = {
+    "gradient": jax.vmap(ONE_LANE["gradient"][0]),
+    "minimize, gradient": jax.vmap(jax.grad(lambda y: ox.minimize(cost, P0, args=(y,)).x[0])),
+    "find_root": roots,
+    "find_root, gradient": jax.grad(lambda data: jnp.sum(roots(data))),
+}
+
+
 def same_on_all(data):
     """A sum over all devices: x stays the same on each, and its type says so."""
     total = lambda rows: ox.minimize(lambda p: lax.psum(cost(p, rows[0]), "d"), P0).x
     mesh = mesh_of(AxisType.Auto)
     return jax.jit(jax.shard_map(total, mesh=mesh, in_specs=P("d"), out_specs=P()))(data)
+
+
+def refusals(data):
+    """What the derivative of such a sum says, with JAX's checks of varying axes and without."""
+
+    def solution(s, rows):
+        return ox.minimize(lambda p: lax.psum(cost(p, s * rows[0]), "d"), P0).x[0]
+
+    def refusal(checks):
+        on_devices = jax.shard_map(
+            jax.grad(solution), mesh=mesh_of(AxisType.Auto), in_specs=(P(), P("d")),
+            out_specs=P(), check_vma=checks,
+        )  # fmt: skip
+        try:
+            jax.eval_shape(on_devices, 1.0, data)
+        except NotImplementedError as err:
+            return str(err)
+        return ""
+
+    return [refusal(True), refusal(False)]
 
 
 def waits(data):
@@ -115,8 +154,6 @@ def main():
         expected = jax.jit(jax.vmap(one))(data)
         out[f"shard_map: {name}"] = report(in_shard_map(one, data), expected)
         for kind in (AxisType.Explicit, AxisType.Auto):
-            if (name, kind) == ("find_root", AxisType.Explicit):
-                continue  # elementwise searches have no automatic mode yet
             got = placed(kind)(jax.vmap(one), data)
             out[f"{kind.name}: {name}"] = report(got, expected)
     for name in ("trf, bounds", "minimize"):
@@ -127,8 +164,11 @@ def main():
         expected = jax.jit(fun)(T, Y)
         for kind in (AxisType.Explicit, AxisType.Auto):
             out[f"{kind.name}, m: {name}"] = report(placed(kind)(fun, T, Y), expected)
+    for name, fun in OUTSIDE.items():
+        out[f"outside: {name}"] = report(outside(fun, LANES), jax.jit(fun)(LANES))
     total = lambda p: sum(cost(p, y) for y in LANES[:8])
     out["same on all"] = {"difference": compare(same_on_all(LANES[:8]), ox.minimize(total, P0).x)}
+    out["refusals"] = refusals(LANES[:8])
     out["waits"] = waits(MANY)
     json.dump(out, sys.stdout)
 

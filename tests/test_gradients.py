@@ -480,7 +480,7 @@ def test_many_variables_of_least_squares(n, condition):
 def test_many_variables_of_a_minimiser(n, kind, monkeypatch):
     # n = 13: by products, whatever DENSE is.
     if n == 13:
-        monkeypatch.setattr("optx_lite.driver.adjoint.DENSE", 1)
+        monkeypatch.setattr("optx_lite.driver.minimum_derivative.DENSE", 1)
     rng = np.random.default_rng(n)
     held = np.arange(n) % 7 == 0
     x, weight = rng.standard_normal(n), rng.standard_normal(n)

@@ -381,7 +381,7 @@ def test_derivative_of_the_value_and_the_gradient():
 
 def test_derivative_of_a_large_problem_by_products(monkeypatch):
     n = 300
-    monkeypatch.setattr("optx_lite.driver.adjoint.DENSE", n - 1)
+    monkeypatch.setattr("optx_lite.driver.minimum_derivative.DENSE", n - 1)
     upper = np.where(np.arange(n) % 7 == 0, 0.5, INF)
     rng = np.random.default_rng(0)
     b, w = 1 + rng.standard_normal(n), rng.standard_normal(n)

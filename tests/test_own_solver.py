@@ -10,6 +10,7 @@ import pytest
 from numpy.testing import assert_allclose
 
 import optx_lite as ox
+from optx_lite.driver import custom_derivative
 from optx_lite.solvers.base import Report
 
 T = np.linspace(0.0, 2.0, 20)
@@ -101,6 +102,30 @@ def test_lanes_and_derivatives(expected):
         assert_allclose(lane, fit(y).x, rtol=1e-9)
     for mode in (jax.jacfwd, jax.jacrev):
         assert_allclose(mode(lambda y: fit(y).x)(jnp.asarray(Y)), expected[1], rtol=1e-6)
+
+
+SIZE = 1.0
+
+
+class ReadsAGlobal(GaussNewton):
+    def finish(self, problem, state):
+        return eqx.tree_at(lambda r: r.x, super().finish(problem, state), SIZE * state.x)
+
+
+@pytest.mark.parametrize("how", [ox.ImplicitAdjoint(), ox.UnrolledAdjoint(steps=9)])
+def test_a_solver_is_seen_as_it_is_now(how, monkeypatch):
+    def solution():
+        problem, x0 = ox.least_squares_problem(lambda x: x - 2.0, [1.0])
+        return ox.run(ReadsAGlobal(), problem, x0, how).x
+
+    assert_allclose(solution(), 2.0)
+    programs = custom_derivative._run._cache_size()
+    assert_allclose(solution(), 2.0)
+    assert (
+        custom_derivative._run._cache_size() == programs
+    )  # nothing compiles where nothing has changed
+    monkeypatch.setitem(globals(), "SIZE", 0.5)
+    assert_allclose(solution(), 1.0)
 
 
 def test_callback_and_report(capsys):

@@ -145,7 +145,8 @@ def least_squares(
 
     References
     ----------
-    See `optx_lite.solvers` for the methods and `optx_lite.driver.adjoint` for the derivative.
+    See `optx_lite.solvers` for the methods and `optx_lite.driver.minimum_derivative` for the
+    derivative.
 
     Examples
     --------

@@ -9,4 +9,5 @@ from .complex_step import ComplexStep as ComplexStep
 from .finite_difference import FiniteDifference as FiniteDifference
 from .schemes import named as named
 from .schemes import resolve as resolve
+from .schemes import traced as traced
 from .user import UserJacobian as UserJacobian

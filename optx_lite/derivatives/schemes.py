@@ -1,13 +1,20 @@
 """From what a front door is given for `jac` to a scheme."""
 
-from jaxtyping import ArrayLike
+from __future__ import annotations
 
-from .autodiff import Forward, Reverse
+from collections.abc import Callable
+from typing import Any
+
+from jaxtyping import Array, ArrayLike, Float
+
+from ..functions.traced import Lifted, lift
+from .autodiff import Forward, Gradient, Reverse
 from .base import AbstractJacobian
 from .complex_step import ComplexStep
 from .finite_difference import FiniteDifference
 from .user import UserJacobian
 
+OWN = Forward, Reverse, Gradient, FiniteDifference, ComplexStep  # nothing but their fields counts
 METHODS = ("jacfwd", "jacrev", "2-point", "3-point", "cs")
 
 
@@ -60,3 +67,36 @@ def named(method: str, **steps) -> AbstractJacobian:
         case "cs":
             return ComplexStep(**steps)
     raise ValueError(f"Unknown method {method!r}: expected one of {', '.join(map(repr, METHODS))}.")
+
+
+class _Traced(AbstractJacobian):
+    """A scheme as a value: what it computes, with everything it captured as inputs."""
+
+    values_and_jacobian: Lifted
+
+    def linearize(self, fun, x, lower, upper):
+        """Both at once: what a program shares between them is not known any more."""
+        f, transposed = self.values_and_jacobian(fun, x, lower, upper)
+        return f, lambda: transposed
+
+
+def traced(
+    scheme: AbstractJacobian,
+    fun: Callable,
+    x: Float[Array, " n"],
+    lower: Float[Array, " n"],
+    upper: Float[Array, " n"],
+) -> AbstractJacobian:
+    """A scheme whose code is compiled anew when what it computes has changed.
+
+    A scheme of the user's may read a global, or call a helper that is redefined: like functions,
+    it is traced each time. ``fun`` is a pytree; the others are examples of their shapes.
+    """
+    if type(scheme) in OWN:
+        return scheme
+
+    def values_and_jacobian(fun: Callable, *point: Any) -> tuple[Array, Array]:
+        f, jacobian = scheme.linearize(fun, *point)
+        return f, jacobian()
+
+    return _Traced(lift(values_and_jacobian, fun, x, lower, upper, label="`jac`"))

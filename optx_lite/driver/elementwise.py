@@ -7,18 +7,17 @@ each work (see `driver.elementwise_derivative`).
 from __future__ import annotations
 
 import dataclasses
-import functools as ft
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jax import lax
-from jax.core import Tracer
+from jax.sharding import PartitionSpec
 from jaxtyping import Array
 
-from ..jax_support.control_flow import fori_loop, while_loop
+from ..jax_support.control_flow import explicit_spec, fori_loop, in_auto_mode, while_loop
 from ..problem.elementwise import ElementwiseProblem, NoDerivativeError, at_each, value_and_slope
 from ..results.elementwise import (
     BAD_INPUT,
@@ -35,6 +34,7 @@ from ..results.elementwise import (
 from ..solvers.elementwise.base import AbstractElementwiseSolver, has_no_answer
 from .blocks import Task, work_off
 from .callbacks import Watch
+from .custom_derivative import Moving, Rule, differentiable
 from .elementwise_derivative import DOUBT, Change, minimum_tangents, root_tangents
 
 NEWTON = 2  # steps of a polish: each squares the error, and they start from the root of eps
@@ -271,51 +271,53 @@ def _with_callback(task: Task, state: Any, watch: Watch, shape: tuple[int, ...])
 # -- with its derivative -------------------------------------------------------------------
 
 
+class _Search(Rule):
+    """Of a search on a problem: the answer moves as `elementwise_derivative` says."""
+
+    def run(self, leaves: list[Array]) -> Found:
+        """The answer, with the width of the last bracket."""
+
+        def run(*leaves: Array) -> Found:
+            search, problem, watch = self.inputs(list(leaves))
+            return search(problem, watch)
+
+        return in_auto_mode(run, leaves, self._spec_of(leaves))
+
+    def tangents(self, answer: Found, moving: Moving) -> Found:
+        """Of x and of the value there; an answer without an x has none."""
+        given, treedef = jax.tree.flatten((answer, moving.leaves, moving.dots))
+
+        def tangents(*given: Array) -> Found:
+            answer, leaves, dots = jax.tree.unflatten(treedef, given)
+            return self._tangents(answer, Moving(leaves, moving.places, dots))
+
+        return in_auto_mode(tangents, given, self._spec_of(moving.leaves))
+
+    def _spec_of(self, leaves: list[Array]) -> Callable[[Any], PartitionSpec]:
+        """How an array of the answer is sharded: as those of the problem's shape are."""
+        shape = self.inputs(leaves)[1].shape[:1]
+        specs = [explicit_spec(leaf) for leaf in leaves if shape and leaf.shape[:1] == shape]
+        spec = next(filter(any, specs), PartitionSpec())
+        return lambda leaf: spec if leaf.shape[:1] == shape else PartitionSpec()
+
+    def _tangents(self, answer: Found, moving: Moving) -> Found:
+        search, problem, _ = self.inputs(moving.leaves)
+        result, none = answer.result, jax.tree.map(lambda _: None, answer)
+        if not isinstance(result, (ElementwiseResult, ScalarResult)):
+            return none
+        change = Change(lambda leaves: self.inputs(leaves)[1], moving)
+        if isinstance(search, Search) and search.solver.FINDS_ROOT:
+            d_x, d_f = root_tangents(change, problem, result.x, result.success, answer.width)
+        else:
+            scalar = isinstance(result, ScalarResult)
+            side = result.active_mask.astype(result.x.dtype) if scalar else None
+            found = result.x, result.success, answer.width, side
+            d_x, d_f = minimum_tangents(change, problem, *found)
+        fields = {"x": d_x, "f_x" if isinstance(result, ElementwiseResult) else "fun": d_f}
+        return none._replace(result=dataclasses.replace(none.result, **fields))
+
+
 def solve(search: Any, problem: ElementwiseProblem, watch: Watch | None = None) -> Any:
     """Run a search to its end; an answer with an x has the derivative of that x."""
     leaves, treedef = jax.tree.flatten((search, problem, watch))
-    if not any(isinstance(leaf, Tracer) for leaf in leaves):
-        return _run(treedef, leaves).result  # nothing to differentiate
-    found = _run(treedef, lax.stop_gradient(leaves))
-    result = found.result
-    if not isinstance(result, (ElementwiseResult, ScalarResult)):
-        return result
-    # As floats: JAX has no tangents of integers whose number it does not know (`jax.export`).
-    side = None
-    if isinstance(result, ScalarResult):
-        side = result.active_mask.astype(result.x.dtype)
-    described = (result.success.astype(result.x.dtype), found.width, side)
-    moved = _moved(treedef, (result.x, result.value), described, leaves)
-    return eqx.tree_at(lambda result: (result.x, result.value), result, moved)
-
-
-@ft.partial(jax.jit, static_argnums=0)
-def _run(treedef: Any, leaves: list[Array]) -> Found:
-    search, problem, watch = jax.tree.unflatten(treedef, leaves)
-    return search(problem, watch)
-
-
-@ft.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _moved(treedef: Any, answer: Any, described: Any, leaves: list[Array]) -> tuple[Array, Array]:
-    """An answer (x and the value there), with its derivative by the leaves."""
-    return answer
-
-
-@_moved.defjvp
-def _moved_jvp(treedef: Any, primals: Any, tangents: Any) -> Any:
-    answer, (success, width, side), leaves = primals
-    answer = _moved(treedef, *primals)
-    found = answer[0], success > 0, width, side
-    return answer, _tangents(treedef, found, leaves, tangents[-1])
-
-
-@ft.partial(jax.jit, static_argnums=0)
-def _tangents(
-    treedef: Any, found: tuple[Array, ...], leaves: list[Array], dots: list[Any]
-) -> tuple[Array, Array]:
-    """Those of x and of the value there."""
-    search, problem, _ = jax.tree.unflatten(treedef, leaves)
-    change = Change(lambda leaves: jax.tree.unflatten(treedef, leaves)[1], leaves, dots)
-    if isinstance(search, Search) and search.solver.FINDS_ROOT:
-        return root_tangents(change, problem, *found[:3])
-    return minimum_tangents(change, problem, *found)
+    return differentiable(_Search(treedef), leaves).result

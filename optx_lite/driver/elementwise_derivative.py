@@ -38,6 +38,7 @@ from ..problem.elementwise import (
     first_possible,
     value_and_slope,
 )
+from .custom_derivative import Moving
 from .unknown import nan_unless_zero, zero_that_moves
 
 DOUBT = 64  # times eps: the part of a number that rounding may have spoilt
@@ -158,16 +159,14 @@ class Change:
     ----------
     problem_of : callable
         From leaves to the problem.
-    leaves, dots : list of arrays
-        The leaves, and their tangents.
+    moving : Moving
+        The leaves.
     """
 
-    def __init__(self, problem_of: Callable[[list[Any]], Any], leaves: list[Any], dots: list[Any]):
+    def __init__(self, problem_of: Callable[[list[Any]], ElementwiseProblem], moving: Moving):
         self.problem_of = problem_of
-        self.leaves = leaves
-        self.moving = [k for k, leaf in enumerate(leaves) if _is_inexact(leaf)]
-        self.values = [leaves[k] for k in self.moving]
-        self.dots = [dots[k] for k in self.moving]
+        self.moving = moving
+        self.values, self.dots = moving.values, moving.dots
 
     def of(self, quantity: Callable[[ElementwiseProblem], Array]) -> Array:
         """The change of a quantity.
@@ -178,10 +177,7 @@ class Change:
         """
 
         def fun(values: list[Array]) -> Array:
-            leaves = list(self.leaves)
-            for k, value in zip(self.moving, values, strict=True):
-                leaves[k] = value
-            return quantity(self.problem_of(leaves))
+            return quantity(self.problem_of(self.moving.with_values(values)))
 
         out = jax.eval_shape(fun, self.values)
 
@@ -219,7 +215,7 @@ class Change:
         element becomes NaN unless it is 0, see `unknown`.
         """
         own = self._places(lambda problem: (problem.args, problem.points))
-        dtype = self.problem_of(self.leaves).dtype
+        dtype = self.problem_of(self.moving.leaves).dtype
         weight: Any = 0
         rows = []
         for k, (value, dot) in enumerate(zip(self.values, self.dots, strict=True)):
@@ -234,9 +230,6 @@ class Change:
 
     def _places(self, part: Callable[[Any], Any]) -> list[int]:
         """Where among the values the leaves of a part of the problem are."""
-        chosen = set(jax.tree.leaves(part(self.problem_of(list(range(len(self.leaves)))))))
-        return [place for place, k in enumerate(self.moving) if k in chosen]
-
-
-def _is_inexact(leaf: Any) -> bool:
-    return jnp.issubdtype(leaf.dtype, jnp.inexact)
+        numbers = list(range(len(self.moving.leaves)))
+        chosen = set(jax.tree.leaves(part(self.problem_of(numbers))))
+        return [i for i, place in enumerate(self.moving.places) if place in chosen]

@@ -9,6 +9,7 @@ from jaxtyping import Array
 from ..problem.pytrees import ravel
 from ..results.base import to_host
 from ..solvers import AbstractSolver
+from ..solvers.traced import traced
 from .adjoint import AbstractAdjoint, ImplicitAdjoint
 from .callbacks import Listener, watched
 
@@ -58,10 +59,10 @@ def solve(
     listener: Listener | None,
 ) -> Any:
     """From a flat x to the result in the user's structures, perhaps with a callback."""
+    inputs = traced(solver, problem, x), problem, x
     if listener is None:
-        result = adjoint.solve(solver, problem, x)
+        result = adjoint.solve(*inputs)
     else:
-        inputs = solver, problem, x
         result = watched(lambda watch: adjoint.solve(*inputs, watch), listener, inputs)
     result = to_host(result)
     if isinstance(result.status, int) and result.status in solver.BAD_STARTS:

@@ -11,6 +11,7 @@ refused as ambiguous. A solve has no opinion on these: `in_auto_mode` leaves the
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +20,7 @@ import jax.core
 import jax.numpy as jnp
 from jax import lax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jaxtyping import Array
 
 Axes = frozenset[str]
 
@@ -38,6 +40,11 @@ def vary_with(tree: Any, others: Any) -> Any:
 def vary_like(tree: Any, like: Any) -> Any:
     """A pytree whose leaves vary at least as those of another of its structure."""
     return jax.tree.map(lambda leaf, other: _cast(leaf, varying_axes(other)), tree, like)
+
+
+def zeros_like(tree: Any) -> Any:
+    """A pytree of zeros, which vary as the arrays do."""
+    return vary_like(jax.tree.map(jnp.zeros_like, tree), tree)
 
 
 def cond(pred: Any, true_fun: Callable, false_fun: Callable) -> Any:
@@ -130,6 +137,24 @@ def explicit_mesh(value: Any) -> Any:
 def in_explicit_mode() -> bool:
     """Whether operations here look at the shardings in types."""
     return AxisType.Explicit in jax.sharding.get_abstract_mesh().axis_types
+
+
+def in_mesh_of(leaves: Any) -> Any:
+    """A context in which arrays whose types name a mesh meet that one, outside of `set_mesh` too.
+
+    JAX makes arrays of constants in the mesh of the context, and mixes no two meshes.
+    """
+    mesh = next((mesh for mesh in map(explicit_mesh, leaves) if mesh is not None), None)
+    if mesh is None or not jax.sharding.get_abstract_mesh().empty:
+        return contextlib.nullcontext()
+    return jax.sharding.use_abstract_mesh(mesh)
+
+
+def shard_like(value: Array, like: Array) -> Array:
+    """An array, in explicit mode sharded as another of its shape."""
+    if explicit_mesh(like) is None:
+        return value
+    return jax.sharding.reshard(value, jax.typeof(like).sharding)
 
 
 def in_auto_mode(fun: Callable, leaves: Any, spec_of: Callable[[Any], PartitionSpec]) -> Any:

@@ -15,8 +15,9 @@ from .positive import solve_positive as solve_positive
 from .scale import exponent as exponent
 from .scale import next_power_of_two as next_power_of_two
 from .scale import power_of_two as power_of_two
+from .symmetric import SymmetricFactors as SymmetricFactors
+from .symmetric import factor_symmetric as factor_symmetric
 from .symmetric import solve_definite as solve_definite
-from .symmetric import solve_symmetric as solve_symmetric
 from .triangular import diagonal as diagonal
 from .triangular import solve_transposed as solve_transposed
 from .triangular import solve_upper as solve_upper

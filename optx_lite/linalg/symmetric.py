@@ -25,37 +25,64 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import equinox as eqx
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Bool, Float
 
 from ..jax_support.control_flow import while_loop
 from .triangular import SMALL, diagonal, solve_transposed, solve_upper
 
 
-def solve_symmetric(
-    matrix: Array, b: Array, unit: Array, probe: Callable[[], Array] | None = None
-) -> Array:
-    """y with ``matrix @ y = b`` in the least-squares sense, and ``unit * y`` of minimum norm.
+class SymmetricFactors(eqx.Module):
+    """Of M, made once for all right-hand sides.
+
+    Attributes
+    ----------
+    matrix : array, shape (n, n)
+        M.
+    lower : array, shape (n, n)
+        Its Cholesky factor.
+    definite : array of bool, ()
+        Whether that is one.
+    inverse : array, shape (n, n)
+        Of (1), what maps S b to y, if it is not; NaN where there is no solution.
+    """
+
+    matrix: Float[Array, "n n"]
+    lower: Float[Array, "n n"]
+    definite: Bool[Array, ""]
+    inverse: Float[Array, "n n"]
+
+    def solve(self, b: Float[Array, " n"]) -> Float[Array, " n"]:
+        """y with M y = b in the least-squares sense, and ``unit * y`` of minimum norm."""
+        y = _refined(self.matrix, self.lower, b)
+        return jnp.where(self.definite, y, self.inverse @ b)
+
+
+def factor_symmetric(
+    matrix: Float[Array, "n n"],
+    unit: Float[Array, " n"],
+    probe: Callable[[], Array] | None = None,
+) -> SymmetricFactors:
+    """What M y = b is solved with.
 
     Parameters
     ----------
     matrix : array, shape (n, n)
         M: symmetric, with a diagonal of about 1; or of 0.
-    b : array, shape (n,)
-        S b of the module.
     unit : array, shape (n,)
         s, powers of two.
     probe : callable without arguments, optional
-        Called where M is singular: gives an array (n,) like ``b``. If M y = probe has no
-        solution, the answer is NaN.
+        Called where M is singular: gives an array (n,) like S b of the module. If M y = probe
+        has no solution, answers are NaN.
     """
-    eps = jnp.finfo(b.dtype).eps
-    n = b.shape[0]
-    y, definite = solve_definite(matrix, b)
+    eps = jnp.finfo(matrix.dtype).eps
+    eye = jnp.eye(matrix.shape[0], dtype=matrix.dtype)
+    lower, definite = _definite(matrix)
 
     def by_eigenvalues(state: tuple[Array, Array]) -> tuple[Array, Array]:
-        y, todo = state
-        finite = jnp.where(jnp.all(jnp.isfinite(matrix)), matrix, jnp.eye(n, dtype=b.dtype))
+        inverse, todo = state
+        finite = jnp.where(jnp.all(jnp.isfinite(matrix)), matrix, eye)
         values, vectors = jnp.linalg.eigh(finite)
         keep = _counts(values)
         null = jnp.where(keep, 0, vectors)
@@ -64,28 +91,40 @@ def solve_symmetric(
         lengths, turn = jnp.linalg.eigh(null.T @ (weight[:, None] * null))
         seen = _counts(lengths)
         z = jnp.where(seen, (null @ turn) / jnp.sqrt(jnp.where(seen, lengths, 1))[None, :], 0)
-        right = b - weight * (z @ (z.T @ b))
-        found = vectors @ jnp.where(keep, (vectors.T @ right) / jnp.where(keep, values, 1), 0)
-        found = found - z @ (z.T @ (weight * found))
+        right = eye - (weight[:, None] * z) @ z.T
+        reciprocal = jnp.where(keep, 1 / jnp.where(keep, values, 1), 0)
+        found = (vectors * reciprocal[None, :]) @ vectors.T
+        found = right.T @ found @ right
         if probe is not None:
             moved = probe()
             lost = jnp.max(jnp.abs(null.T @ moved)) > jnp.sqrt(eps) * jnp.max(jnp.abs(moved))
             found = jnp.where(lost, jnp.nan, found)
-        return jnp.where(todo, found, y), jnp.zeros_like(todo)
+        return jnp.where(todo, found, inverse), jnp.zeros_like(todo)
 
-    y, _ = while_loop(lambda state: state[1], by_eigenvalues, (y, ~definite))
-    return jnp.where(jnp.isfinite(jnp.sum(matrix)), y, jnp.nan)
+    start = jnp.zeros_like(matrix), ~definite
+    inverse, _ = while_loop(lambda state: state[1], by_eigenvalues, start)
+    inverse = jnp.where(jnp.isfinite(jnp.sum(matrix)), inverse, jnp.nan)
+    return SymmetricFactors(matrix, lower, definite, inverse)
 
 
-def solve_definite(matrix: Array, b: Array) -> tuple[Array, Array]:
-    """y with ``matrix @ y = b`` and True; zeros and False where the matrix is not definite."""
+def solve_definite(matrix: Array, b: Array) -> Array:
+    """y with ``matrix @ y = b``; zeros where the matrix is not definite."""
+    lower, definite = _definite(matrix)
+    return jnp.where(definite, _refined(matrix, lower, b), 0)
+
+
+def _definite(matrix: Array) -> tuple[Array, Array]:
+    """Cholesky's factor, and whether the matrix is definite."""
     lower = _cholesky(matrix)
     pivots = diagonal(lower)
-    definite = jnp.min(jnp.where(jnp.isfinite(pivots), pivots, 0)) > _rounding(b) ** 0.5
+    least = jnp.min(jnp.where(jnp.isfinite(pivots), pivots, 0))
+    return lower, least > _rounding(pivots) ** 0.5
+
+
+def _refined(matrix: Array, lower: Array, b: Array) -> Array:
+    """With one correction: it gives back the digits that the factorisation of a stiff H lost."""
     y = _by_cholesky(lower, b)
-    # One correction: it gives back the digits that the factorisation of a stiff H lost.
-    y = y + _by_cholesky(lower, b - matrix @ y)
-    return jnp.where(definite, y, 0), definite
+    return y + _by_cholesky(lower, b - matrix @ y)
 
 
 def _counts(values: Array) -> Array:

@@ -16,7 +16,7 @@ import numpy as np
 from jax.experimental.sparse import BCOO
 from jaxtyping import Array
 
-from ..derivatives import AbstractJacobian, ComplexStep, resolve
+from ..derivatives import AbstractJacobian, ComplexStep, resolve, traced
 from ..derivatives.compressed import Compressed
 from ..derivatives.sparsity import detected, sparsity
 from ..derivatives.structured import AbstractStructured, MatrixFree, UserSparse
@@ -265,9 +265,7 @@ def least_squares_problem(
     check_finite(x)
     check_inside(x, lower, upper)
     args = as_tuple(args)
-    scheme = (
-        MatrixFree() if isinstance(jac, str) and jac == MATRIX_FREE else resolve(jac, diff_step)
-    )
+    scheme = _scheme(jac, diff_step)
     complex_too = isinstance(scheme, ComplexStep)
     residuals = _Residuals(UserFunction.lifted(fun, restore, args, kwargs, complex_too=complex_too))
     out = residuals.fun.out_shape
@@ -278,7 +276,9 @@ def least_squares_problem(
     precision = max(float(jnp.finfo(d).eps) for d in [dtype, *floats])
     if jac_sparsity is not None:
         scheme = _compressed(jac, scheme, jac_sparsity, residuals, x, m)
-    elif callable(jac) and not isinstance(jac, AbstractJacobian):
+    elif isinstance(jac, AbstractJacobian):
+        scheme = traced(jac, residuals, x, lower, upper)
+    elif callable(jac):
         scheme = _users_scheme(jac, restore, args, kwargs, out, (m, x.size))
     problem = LeastSquaresProblem(
         residuals=residuals,

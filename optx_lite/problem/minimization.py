@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from ..derivatives import AbstractJacobian, FiniteDifference, Gradient, named
+from ..derivatives import AbstractJacobian, FiniteDifference, Gradient, named, traced
 from ..jax_support.control_flow import vary_with
 from ..results.minimize import MinimizeResult
 from .arguments import (
@@ -65,7 +65,7 @@ class MinimizationProblem(AbstractProblem):
     def value_and_grad(self, x: Array) -> tuple[Array, Array]:
         """f(x) and its gradient (n,): the one evaluation of a step."""
         value, jacobian = self.derivative.linearize(
-            lambda x: self.objective(x)[None], x, self.lower, self.upper
+            _AsVector(self.objective), x, self.lower, self.upper
         )
         return value[0].astype(x.dtype), jacobian()[:, 0].astype(x.dtype)
 
@@ -91,6 +91,15 @@ class MinimizationProblem(AbstractProblem):
         """The result in the user's structure."""
         values = self.restore_x(result.x), self.restore_x(result.jac)
         return eqx.tree_at(lambda r: (r.x, r.jac), result, values)
+
+
+class _AsVector(eqx.Module):
+    """A scalar function as one whose value has shape (1,)."""
+
+    objective: Callable[[Array], Array]
+
+    def __call__(self, x: Array) -> Array:
+        return self.objective(x)[None]
 
 
 class _Objective(eqx.Module):
@@ -180,9 +189,12 @@ def minimization_problem(
     args = as_tuple(args)
     objective = _lift_objective(fun, restore, args, kwargs, jac)
     x = vary_with(x, (objective.fun.out_shape, lower, upper))
+    derivative = _derivative(jac, objective, restore, args, eps, finite_diff_rel_step)
+    if isinstance(jac, AbstractJacobian):
+        derivative = traced(derivative, _AsVector(objective), x, lower, upper)
     problem = MinimizationProblem(
         objective=objective,
-        derivative=_derivative(jac, objective, restore, args, eps, finite_diff_rel_step),
+        derivative=derivative,
         lower=lower,
         upper=upper,
         bounded=bounded,
