@@ -1,0 +1,279 @@
+"""A function to be searched for its lowest value in a finite box, on the unit cube.
+
+A population lives in the unit cube; `SearchProblem.at` carries it into the box,
+
+    x = (1 - u) lower + u upper,
+
+which does not overflow for any finite box and, clipped, is exact where ``lower == upper``.
+An integral parameter is rounded; its box is widened by a half on either side, so that each
+integer has the same share of the cube (SciPy's rule).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from ..functions.traced import Lifted, inputs, lift
+from .arguments import as_tuple
+from .pytrees import as_dtype, is_concrete
+
+WRONG_SHAPE = (
+    "An array returned from a Constraint has the wrong shape. If `vectorized is False` the "
+    "Constraint should return an array of shape (M,). If `vectorized is True` then the Constraint "
+    "must return an array of shape (M, S), where S is the number of solution vectors and M is the "
+    "number of constraint components in a given Constraint object."
+)
+
+
+class Constraint(eqx.Module):
+    """``lower <= fun(x) <= upper``, each of shape (M,).
+
+    Attributes
+    ----------
+    fun : callable
+        (n,) -> (M,), or (n, S) -> (M, S).
+    lower, upper : arrays, shape (M,)
+    """
+
+    fun: Lifted
+    lower: Array
+    upper: Array
+
+    def violation(self, x: Array) -> Array:
+        """By how much each component is exceeded; infinite where it is NaN."""
+        value = self.fun(x).astype(x.dtype)
+        lower, upper = (side[:, None] if x.ndim == 2 else side for side in (self.lower, self.upper))
+        excess = jnp.maximum(lower - value, 0) + jnp.maximum(value - upper, 0)
+        return jnp.where(jnp.isnan(value), jnp.inf, excess)
+
+
+class SearchProblem(eqx.Module):
+    """A function on a box, with constraints.
+
+    Attributes
+    ----------
+    objective : callable
+        (n,) -> (), or (n, S) -> (S,) if ``vectorized``; ``args`` are what else it takes.
+    constraints : tuple of Constraint
+    lower, upper : arrays, shape (n,)
+        The box, widened for integral parameters.
+    integral : array of bool, shape (n,), or None
+        Which parameters are integers.
+    vectorized : bool, static
+        Whether all functions take many points at once.
+    """
+
+    objective: Lifted
+    args: Any
+    constraints: tuple[Constraint, ...]
+    lower: Array
+    upper: Array
+    integral: Array | None
+    vectorized: bool = eqx.field(static=True)
+
+    def at(self, unit: Array) -> Array:
+        """The parameters, (..., n), at points of the unit cube."""
+        x = jnp.clip((1 - unit) * self.lower + unit * self.upper, self.lower, self.upper)
+        return x if self.integral is None else jnp.where(self.integral, jnp.round(x), x)
+
+    def unit(self, x: Array) -> Array:
+        """The points of the unit cube that belong to parameters, (..., n)."""
+        width = self.upper / 2 - self.lower / 2  # halved, or a wide box would overflow
+        share = (x / 2 - self.lower / 2) / jnp.where(width > 0, width, 1)
+        return jnp.where(width > 0, share, 0.5)
+
+    def values(self, x: Array) -> Array:
+        """f at many points, (S, n) -> (S,); infinite where it is NaN, so that it never wins."""
+        if self.vectorized:
+            f = self.objective(x.T, *self.args).reshape(x.shape[0])
+        else:
+            f = jax.vmap(self.value)(x)
+        return _ordered(f.astype(x.dtype))
+
+    def value(self, x: Array) -> Array:
+        """f at one point, (n,) -> ()."""
+        f = self.objective(x[:, None] if self.vectorized else x, *self.args)
+        return _ordered(f.reshape(()).astype(x.dtype))
+
+    def violations(self, x: Array) -> Array:
+        """Of all components of all constraints at many points, (S, n) -> (S, M); M is 1 or more."""
+        if not self.constraints:
+            return jnp.zeros((x.shape[0], 1), x.dtype)
+        if self.vectorized:
+            return jnp.concatenate([c.violation(x.T) for c in self.constraints]).T
+        return jax.vmap(self.violation)(x)
+
+    def violation(self, x: Array) -> Array:
+        """The same at one point, (n,) -> (M,)."""
+        if not self.constraints:
+            return jnp.zeros(1, x.dtype)
+        return jnp.concatenate(self.violation_of_each(x))
+
+    def violation_of_each(self, x: Array) -> list[Array]:
+        """Of each constraint by itself at one point."""
+        if self.vectorized:
+            return [c.violation(x[:, None])[:, 0] for c in self.constraints]
+        return [c.violation(x) for c in self.constraints]
+
+
+def _ordered(value: Array) -> Array:
+    return jnp.where(jnp.isnan(value), jnp.inf, value)
+
+
+def search_problem(
+    fun: Callable[..., Any],
+    bounds: Any,
+    *,
+    args: Any = (),
+    constraints: Any = (),
+    integrality: Any = None,
+    vectorized: bool = False,
+    like: Any = None,
+) -> SearchProblem:
+    """Make a problem of the user's function and bounds.
+
+    Parameters
+    ----------
+    fun, bounds, args, constraints, integrality, vectorized
+        As for `differential_evolution`.
+    like : array, optional
+        Whose floating dtype is taken where ``bounds`` has none of its own.
+    """
+    lower, upper = read_box(bounds, like)
+    integral = None
+    if integrality is not None and np.any(integrality):
+        integral = np.broadcast_to(np.asarray(integrality, bool), lower.shape)
+        lower, upper = _integral_box(lower, upper, integral)
+    args = as_tuple(args)
+    shape = (*lower.shape, 1) if vectorized else lower.shape
+    example = jax.ShapeDtypeStruct(shape, lower.dtype)
+    objective = lift(fun, example, *args, label="`func`")
+    _check_value(objective.out_shape, vectorized, fun, lower, args)
+    return SearchProblem(
+        objective=objective,
+        args=inputs(args),
+        constraints=tuple(_constraint(c, example) for c in _as_sequence(constraints)),
+        lower=lower,
+        upper=upper,
+        integral=integral,
+        vectorized=vectorized,
+    )
+
+
+def read_box(bounds: Any, like: Any = None) -> tuple[Any, Any]:
+    """Lower and upper, each (n,), of pairs (min, max) or of an object with ``lb`` and ``ub``."""
+    wanted = (
+        "bounds should be a sequence containing finite real valued (min, max) pairs for each "
+        f"value in x, got {bounds!r}."
+    )
+    if hasattr(bounds, "lb") and hasattr(bounds, "ub"):
+        bounds = list(zip(np.atleast_1d(bounds.lb), np.atleast_1d(bounds.ub), strict=True))
+    if isinstance(bounds, jax.Array):
+        pairs: Any = bounds
+    else:
+        try:
+            concrete = is_concrete(bounds)
+            pairs = np.array(bounds) if concrete else jnp.array([jnp.stack(p) for p in bounds])
+        except (TypeError, ValueError) as error:
+            raise ValueError(wanted) from error
+    if pairs.ndim != 2 or pairs.shape[1] != 2 or pairs.dtype == object:
+        raise ValueError(wanted)
+    dtype = _floating(bounds, like)
+    lower, upper = as_dtype(pairs[:, 0], dtype), as_dtype(pairs[:, 1], dtype)
+    if is_concrete(pairs):
+        if not (np.all(np.isfinite(lower)) and np.all(np.isfinite(upper))):
+            raise ValueError(wanted)
+        lower, upper = np.minimum(lower, upper), np.maximum(lower, upper)
+    return lower, upper
+
+
+def _floating(bounds: Any, like: Any) -> Any:
+    for given in (bounds, like):
+        if isinstance(given, (jax.Array, np.ndarray)) and jnp.issubdtype(given.dtype, jnp.floating):
+            return jnp.result_type(given)
+    return jnp.result_type(float)
+
+
+def _integral_box(lower: Any, upper: Any, integral: np.ndarray) -> tuple[Any, Any]:
+    xp = np if is_concrete((lower, upper)) else jnp
+    low, high = xp.ceil(lower), xp.floor(upper)
+    if xp is np and not np.all((low <= high)[integral]):
+        raise ValueError(
+            "One of the integrality constraints does not have any possible integer values "
+            f"between the lower/upper bounds: lower {lower}, upper {upper}."
+        )
+    half = np.asarray(0.5, lower.dtype)
+    infinite = np.asarray(np.inf, lower.dtype)
+    low, high = xp.nextafter(low - half, infinite), xp.nextafter(high + half, -infinite)
+    return xp.where(integral, low, lower), xp.where(integral, high, upper)
+
+
+def _check_value(out: Any, vectorized: bool, fun: Callable, lower: Any, args: tuple) -> None:
+    if vectorized:  # of one point a scalar might pass for an array
+        two = jax.ShapeDtypeStruct((*lower.shape, 2), lower.dtype)
+        out = lift(fun, two, *args, label="`func`").out_shape
+    leaves = jax.tree.leaves(out)
+    size = int(np.prod(leaves[0].shape)) if len(leaves) == 1 else -1
+    if vectorized and size != 2:
+        raise RuntimeError(
+            "The vectorized function must return an array of shape (S,) when given an array of "
+            f"shape (len(x), S), got {out} for S = 2."
+        )
+    if not vectorized and size != 1:
+        raise RuntimeError(f"func(x, *args) must return a scalar value, got {out}.")
+    if jnp.issubdtype(leaves[0].dtype, jnp.complexfloating):
+        raise ValueError("`func` must return a real value, got a complex one.")
+
+
+def _as_sequence(constraints: Any) -> Sequence[Any]:
+    if constraints is None:
+        return ()
+    return constraints if hasattr(constraints, "__len__") else (constraints,)
+
+
+def _constraint(constraint: Any, example: Any) -> Constraint:
+    """SciPy's NonlinearConstraint, LinearConstraint or Bounds, known by their attributes."""
+    if not (hasattr(constraint, "lb") and hasattr(constraint, "ub")):
+        raise ValueError(
+            "`constraints` must be NonlinearConstraint, LinearConstraint or Bounds objects, "
+            f"got {constraint!r}."
+        )
+    if hasattr(constraint, "fun"):
+        fun = constraint.fun
+    elif hasattr(constraint, "A"):
+        matrix = constraint.A.toarray() if hasattr(constraint.A, "toarray") else constraint.A
+        matrix = jnp.atleast_2d(jnp.asarray(matrix, example.dtype))
+
+        def fun(x: Array) -> Array:
+            return matrix @ x
+    else:
+
+        def fun(x: Array) -> Array:
+            return x
+
+    lifted = lift(lambda x: _as_array(fun(x)), example, label="`constraints`: `fun`")
+    shape = lifted.out_shape.shape
+    if shape[1:] != example.shape[1:]:
+        raise RuntimeError(WRONG_SHAPE)
+    sides = (as_dtype(side, example.dtype) for side in (constraint.lb, constraint.ub))
+    try:
+        lower, upper = (
+            np.broadcast_to(side, shape[:1])
+            if isinstance(side, np.ndarray)
+            else jnp.broadcast_to(side, shape[:1])
+            for side in sides
+        )
+    except ValueError as error:
+        raise RuntimeError(WRONG_SHAPE) from error
+    return Constraint(lifted, lower, upper)
+
+
+def _as_array(value: Any) -> Array:
+    return jnp.atleast_1d(jnp.asarray(value))

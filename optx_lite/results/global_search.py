@@ -1,0 +1,100 @@
+"""The records of the searches for the lowest minimum."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ..jax_support.export import exportable
+from .base import CALLBACK_STOP, AbstractResult
+
+CONVERGED = 1
+MAXITER = 0  # a search that still runs when its iterations are spent has run out of them
+MAXFUN_EXCEEDED = -1
+NONFINITE = -3
+INFEASIBLE = -4
+MAXFUN_REACHED = -5
+BAD_BOUNDS = -6
+
+MESSAGES = {
+    CONVERGED: "Optimization terminated successfully.",
+    MAXITER: "Maximum number of iterations has been exceeded.",
+    MAXFUN_EXCEEDED: "Maximum number of function evaluations has been exceeded.",
+    MAXFUN_REACHED: "Maximum number of function evaluations has been reached.",
+    CALLBACK_STOP: "callback function requested stop early",
+    NONFINITE: "No point with a finite value was found.",
+    INFEASIBLE: "The solution does not satisfy the constraints, MAXCV = {0:.6g}",
+    BAD_BOUNDS: "`bounds` are not finite.",
+}
+IN_PROGRESS = "in progress"
+
+
+@exportable
+class DifferentialEvolutionResult(AbstractResult):
+    """The answer of `differential_evolution`, with SciPy's field names.
+
+    Attributes
+    ----------
+    x : array, shape (n,)
+        The best point.
+    fun : array, shape ()
+        The objective there.
+    jac : array, shape (n,), or None
+        Its gradient where polishing has lowered it, else NaN; None without polishing.
+    population : array, shape (S, n)
+        The last generation, the best first.
+    population_energies : array, shape (S,)
+        The objective there; infinite where it is NaN, or a constraint is violated.
+    constr : list of arrays, or None
+        For each constraint, by how much each of its components is violated at ``x``.
+    maxcv : array, shape (), or None
+        The largest of them.
+    convergence : array, shape ()
+        ``tol`` over the relative spread of the energies: above 1 at the end of a search that
+        has converged.
+    nfev, nit : int
+        Evaluations of the objective, and generations.
+    status : int
+        1 converged, 0 out of generations, -1 and -5 out of evaluations, -2 stopped by the
+        callback, -3 nothing finite found, -4 constraints violated, -6 bounds not finite. None in
+        what a callback gets.
+    """
+
+    MESSAGES = MESSAGES
+    COUNTERS = ("nfev", "nit", "status")
+    SUMMARY = ("nfev", "status", "fun")
+    VALUE = "Fun"
+
+    x: Any
+    fun: Any
+    nfev: Any
+    nit: Any
+    population: Any
+    population_energies: Any
+    jac: Any
+    constr: Any
+    maxcv: Any
+    convergence: Any
+    status: Any
+
+    @property
+    def constr_violation(self) -> Any:
+        """``maxcv``."""
+        return self.maxcv
+
+    @property
+    def success(self) -> Any:
+        """Whether the energies agreed to the tolerances, at a feasible point (``status > 0``)."""
+        if self.status is None:
+            return self.maxcv is None or not self.maxcv > 0
+        return self.status > 0
+
+    @property
+    def message(self) -> Any:
+        """Why the search ended, in words."""
+        return IN_PROGRESS if self.status is None else super().message
+
+    def _text(self, code: int, lane: tuple[int, ...]) -> str:
+        worst = np.nan if self.maxcv is None else np.asarray(self.maxcv)[lane]
+        return self.MESSAGES[code].format(worst)
