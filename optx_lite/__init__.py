@@ -8,6 +8,7 @@ from .api.least_squares import least_squares as least_squares
 from .api.minimize import fmin_l_bfgs_b as fmin_l_bfgs_b
 from .api.minimize import minimize as minimize
 from .api.minimize_scalar import minimize_scalar as minimize_scalar
+from .api.multistart import multistart as multistart
 from .api.optax_transformation import lbfgsb as lbfgsb
 from .api.starting_points import sample_starts as sample_starts
 from .driver.adjoint import AbstractAdjoint as AbstractAdjoint
@@ -20,6 +21,7 @@ from .problem.least_squares import least_squares_problem as least_squares_proble
 from .problem.minimization import MinimizationProblem as MinimizationProblem
 from .problem.minimization import minimization_problem as minimization_problem
 from .results.global_search import DifferentialEvolutionResult as DifferentialEvolutionResult
+from .results.global_search import MultistartResult as MultistartResult
 from .results.least_squares import Result as Result
 from .results.minimize import MinimizeResult as MinimizeResult
 from .solvers import LBFGSB as LBFGSB

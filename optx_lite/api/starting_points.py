@@ -10,7 +10,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array
 
-from ..problem.global_search import read_box
+from ..problem.global_search import in_box, read_box
 
 SEQUENCES = ("sobol", "halton")
 METHODS = ("latinhypercube", "uniform", *SEQUENCES)
@@ -58,7 +58,7 @@ def unit_points(method: str, count: int, n: int, key: Array, dtype: Any) -> Arra
         )
         return (cells.astype(dtype) + jax.random.uniform(within, (count, n), dtype)) / count
     points = jnp.asarray(_sequence(method, count, n), dtype)
-    return (points + jax.random.uniform(key, (n,), dtype)) % 1  # Cranley & Patterson's shift
+    return (points + jax.random.uniform(key, (1, n), dtype)) % 1  # Cranley & Patterson's shift
 
 
 def _sequence(method: str, count: int, n: int) -> np.ndarray:
@@ -107,4 +107,4 @@ def sample_starts(bounds: Any, count: int, method: str = "sobol", rng: Any = Non
         raise ValueError(f"`count` must be a positive number, got {count!r}.")
     lower, upper = read_box(bounds)
     unit = unit_points(method, int(count), lower.shape[0], as_key(rng), lower.dtype)
-    return jnp.clip((1 - unit) * lower + unit * upper, lower, upper)
+    return in_box(unit, lower, upper)

@@ -80,13 +80,16 @@ class SearchProblem(eqx.Module):
 
     def at(self, unit: Array) -> Array:
         """The parameters, (..., n), at points of the unit cube."""
-        x = jnp.clip((1 - unit) * self.lower + unit * self.upper, self.lower, self.upper)
-        return x if self.integral is None else jnp.where(self.integral, jnp.round(x), x)
+        x = in_box(unit, self.lower, self.upper)
+        if self.integral is None:
+            return x
+        return jnp.where(jnp.broadcast_to(self.integral, x.shape), jnp.round(x), x)
 
     def unit(self, x: Array) -> Array:
         """The points of the unit cube that belong to parameters, (..., n)."""
-        width = self.upper / 2 - self.lower / 2  # halved, or a wide box would overflow
-        share = (x / 2 - self.lower / 2) / jnp.where(width > 0, width, 1)
+        lower, upper = (jnp.broadcast_to(side, x.shape) for side in (self.lower, self.upper))
+        width = upper / 2 - lower / 2  # halved, or a wide box would overflow
+        share = (x / 2 - lower / 2) / jnp.where(width > 0, width, 1)
         return jnp.where(width > 0, share, 0.5)
 
     def values(self, x: Array) -> Array:
@@ -103,9 +106,9 @@ class SearchProblem(eqx.Module):
         return _ordered(f.reshape(()).astype(x.dtype))
 
     def violations(self, x: Array) -> Array:
-        """Of all components of all constraints at many points, (S, n) -> (S, M); M is 1 or more."""
+        """Of all components of all constraints at many points, (S, n) -> (S, M)."""
         if not self.constraints:
-            return jnp.zeros((x.shape[0], 1), x.dtype)
+            return jnp.zeros((x.shape[0], 0), x.dtype)
         if self.vectorized:
             return jnp.concatenate([c.violation(x.T) for c in self.constraints]).T
         return jax.vmap(self.violation)(x)
@@ -113,7 +116,7 @@ class SearchProblem(eqx.Module):
     def violation(self, x: Array) -> Array:
         """The same at one point, (n,) -> (M,)."""
         if not self.constraints:
-            return jnp.zeros(1, x.dtype)
+            return jnp.zeros(0, x.dtype)
         return jnp.concatenate(self.violation_of_each(x))
 
     def violation_of_each(self, x: Array) -> list[Array]:
@@ -121,6 +124,12 @@ class SearchProblem(eqx.Module):
         if self.vectorized:
             return [c.violation(x[:, None])[:, 0] for c in self.constraints]
         return [c.violation(x) for c in self.constraints]
+
+
+def in_box(unit: Array, lower: Any, upper: Any) -> Array:
+    """The points of a box, (..., n), that belong to those of the unit cube."""
+    lower, upper = (jnp.broadcast_to(side, unit.shape) for side in (lower, upper))
+    return jnp.clip((1 - unit) * lower + unit * upper, lower, upper)
 
 
 def _ordered(value: Array) -> Array:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ..jax_support.export import exportable
-from .base import CALLBACK_STOP, AbstractResult
+from .base import CALLBACK_STOP, AbstractRecord, AbstractResult
 
 CONVERGED = 1
 MAXITER = 0  # a search that still runs when its iterations are spent has run out of them
@@ -98,3 +98,67 @@ class DifferentialEvolutionResult(AbstractResult):
     def _text(self, code: int, lane: tuple[int, ...]) -> str:
         worst = np.nan if self.maxcv is None else np.asarray(self.maxcv)[lane]
         return self.MESSAGES[code].format(worst)
+
+
+@exportable
+class MultistartResult(AbstractRecord):
+    """The answer of `multistart`.
+
+    Of k starts; outside of a trace only those minima are listed that were found, inside there are
+    k of them, the unused ones NaN with basins of 0.
+
+    Attributes
+    ----------
+    best : result of the solve
+        That of the best start, with the derivative of its minimum.
+    x : array (w, n), or pytree of arrays (w, ...)
+        The distinct minima, the lowest first.
+    fun : array, shape (w,)
+        What was minimised (``fun`` or ``cost``) there.
+    basin : array of int, shape (w,)
+        How many starts led to each.
+    label : array of int, shape (k,)
+        Which minimum each start led to; -1 where its solve failed, or it was not tried.
+    n_minima, n_failed, n_starts : int
+        Minima found, solves that failed, starts that were tried.
+    expected_minima : array, shape ()
+        How many there are, by Boender & Rinnooy Kan; infinite if there were too few starts to say.
+    all_found : array, shape ()
+        The probability that there are no others, by the same.
+    missed_share : array, shape ()
+        The share of the starting region which leads to what was not found, by Good and Turing:
+        where nothing is known of where the lowest minimum is, the chance to have missed it.
+    lowest_failed : array, shape ()
+        The lowest value at which a solve has failed; where it is below ``fun[0]``, look there.
+    nfev : int
+        Evaluations of all solves.
+    status : int
+        That of ``best``.
+    """
+
+    MESSAGES = {}
+
+    best: Any
+    x: Any
+    fun: Any
+    basin: Any
+    label: Any
+    n_minima: Any
+    n_failed: Any
+    n_starts: Any
+    expected_minima: Any
+    all_found: Any
+    missed_share: Any
+    lowest_failed: Any
+    nfev: Any
+    status: Any
+
+    @property
+    def success(self) -> Any:
+        """Whether any solve has succeeded: then the best one of those is ``best``."""
+        return self.best.success
+
+    @property
+    def message(self) -> Any:
+        """That of ``best``."""
+        return self.best.message

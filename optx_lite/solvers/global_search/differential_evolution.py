@@ -67,14 +67,29 @@ MUTATIONS: dict[str, tuple[int, Mutation]] = {
 STRATEGIES = [name + crossover for name in MUTATIONS for crossover in ("bin", "exp")]
 
 
+class Member(eqx.Module):
+    """A point and what is known of it; or many, along a first axis."""
+
+    unit: Array  # (n,) in the unit cube
+    energy: Array  # () f, infinite where a constraint is violated
+    violation: Array  # (M,) of each component of the constraints
+
+    @property
+    def feasible(self) -> Array:
+        """Whether no constraint is violated."""
+        return ~jnp.any(self.violation > 0, axis=-1)
+
+    @property
+    def total(self) -> Array:
+        """The sum of the violations."""
+        return jnp.sum(self.violation, axis=-1)
+
+
 class State(eqx.Module):
     """A population, its best point first."""
 
     key: Array
-    population: Array  # (S, n) in the unit cube
-    energies: Array  # (S,)
-    feasible: Array  # (S,) bool
-    violations: Array  # (S, M)
+    members: Member  # (S, ...)
     nfev: Array  # ()
     nit: Array  # () generations; -1 before the first evaluation
     status: Array  # () 0 while it runs
@@ -87,15 +102,6 @@ class Plan(eqx.Module):
     crossed: Array  # (S, n) bool: the entries that come from the mutant
     replacement: Array  # (S, n) for entries that leave the box
     key: Array | None  # (S,) for a strategy of the user's
-
-
-class Member(eqx.Module):
-    """A point and what is known of it; or many, along a first axis."""
-
-    unit: Array
-    energy: Array
-    feasible: Array
-    violation: Array
 
 
 class DifferentialEvolution(eqx.Module):
@@ -133,10 +139,9 @@ class DifferentialEvolution(eqx.Module):
         finite = jnp.all(jnp.isfinite(problem.lower) & jnp.isfinite(problem.upper))
         return State(
             key=key,
-            population=population,
-            energies=jnp.full(size, jnp.inf, dtype),
-            feasible=jnp.ones(size, bool),
-            violations=jnp.zeros((size, components), dtype),
+            members=Member(
+                population, jnp.full(size, jnp.inf, dtype), jnp.zeros((size, components), dtype)
+            ),
             nfev=jnp.zeros((), jnp.int32),
             nit=jnp.full((), -1, jnp.int32),
             status=jnp.where(finite, RUNNING, BAD_BOUNDS).astype(jnp.int32),
@@ -149,7 +154,7 @@ class DifferentialEvolution(eqx.Module):
     def step(self, problem: SearchProblem, state: State) -> State:
         """Evaluate the start, or the next generation; the function stands here once."""
         key, drawn = jax.random.split(state.key)
-        scale, plan = self._plan(state.population, drawn)
+        scale, plan = self._plan(state.members.unit, drawn)
         generation = self._one_by_one if self.immediate else self._all_at_once
         state = generation(problem, state, plan, scale)
         started = state.nit >= 0
@@ -162,29 +167,29 @@ class DifferentialEvolution(eqx.Module):
 
     def converged(self, state: State) -> Array:
         """Whether the energies agree."""
-        spread, mean, unit = _spread(state.energies)
+        spread, mean, unit = _spread(state.members.energy)
         return spread <= self.atol / unit + self.tol * mean
 
     def finish(self, problem: SearchProblem, state: State) -> DifferentialEvolutionResult:
         """The answer."""
-        x = problem.at(state.population)
+        x = problem.at(state.members.unit)
         best, status = x[0], state.status
         constr = maxcv = None
         bad = (status == BAD_BOUNDS) | (state.nit < 0)
-        status = jnp.where(~bad & ~jnp.isfinite(state.energies[0]), NONFINITE, status)
+        status = jnp.where(~bad & ~jnp.isfinite(state.members.energy[0]), NONFINITE, status)
         if problem.constraints:
             constr = problem.violation_of_each(best)
             maxcv = jnp.max(jnp.concatenate(constr))
             status = jnp.where(~bad & (maxcv > 0), INFEASIBLE, status)
-        spread, mean, _ = _spread(state.energies)
+        spread, mean, _ = _spread(state.members.energy)
         eps = jnp.finfo(x.dtype).eps
         return DifferentialEvolutionResult(
             x=jnp.where(bad, jnp.nan, best),
-            fun=jnp.where(bad, jnp.nan, state.energies[0]),
+            fun=jnp.where(bad, jnp.nan, state.members.energy[0]),
             nfev=state.nfev,
             nit=jnp.maximum(state.nit, 0),
             population=x,
-            population_energies=state.energies,
+            population_energies=state.members.energy,
             jac=None,
             constr=constr,
             maxcv=maxcv,
@@ -211,11 +216,12 @@ class DifferentialEvolution(eqx.Module):
         )
         begin = _below(of_begin, n)
         chosen = of_cross < self.recombination
-        entry = jnp.arange(n)[None]
+        entry = jnp.arange(n, dtype=jnp.int32)[None]
         if self.strategy.endswith("exp"):
             # Counted from where the run begins, it goes on as long as all before are chosen.
-            length = jnp.sum(jnp.cumprod(chosen[:, 1:].astype(jnp.int32), axis=1), axis=1) + 1
-            crossed = (entry - begin) % n < length[:, None]
+            going_on = jnp.cumprod(chosen[:, 1:].astype(jnp.int32), axis=1)
+            length = 1 + jnp.sum(going_on, axis=1, keepdims=True, dtype=jnp.int32)
+            crossed = (entry - begin) % n < length
         else:
             crossed = chosen | (entry == begin)
         keys = None if self.custom is None else jax.random.split(for_custom, size)
@@ -240,75 +246,68 @@ class DifferentialEvolution(eqx.Module):
     def _all_at_once(
         self, problem: SearchProblem, state: State, plan: Plan, scale: Array
     ) -> State:
-        first, size = state.nit < 0, state.energies.shape[0]
-        trials = jax.vmap(
-            lambda i, plan: self._trial(problem, state.population, i, plan, scale)
-        )(jnp.arange(size), plan)
-        trials = jnp.where(first, state.population, trials)
-        x = problem.at(trials)
-        violations = problem.violations(x)
-        feasible = ~jnp.any(violations > 0, axis=1)
-        before = jnp.cumsum(feasible) - feasible  # the evaluations of this generation, up to here
-        allowed = jnp.maximum(self.maxfun - state.nfev, 0)
-        evaluated = feasible & (before < allowed)
-        energies = jnp.where(evaluated, problem.values(x), jnp.inf)
-        nfev = 1 if problem.vectorized else jnp.sum(evaluated, dtype=jnp.int32)
-        spent = ~first & (allowed == 0)  # at the beginning: then there is no generation any more
-        old = Member(state.population, state.energies, state.feasible, state.violations)
-        new = Member(trials, energies, feasible, violations)
-        accepted = jax.vmap(_accepted)(new, old) | first
-        members = _choose(accepted & ~spent, new, old)
-        members = _promoted(members, _best(members))
-        return _next(
-            state, members, jnp.where(spent, 0, nfev), jnp.where(spent, MAXFUN_REACHED, RUNNING)
+        first, old = state.nit < 0, state.members
+        numbers = jnp.arange(old.energy.shape[0])
+        trials = jax.vmap(lambda i, plan: self._trial(problem, old.unit, i, plan, scale))(
+            numbers, plan
         )
+        unit = jnp.where(first, old.unit, trials)
+        x = problem.at(unit)
+        new = Member(unit, problem.values(x), problem.violations(x))
+        counted = new.feasible.astype(jnp.int32)
+        before = jnp.cumsum(counted, dtype=jnp.int32) - counted  # evaluations, up to each
+        allowed = jnp.maximum(self.maxfun - state.nfev, 0)
+        evaluated = new.feasible & (before < allowed)
+        new = _with_energy(new, evaluated)
+        nfev = jnp.sum(evaluated, dtype=jnp.int32)
+        if problem.vectorized:
+            nfev = jnp.ones_like(nfev)
+        spent = ~first & (allowed == 0)  # then there is no generation any more
+        accepted = jax.vmap(_accepted)(new, old) | first
+        members = _best_first(_choose(accepted & ~spent, new, old))
+        return _next(state, members, jnp.where(spent, 0, nfev), spent, MAXFUN_REACHED)
 
     def _one_by_one(self, problem: SearchProblem, state: State, plan: Plan, scale: Array) -> State:
         first = state.nit < 0
 
         def meet(i: Any, carry: tuple[Member, Array]) -> tuple[Member, Array]:
             members, nfev = carry
-            old, best = (jax.tree.map(lambda leaf: leaf[j], members) for j in (i, 0))
-            trial = self._trial(
-                problem, members.unit, i, jax.tree.map(lambda leaf: leaf[i], plan), scale
-            )
-            unit = jnp.where(first, old.unit, trial)
+            old, drawn = jax.tree.map(lambda leaf: leaf[i], (members, plan))
+            best = jax.tree.map(lambda leaf: leaf[0], members)
+            unit = jnp.where(first, old.unit, self._trial(problem, members.unit, i, drawn, scale))
             x = problem.at(unit)
-            violation = problem.violation(x)
-            feasible = ~jnp.any(violation > 0)
+            new = Member(unit, problem.value(x), problem.violation(x))
             active = jnp.where(first, nfev < self.maxfun, nfev <= self.maxfun)
-            evaluated = feasible & active
-            energy = jnp.where(evaluated, problem.value(x), jnp.inf)
-            new = Member(unit, energy, feasible, violation)
-            accepted = first | (active & _accepted(new, old))
-            new = _choose(accepted, new, old)
-            # The best point so far changes places with a better one.
-            better = _better(new, best) & (i > 0)
-            zeroth = _choose(better, new, best)
-            ith = _choose(better, best, new)
-            members = jax.tree.map(lambda leaf, row: leaf.at[0].set(row), members, zeroth)
-            members = jax.tree.map(lambda leaf, row: leaf.at[i].set(row), members, ith)
+            evaluated = new.feasible & active
+            new = _with_energy(new, evaluated)
+            new = _choose(first | (active & _accepted(new, old)), new, old)
+            # The best is at the front: a better one changes places with it.
+            better = (i > 0) & _better(new, best)
+            front, here = _choose(better, new, best), _choose(better, best, new)
+            members = jax.tree.map(lambda leaf, row: leaf.at[0].set(row), members, front)
+            members = jax.tree.map(lambda leaf, row: leaf.at[i].set(row), members, here)
             return members, nfev + evaluated.astype(nfev.dtype)
 
-        members = Member(state.population, state.energies, state.feasible, state.violations)
-        members, nfev = fori_loop(0, state.energies.shape[0], meet, (members, state.nfev))
+        size = state.members.energy.shape[0]
+        members, nfev = fori_loop(0, size, meet, (state.members, state.nfev))
         spent = ~first & (nfev > self.maxfun)
-        return _next(
-            state, members, nfev - state.nfev, jnp.where(spent, MAXFUN_EXCEEDED, RUNNING)
-        )
+        return _next(state, members, nfev - state.nfev, spent, MAXFUN_EXCEEDED)
 
 
-def _next(state: State, members: Member, nfev: Any, status: Array) -> State:
+def _next(state: State, members: Member, nfev: Array, spent: Array, code: int) -> State:
+    """The state with its new members; ``code`` where the evaluations are spent."""
     return State(
         key=state.key,
-        population=members.unit,
-        energies=members.energy,
-        feasible=members.feasible,
-        violations=members.violation,
+        members=members,
         nfev=state.nfev + nfev,
         nit=state.nit,
-        status=status.astype(jnp.int32),
+        status=jnp.where(spent, code, state.status).astype(jnp.int32),
     )
+
+
+def _with_energy(member: Member, known: Array) -> Member:
+    energy = jnp.where(known, member.energy, jnp.inf)
+    return Member(member.unit, energy, member.violation)
 
 
 def _accepted(new: Member, old: Member) -> Array:
@@ -321,20 +320,15 @@ def _accepted(new: Member, old: Member) -> Array:
 def _better(new: Member, old: Member) -> Array:
     """Whether it is a better solution: of two infeasible ones that which violates less."""
     lower = new.energy < old.energy
-    less = jnp.sum(new.violation) < jnp.sum(old.violation)
+    less = new.total < old.total
     return jnp.where(new.feasible, ~old.feasible | lower, ~old.feasible & less)
 
 
-def _best(members: Member) -> Array:
-    """The number of the best solution."""
-    violation = jnp.sum(members.violation, axis=1)
-    lowest = jnp.argmin(jnp.where(members.feasible, members.energy, jnp.inf))
-    lowest = jnp.where(members.feasible[lowest], lowest, jnp.argmax(members.feasible))
-    return jnp.where(jnp.any(members.feasible), lowest, jnp.argmin(violation))
-
-
-def _promoted(members: Member, best: Array) -> Member:
-    """With the best at the front."""
+def _best_first(members: Member) -> Member:
+    """With the best at the front, which changes places with it."""
+    lowest = jnp.argmin(members.energy)
+    finite = members.energy[lowest] < jnp.inf  # and so feasible
+    best = jnp.where(finite, lowest, jnp.argmin(members.total))
 
     def swap(leaf: Array) -> Array:
         front = leaf[0]
@@ -378,7 +372,7 @@ def _distinct(uniform: Array, size: int) -> Array:
     for column in range(uniform.shape[1]):
         number = _below(uniform[:, column], size - len(taken))
         for other in taken:  # in order
-            number = number + (number >= other)
+            number = number + (number >= other).astype(jnp.int32)
         picked.append(number)
         taken = _inserted(taken, number)
     return jnp.stack(picked, axis=1) if picked else jnp.zeros((size, 0), jnp.int32)
