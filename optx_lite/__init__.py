@@ -1,6 +1,7 @@
 """SciPy's optimisers in JAX: inside jit, vmap and grad, over pytrees, differentiable."""
 
 from . import elementwise as elementwise
+from .api.basinhopping import basinhopping as basinhopping
 from .api.derivatives import approx_derivative as approx_derivative
 from .api.derivatives import check_derivative as check_derivative
 from .api.differential_evolution import differential_evolution as differential_evolution
@@ -20,6 +21,7 @@ from .problem.least_squares import LeastSquaresProblem as LeastSquaresProblem
 from .problem.least_squares import least_squares_problem as least_squares_problem
 from .problem.minimization import MinimizationProblem as MinimizationProblem
 from .problem.minimization import minimization_problem as minimization_problem
+from .results.global_search import BasinHoppingResult as BasinHoppingResult
 from .results.global_search import DifferentialEvolutionResult as DifferentialEvolutionResult
 from .results.global_search import MultistartResult as MultistartResult
 from .results.least_squares import Result as Result

@@ -18,7 +18,7 @@ from ..driver.callbacks import AbstractListener, check_callback
 from ..driver.global_search import search
 from ..driver.run import IMPLICIT
 from ..functions.traced import Lifted, lift
-from ..problem.global_search import SearchProblem, search_problem
+from ..problem.global_search import SearchProblem, of_one_point, search_problem
 from ..problem.minimization import minimization_problem
 from ..problem.pytrees import as_dtype, is_concrete
 from ..results.global_search import INFEASIBLE, MAXITER, DifferentialEvolutionResult
@@ -343,13 +343,6 @@ def _polish_box(problem: SearchProblem, x: Array) -> Box:
                  for side in (problem.lower, problem.upper)))  # fmt: skip
 
 
-def _scalar(func: Callable, problem: SearchProblem) -> Callable:
-    """The objective of one point."""
-    if not problem.vectorized:
-        return func
-    return lambda x, *args: func(x[:, None], *args).reshape(())
-
-
 def _polished(
     func: Callable, args: Any, problem: SearchProblem, result: Any, disp: bool
 ) -> DifferentialEvolutionResult:
@@ -358,12 +351,12 @@ def _polished(
         print("Polishing solution with 'L-BFGS-B'")
     first = jax.lax.stop_gradient(result.x)
     box = _polish_box(problem, first)
-    local, x = minimization_problem(_scalar(func, problem), first, args=args, bounds=box)
+    one = of_one_point(func) if problem.vectorized else func
+    local, x = minimization_problem(one, first, args=args, bounds=box)
     found = IMPLICIT.solve(LBFGSB(), local, x)
-    # It is never above its start but for the rounding of two compiled programs.
-    noise = jnp.finfo(x.dtype).eps * jnp.abs(result.fun)
-    lower = found.success & (found.fun <= result.fun + noise)
-    return _replaced(problem, result, lower, found.x, found.fun, found.jac, found.nfev)
+    # It is not above its start: if it seems so, two programs have rounded differently.
+    better = found.success & jnp.isfinite(found.fun)
+    return _replaced(problem, result, better, found.x, found.fun, found.jac, found.nfev)
 
 
 def _polished_by(

@@ -38,7 +38,7 @@ class Constraint(eqx.Module):
     Attributes
     ----------
     fun : callable
-        (n,) -> (M,), or (n, S) -> (M, S).
+        (n,) -> (M,).
     lower, upper : arrays, shape (M,)
     """
 
@@ -49,8 +49,7 @@ class Constraint(eqx.Module):
     def violation(self, x: Array) -> Array:
         """By how much each component is exceeded; infinite where it is NaN."""
         value = self.fun(x).astype(x.dtype)
-        lower, upper = (side[:, None] if x.ndim == 2 else side for side in (self.lower, self.upper))
-        excess = jnp.maximum(lower - value, 0) + jnp.maximum(value - upper, 0)
+        excess = jnp.maximum(self.lower - value, 0) + jnp.maximum(value - self.upper, 0)
         return jnp.where(jnp.isnan(value), jnp.inf, excess)
 
 
@@ -60,14 +59,14 @@ class SearchProblem(eqx.Module):
     Attributes
     ----------
     objective : callable
-        (n,) -> (), or (n, S) -> (S,) if ``vectorized``; ``args`` are what else it takes.
+        (n,) -> (); ``args`` are what else it takes.
     constraints : tuple of Constraint
     lower, upper : arrays, shape (n,)
         The box, widened for integral parameters.
     integral : array of bool, shape (n,), or None
         Which parameters are integers.
     vectorized : bool, static
-        Whether all functions take many points at once.
+        Whether the user's functions take many points at once; these here take one.
     """
 
     objective: Lifted
@@ -94,23 +93,15 @@ class SearchProblem(eqx.Module):
 
     def values(self, x: Array) -> Array:
         """f at many points, (S, n) -> (S,); infinite where it is NaN, so that it never wins."""
-        if self.vectorized:
-            f = self.objective(x.T, *self.args).reshape(x.shape[0])
-        else:
-            f = jax.vmap(self.value)(x)
-        return _ordered(f.astype(x.dtype))
+        return jax.vmap(self.value)(x)
 
     def value(self, x: Array) -> Array:
         """f at one point, (n,) -> ()."""
-        f = self.objective(x[:, None] if self.vectorized else x, *self.args)
-        return _ordered(f.reshape(()).astype(x.dtype))
+        value = self.objective(x, *self.args).reshape(()).astype(x.dtype)
+        return jnp.where(jnp.isnan(value), jnp.inf, value)
 
     def violations(self, x: Array) -> Array:
         """Of all components of all constraints at many points, (S, n) -> (S, M)."""
-        if not self.constraints:
-            return jnp.zeros((x.shape[0], 0), x.dtype)
-        if self.vectorized:
-            return jnp.concatenate([c.violation(x.T) for c in self.constraints]).T
         return jax.vmap(self.violation)(x)
 
     def violation(self, x: Array) -> Array:
@@ -121,8 +112,6 @@ class SearchProblem(eqx.Module):
 
     def violation_of_each(self, x: Array) -> list[Array]:
         """Of each constraint by itself at one point."""
-        if self.vectorized:
-            return [c.violation(x[:, None])[:, 0] for c in self.constraints]
         return [c.violation(x) for c in self.constraints]
 
 
@@ -130,10 +119,6 @@ def in_box(unit: Array, lower: Any, upper: Any) -> Array:
     """The points of a box, (..., n), that belong to those of the unit cube."""
     lower, upper = (jnp.broadcast_to(side, unit.shape) for side in (lower, upper))
     return jnp.clip((1 - unit) * lower + unit * upper, lower, upper)
-
-
-def _ordered(value: Array) -> Array:
-    return jnp.where(jnp.isnan(value), jnp.inf, value)
 
 
 def search_problem(
@@ -161,19 +146,30 @@ def search_problem(
         integral = np.broadcast_to(np.asarray(integrality, bool), lower.shape)
         lower, upper = _integral_box(lower, upper, integral)
     args = as_tuple(args)
-    shape = (*lower.shape, 1) if vectorized else lower.shape
-    example = jax.ShapeDtypeStruct(shape, lower.dtype)
-    objective = lift(fun, example, *args, label="`func`")
-    _check_value(objective.out_shape, vectorized, fun, lower, args)
+    example = jax.ShapeDtypeStruct(lower.shape, lower.dtype)
+    objective = lift(of_one_point(fun) if vectorized else fun, example, *args, label="`func`")
+    _check_value(objective.out_shape)
+    if vectorized:
+        _check_many_values(fun, lower, args)
     return SearchProblem(
         objective=objective,
         args=inputs(args),
-        constraints=tuple(_constraint(c, example) for c in _as_sequence(constraints)),
+        constraints=tuple(_constraint(c, example, vectorized) for c in _as_sequence(constraints)),
         lower=lower,
         upper=upper,
         integral=integral,
         vectorized=vectorized,
     )
+
+
+def of_one_point(fun: Callable) -> Callable:
+    """A function of one point, of one of many points along the last axis."""
+
+    def fun_at(x: Array, *args: Any) -> Array:
+        value = _as_array(fun(x[:, None], *args))
+        return value.reshape(value.shape[:-1])
+
+    return fun_at
 
 
 def read_box(bounds: Any, like: Any = None) -> tuple[Any, Any]:
@@ -224,21 +220,23 @@ def _integral_box(lower: Any, upper: Any, integral: np.ndarray) -> tuple[Any, An
     return xp.where(integral, low, lower), xp.where(integral, high, upper)
 
 
-def _check_value(out: Any, vectorized: bool, fun: Callable, lower: Any, args: tuple) -> None:
-    if vectorized:  # of one point a scalar might pass for an array
-        two = jax.ShapeDtypeStruct((*lower.shape, 2), lower.dtype)
-        out = lift(fun, two, *args, label="`func`").out_shape
+def _check_value(out: Any) -> None:
     leaves = jax.tree.leaves(out)
-    size = int(np.prod(leaves[0].shape)) if len(leaves) == 1 else -1
-    if vectorized and size != 2:
+    if len(leaves) != 1 or int(np.prod(leaves[0].shape)) != 1:
+        raise RuntimeError(f"func(x, *args) must return a scalar value, got {out}.")
+    if jnp.issubdtype(leaves[0].dtype, jnp.complexfloating):
+        raise ValueError("`func` must return a real value, got a complex one.")
+
+
+def _check_many_values(fun: Callable, lower: Any, args: tuple) -> None:
+    """Of two points: of one a scalar might pass for an array."""
+    two = jax.ShapeDtypeStruct((*lower.shape, 2), lower.dtype)
+    out = lift(fun, two, *args, label="`func`").out_shape
+    if sum(leaf.size for leaf in jax.tree.leaves(out)) != 2:
         raise RuntimeError(
             "The vectorized function must return an array of shape (S,) when given an array of "
             f"shape (len(x), S), got {out} for S = 2."
         )
-    if not vectorized and size != 1:
-        raise RuntimeError(f"func(x, *args) must return a scalar value, got {out}.")
-    if jnp.issubdtype(leaves[0].dtype, jnp.complexfloating):
-        raise ValueError("`func` must return a real value, got a complex one.")
 
 
 def _as_sequence(constraints: Any) -> Sequence[Any]:
@@ -247,7 +245,7 @@ def _as_sequence(constraints: Any) -> Sequence[Any]:
     return constraints if hasattr(constraints, "__len__") else (constraints,)
 
 
-def _constraint(constraint: Any, example: Any) -> Constraint:
+def _constraint(constraint: Any, example: Any, vectorized: bool) -> Constraint:
     """SciPy's NonlinearConstraint, LinearConstraint or Bounds, known by their attributes."""
     if not (hasattr(constraint, "lb") and hasattr(constraint, "ub")):
         raise ValueError(
@@ -255,33 +253,19 @@ def _constraint(constraint: Any, example: Any) -> Constraint:
             f"got {constraint!r}."
         )
     if hasattr(constraint, "fun"):
-        fun = constraint.fun
+        fun = of_one_point(constraint.fun) if vectorized else constraint.fun
     elif hasattr(constraint, "A"):
         matrix = constraint.A.toarray() if hasattr(constraint.A, "toarray") else constraint.A
-        matrix = jnp.atleast_2d(jnp.asarray(matrix, example.dtype))
-
-        def fun(x: Array) -> Array:
-            return matrix @ x
+        matrix = jnp.atleast_2d(jnp.asarray(matrix).astype(example.dtype))
+        fun = matrix.__matmul__
     else:
-
-        def fun(x: Array) -> Array:
-            return x
-
+        fun = jnp.asarray
     lifted = lift(lambda x: _as_array(fun(x)), example, label="`constraints`: `fun`")
     shape = lifted.out_shape.shape
-    if shape[1:] != example.shape[1:]:
-        raise RuntimeError(WRONG_SHAPE)
-    sides = (as_dtype(side, example.dtype) for side in (constraint.lb, constraint.ub))
-    try:
-        lower, upper = (
-            np.broadcast_to(side, shape[:1])
-            if isinstance(side, np.ndarray)
-            else jnp.broadcast_to(side, shape[:1])
-            for side in sides
-        )
-    except ValueError as error:
-        raise RuntimeError(WRONG_SHAPE) from error
-    return Constraint(lifted, lower, upper)
+    sides = [as_dtype(side, example.dtype) for side in (constraint.lb, constraint.ub)]
+    if len(shape) != 1 or any(side.shape not in ((), (1,), shape) for side in sides):
+        raise RuntimeError(f"{WRONG_SHAPE} Got {shape}, with limits {[s.shape for s in sides]}.")
+    return Constraint(lifted, *(side + jnp.zeros(shape, example.dtype) for side in sides))
 
 
 def _as_array(value: Any) -> Array:

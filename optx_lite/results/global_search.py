@@ -162,3 +162,48 @@ class MultistartResult(AbstractRecord):
     def message(self) -> Any:
         """That of ``best``."""
         return self.best.message
+
+
+HOPS_DONE = 1
+UNCHANGED = 2
+
+
+@exportable
+class BasinHoppingResult(AbstractRecord):
+    """The answer of `basinhopping`, with SciPy's field names.
+
+    Attributes
+    ----------
+    x, fun : pytree like ``x0``, and array, shape ()
+        The lowest minimum.
+    lowest_optimization_result : MinimizeResult
+        That of the local solve which found it.
+    minimization_failures, nfev, njev, nit : int
+        Solves that failed, evaluations, and hops.
+    stepsize, accept_rate : arrays, shape ()
+        The last step size, and the share of hops that were accepted.
+    status : int
+        1 all hops done, 2 the best unchanged for ``niter_success`` hops, -2 callback.
+    """
+
+    MESSAGES = {
+        HOPS_DONE: "requested number of basinhopping iterations completed successfully",
+        UNCHANGED: "success condition satisfied",
+        CALLBACK_STOP: "callback function requested stop early",
+    }
+
+    x: Any
+    fun: Any
+    lowest_optimization_result: Any
+    minimization_failures: Any
+    nfev: Any
+    njev: Any
+    nit: Any
+    stepsize: Any
+    accept_rate: Any
+    status: Any
+
+    @property
+    def success(self) -> Any:
+        """Whether the solve that found x has succeeded."""
+        return self.lowest_optimization_result.success
