@@ -11,6 +11,7 @@ from .api.minimize import minimize as minimize
 from .api.minimize_scalar import minimize_scalar as minimize_scalar
 from .api.multistart import multistart as multistart
 from .api.optax_transformation import lbfgsb as lbfgsb
+from .api.sample_consensus import sample_consensus as sample_consensus
 from .api.starting_points import sample_starts as sample_starts
 from .driver.adjoint import AbstractAdjoint as AbstractAdjoint
 from .driver.adjoint import ImplicitAdjoint as ImplicitAdjoint
@@ -22,6 +23,7 @@ from .problem.least_squares import least_squares_problem as least_squares_proble
 from .problem.minimization import MinimizationProblem as MinimizationProblem
 from .problem.minimization import minimization_problem as minimization_problem
 from .results.global_search import BasinHoppingResult as BasinHoppingResult
+from .results.global_search import ConsensusResult as ConsensusResult
 from .results.global_search import DifferentialEvolutionResult as DifferentialEvolutionResult
 from .results.global_search import MultistartResult as MultistartResult
 from .results.least_squares import Result as Result

@@ -103,7 +103,8 @@ def _search(static: Any, leaves: list[Array], starts: Array, rtol: Array) -> tup
     solver, problem, _, _ = jax.tree.unflatten(treedef, leaves)
 
     def census_of(results: Any, tried: Any) -> Census:
-        known = results.success & (jnp.arange(starts.shape[0]) < tried)
+        number = jnp.arange(starts.shape[0], dtype=jnp.int32)
+        known = results.success & (number < tried)
         return take_census(results.x, results.value, known, starts, rtol)
 
     if batch >= starts.shape[0]:

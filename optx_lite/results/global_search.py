@@ -166,6 +166,7 @@ class MultistartResult(AbstractRecord):
 
 HOPS_DONE = 1
 UNCHANGED = 2
+MAX_SAMPLES = 2
 
 
 @exportable
@@ -207,3 +208,47 @@ class BasinHoppingResult(AbstractRecord):
     def success(self) -> Any:
         """Whether the solve that found x has succeeded."""
         return self.lowest_optimization_result.success
+
+
+NO_MODEL = 0
+
+
+@exportable
+class ConsensusResult(AbstractRecord):
+    """The answer of `sample_consensus`.
+
+    Attributes
+    ----------
+    x : pytree
+        The model.
+    inliers : array of bool, shape (m,)
+        Which data are within the threshold of it.
+    score : array, shape ()
+        The sum of the squared residuals, each cut off at the threshold's square.
+    n_inliers, n_samples : int
+    fit : Result or None
+        That of `least_squares`, if the model was refined.
+    status : int
+        1 the confidence asked for was reached, 2 not within ``max_samples``, 0 no sample gave a
+        finite model that any more data agree with than determine it.
+    """
+
+    MESSAGES = {
+        CONVERGED: "A sample without outliers was among those drawn, with the confidence asked "
+        "for, if the inliers found are all there are.",
+        MAX_SAMPLES: "`max_samples` were drawn, and the confidence asked for was not reached.",
+        NO_MODEL: "No model was found that more data agree with than determine it.",
+    }
+
+    x: Any
+    inliers: Any
+    score: Any
+    n_inliers: Any
+    n_samples: Any
+    fit: Any
+    status: Any
+
+    @property
+    def success(self) -> Any:
+        """Whether the confidence was reached (``status == 1``)."""
+        return self.status == CONVERGED

@@ -52,6 +52,7 @@ from ...results.global_search import (
     NONFINITE,
     DifferentialEvolutionResult,
 )
+from .draws import below, distinct
 
 Mutation = Callable[[Array, Array, Array, Array], Array]
 
@@ -214,7 +215,8 @@ class DifferentialEvolution(eqx.Module):
         of_picks, of_begin, of_cross, replacement = jnp.split(
             drawn, [picks, picks + 1, picks + 1 + n], axis=1
         )
-        begin = _below(of_begin, n)
+        begin = below(of_begin, n)
+        own = jnp.arange(size, dtype=jnp.int32)
         chosen = of_cross < self.recombination
         entry = jnp.arange(n, dtype=jnp.int32)[None]
         if self.strategy.endswith("exp"):
@@ -225,7 +227,7 @@ class DifferentialEvolution(eqx.Module):
         else:
             crossed = chosen | (entry == begin)
         keys = None if self.custom is None else jax.random.split(for_custom, size)
-        return scale, Plan(_distinct(of_picks, size), crossed, replacement, keys)
+        return scale, Plan(distinct(of_picks, size, [own]), crossed, replacement, keys)
 
     def _trial(
         self, problem: SearchProblem, population: Array, i: Any, plan: Plan, scale: Array
@@ -356,31 +358,3 @@ def _spread(energies: Array) -> tuple[Array, Array, Array]:
     scaled = jnp.where(jnp.isfinite(energies), energies, 0) / unit
     spread = jnp.where(finite, jnp.std(scaled), jnp.inf)
     return spread, jnp.where(finite, jnp.abs(jnp.mean(scaled)), 0), unit
-
-
-def _below(uniform: Array, count: Any) -> Array:
-    """Integers from 0 to ``count - 1``."""
-    return jnp.minimum((uniform * count).astype(jnp.int32), count - 1)
-
-
-def _distinct(uniform: Array, size: int) -> Array:
-    """For each i of ``size``, as many distinct numbers below ``size`` as there are columns, not i.
-
-    A number is drawn from as many as are left, and stepped over those that are taken.
-    """
-    taken, picked = [jnp.arange(size, dtype=jnp.int32)], []
-    for column in range(uniform.shape[1]):
-        number = _below(uniform[:, column], size - len(taken))
-        for other in taken:  # in order
-            number = number + (number >= other).astype(jnp.int32)
-        picked.append(number)
-        taken = _inserted(taken, number)
-    return jnp.stack(picked, axis=1) if picked else jnp.zeros((size, 0), jnp.int32)
-
-
-def _inserted(ordered: list[Array], number: Array) -> list[Array]:
-    out = []
-    for other in ordered:
-        out.append(jnp.minimum(other, number))
-        number = jnp.maximum(other, number)
-    return [*out, number]
