@@ -41,8 +41,6 @@ def test_every_lane_is_the_solve_by_itself():
     assert_array_equal(many.nfev, alone.nfev)
     assert_allclose(many.x, alone.x, rtol=1e-9)
     assert np.all(many.success)
-    few = jax.jit(lambda starts: run_many(solver, problem, starts))(starts[:3])
-    assert_array_equal(few.nfev, alone.nfev[:3])
 
 
 # -- the census -------------------------------------------------------------------------------
@@ -126,16 +124,22 @@ def test_all_minima_of_himmelblau():
     assert np.all(np.diff(res.fun) >= 0) and res.fun[0] == res.best.fun
     assert_array_equal(np.bincount(res.label), res.basin)
     assert 4 < res.expected_minima < 4.5 and res.missed_share == 0
-    loose = ox.multistart(lambda x: ox.minimize(himmelblau, x, (0.5,)), starts)
-    assert_array_equal(loose.label, res.label)
-    assert_allclose(loose.x, res.x, rtol=1e-6)
     stopped = ox.multistart(solve, starts[::-1], batch=48)
     assert stopped.n_starts < 144 and stopped.n_minima == 4
     assert np.sum(stopped.label >= 0) == stopped.n_starts
 
 
+def test_a_solve_that_takes_no_adjoint():
+    def square_root(a, starts):
+        return ox.multistart(lambda x: ox.least_squares(lambda x: x**2 - a, x), starts).best.x[0]
+
+    starts = jnp.array([[1.0], [0.5], [3.0]])
+    assert_allclose(square_root(2.0, starts), 2**0.5, rtol=1e-8)
+    assert_allclose(jax.grad(square_root)(2.0, starts), 0.5 / 2**0.5, rtol=1e-6)
+
+
 def test_derivative_is_that_of_the_winner():
-    starts = starts_in_a_grid(5)
+    starts = starts_in_a_grid(12)
 
     def lowest(tilt):
         return ox.multistart(ft.partial(ox.minimize, himmelblau, args=(tilt,)), starts).best.fun
@@ -160,8 +164,8 @@ def test_failed_solves_never_win():
     assert res.n_failed > 0 and res.lowest_failed < 1
     assert res.success
     assert_allclose(res.best.x, 2, atol=1e-4)
-    none = ox.multistart(solve, starts[:4])
-    assert not none.success and none.n_minima == 0 and none.n_failed == 4
+    none = ox.multistart(solve, starts - 20)
+    assert not none.success and none.n_minima == 0 and none.n_failed == 24
     assert none.best.fun == none.lowest_failed
 
 

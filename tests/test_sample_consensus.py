@@ -102,7 +102,9 @@ def test_bad_arguments():
     with pytest.raises(ValueError, match="`data`"):
         fit({"a": jnp.zeros(3), "b": jnp.zeros(4)})
     with pytest.raises(ValueError, match="`residuals`"):
-        ox.sample_consensus(circle_through, lambda c, p: c["center"], points, sample_size=3, threshold=1)
+        ox.sample_consensus(
+            circle_through, lambda c, p: c["center"], points, sample_size=3, threshold=1
+        )
 
 
 def test_float32():

@@ -179,9 +179,7 @@ def _lifted_test(accept_test: Callable | None, x: Array, restore: Callable) -> A
         return None
 
     def on_flat(f_new: Array, x_new: Array, f_old: Array, x_old: Array) -> Array:
-        answer = accept_test(
-            f_new=f_new, x_new=restore(x_new), f_old=f_old, x_old=restore(x_old)
-        )
+        answer = accept_test(f_new=f_new, x_new=restore(x_new), f_old=f_old, x_old=restore(x_old))
         return jnp.asarray(answer, bool).reshape(())
 
     scalar = jax.ShapeDtypeStruct((), x.dtype)

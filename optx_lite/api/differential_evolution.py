@@ -365,9 +365,7 @@ def _polished_by(
 ) -> DifferentialEvolutionResult:  # fmt: skip
     """By a function of the user's."""
     bound = (lambda x: func(x, *args)) if args else func
-    found = polish(
-        bound, result.x, bounds=_polish_box(problem, result.x), constraints=constraints
-    )
+    found = polish(bound, result.x, bounds=_polish_box(problem, result.x), constraints=constraints)
     if not (hasattr(found, "x") and hasattr(found, "fun") and hasattr(found, "success")):
         raise ValueError(
             "The result from a user defined polishing function should return an OptimizeResult, "

@@ -91,8 +91,11 @@ def _check_starts(starts: Any) -> tuple[Any, int]:
     starts = jax.tree.map(_as_float, starts)
     counts = {leaf.shape[:1] for leaf in jax.tree.leaves(starts)}
     flat_array = isinstance(starts, jax.Array)
-    if len(counts) != 1 or counts == {()} or 0 in next(iter(counts)) or (
-        flat_array and starts.ndim != 2
+    if (
+        len(counts) != 1
+        or counts == {()}
+        or 0 in next(iter(counts))
+        or (flat_array and starts.ndim != 2)
     ):
         shapes = [leaf.shape for leaf in jax.tree.leaves(starts)]
         raise ValueError(
@@ -158,7 +161,9 @@ def _trim(result: MultistartResult) -> MultistartResult:
     plain = {name: int(getattr(result, name)) for name in counts}
     found = plain["n_minima"]
     lists = {
-        name: jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)[:found]), getattr(result, name))
+        name: jax.tree.map(
+            lambda leaf: jnp.asarray(np.asarray(leaf)[:found]), getattr(result, name)
+        )
         for name in ("x", "fun", "basin")
     }
     return dataclasses.replace(result, **lists, **plain)

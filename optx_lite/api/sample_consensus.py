@@ -83,8 +83,13 @@ def sample_consensus(
     ...     slope = (two["y"][1] - two["y"][0]) / (two["x"][1] - two["x"][0])
     ...     return jnp.array([slope, two["y"][0] - slope * two["x"][0]])
     >>> res = ox.sample_consensus(
-    ...     line, lambda p, d: p[0] * d["x"] + p[1] - d["y"], {"x": x, "y": y},
-    ...     sample_size=2, threshold=0.01, rng=0)
+    ...     line,
+    ...     lambda p, d: p[0] * d["x"] + p[1] - d["y"],
+    ...     {"x": x, "y": y},
+    ...     sample_size=2,
+    ...     threshold=0.01,
+    ...     rng=0,
+    ... )
     >>> print(res.x.round(3), res.n_inliers)
     [2. 1.] 33
     """
@@ -153,7 +158,9 @@ def _problem(
     sample = jax.tree.map(lambda leaf: shape(leaf, int(size)), data)
     all_ = jax.tree.map(lambda leaf: shape(leaf, rows), data)
     label = "`minimal_solver`"
-    tree = lift(lambda d: jax.tree.map(jnp.asarray, minimal_solver(d)), sample, label=label).out_shape
+    tree = lift(
+        lambda d: jax.tree.map(jnp.asarray, minimal_solver(d)), sample, label=label
+    ).out_shape
     leaves = jax.tree.leaves(tree)
     if not leaves or not all(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in leaves):
         raise ValueError(f"`minimal_solver` must return real numbers, got {tree}.")
@@ -179,9 +186,7 @@ def _problem(
     return problem, restore
 
 
-def _refined(
-    problem: ConsensusProblem, start: Array, model: Array, loss: Any
-) -> tuple[Array, Any]:
+def _refined(problem: ConsensusProblem, start: Array, model: Array, loss: Any) -> tuple[Array, Any]:
     """The robust fit to the inliers where it has a lower score, else the model; and the fit."""
     usable = jnp.all(jnp.isfinite(start))
     at: Any = jnp.where(usable, start, 0)

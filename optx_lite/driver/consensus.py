@@ -104,4 +104,6 @@ def search_consensus(
     shape = jax.eval_shape(model_of, jax.ShapeDtypeStruct((size,), jnp.int32))
     none = jnp.zeros((), jnp.int32)
     blank = jnp.full(shape.shape, jnp.nan, shape.dtype)
-    return while_loop(more, next_batch, Consensus(key, blank, jnp.full((), jnp.inf, shape.dtype), none, none))
+    return while_loop(
+        more, next_batch, Consensus(key, blank, jnp.full((), jnp.inf, shape.dtype), none, none)
+    )

@@ -52,9 +52,7 @@ def _run(treedef: Any, leaves: list[Array]) -> Any:
         status = jnp.where(stop, CALLBACK_STOP, after.status).astype(after.status.dtype)
         return eqx.tree_at(lambda state: state.status, after, status)
 
-    state = while_loop(
-        lambda state: solver.running(state), turn, solver.init(problem, start, key)
-    )
+    state = while_loop(lambda state: solver.running(state), turn, solver.init(problem, start, key))
     return solver.finish(problem, state)
 
 

@@ -1,10 +1,10 @@
 r"""Many starts of one solve, each at the cost of its own steps, and what they say together.
 
 Cost. Lanes that step in one loop all wait for the slowest. So lanes are stepped in blocks; a block
-stops when an eighth of what it began with is left, and those left of all blocks are packed
-together, and so on. When few are left, they go on in a block of few: a step of one costs as
-much as a step of all, so a wide one would be mostly idle. Measured (float64, one core, n = 2): a
-step of 64 lanes of L-BFGS-B takes 63 us, of 8 lanes 19 us, of one 8 us.
+stops when an eighth of its width is left, and those left of all blocks are packed together, and
+so on. The last few go on in a narrow block: a step of one costs as much as a step of all, so a
+wide one would be mostly idle. Measured (float64, one core, n = 2): a step of 64 lanes of L-BFGS-B
+takes 63 us, of 8 lanes 19 us, of one 8 us.
 
 Minima. Solutions are gone through from the best on; each that is not within reach of one before
 it is a new minimum, and its basin counts those within reach.
@@ -39,8 +39,8 @@ from ..solvers import AbstractSolver
 from .adjoint import AbstractAdjoint, _with_derivative
 from .batching import CACHE
 
-LEFT = 8  # a block stops when this part of it is left
-NARROW = 8  # lanes of the last blocks
+LEFT = 8  # a block stops when this part of its width is left
+NARROW = 16  # lanes of the last blocks
 
 
 class Census(eqx.Module):
@@ -159,8 +159,8 @@ def run_many(solver: AbstractSolver, problem: Any, starts: Array) -> Any:
         after = jax.vmap(lambda state: solver.step(problem, state))(states)
         return _choose(running(states), after, states)
 
-    def work(states: Any, width: int, part: int) -> Any:
-        """Block after block of the unfinished, until one in ``part`` is left of each."""
+    def work(states: Any, width: int, enough: int) -> Any:
+        """Block after block of the unfinished, until no more than ``enough`` are left of each."""
         active = running(states)
         order = jnp.argsort(~active, stable=True).astype(jnp.int32)
         order = jnp.pad(order, (0, -count % width), mode="edge")
@@ -170,7 +170,6 @@ def run_many(solver: AbstractSolver, problem: Any, starts: Array) -> Any:
             at, states = carry
             lanes = lax.dynamic_slice(order, (at,), (width,))
             mine = jax.tree.map(lambda leaf: leaf[lanes], states)
-            enough = left(mine) // part if part else 0
             mine = while_loop(lambda mine: left(mine) > enough, step, mine)
             states = jax.tree.map(lambda leaf, new: leaf.at[lanes].set(new), states, mine)
             return at + width, states
@@ -178,10 +177,12 @@ def run_many(solver: AbstractSolver, problem: Any, starts: Array) -> Any:
         start = jnp.zeros((), jnp.int32)
         return while_loop(lambda carry: carry[0] < unfinished, block, (start, states))[1]
 
-    narrow = min(NARROW, count)
+    narrow = min(count, max(NARROW, wide // LEFT))
     if wide > narrow:
         states = while_loop(
-            lambda states: left(states) > 2 * narrow, lambda states: work(states, wide, LEFT), states
+            lambda states: left(states) > narrow,
+            lambda states: work(states, wide, wide // LEFT),
+            states,
         )
     states = work(states, narrow, 0)
     return jax.vmap(lambda state: solver.finish(problem, state))(states)

@@ -245,9 +245,7 @@ class DifferentialEvolution(eqx.Module):
 
     # -- a generation ----------------------------------------------------------------------
 
-    def _all_at_once(
-        self, problem: SearchProblem, state: State, plan: Plan, scale: Array
-    ) -> State:
+    def _all_at_once(self, problem: SearchProblem, state: State, plan: Plan, scale: Array) -> State:
         first, old = state.nit < 0, state.members
         numbers = jnp.arange(old.energy.shape[0])
         trials = jax.vmap(lambda i, plan: self._trial(problem, old.unit, i, plan, scale))(
