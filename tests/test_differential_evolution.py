@@ -20,7 +20,7 @@ from optx_lite.solvers.global_search import differential_evolution as de
 from optx_lite.solvers.global_search.draws import distinct
 
 BOX = [(0.0, 2.0)] * 2
-SCIPYS = "best1 best2 rand1 rand2 randtobest1 currenttobest1".split()
+SCIPYS = ["best1", "best2", "rand1", "rand2", "randtobest1", "currenttobest1"]
 
 
 def rosen(x):
@@ -355,7 +355,7 @@ def test_callbacks():
         if len(seen) == 10:
             raise StopIteration
 
-    kwargs = dict(rng=838245, polish=False)
+    kwargs = {"rng": 838245, "polish": False}
     res = ox.differential_evolution(rosen, BOX, callback=callback, **kwargs)
     ref = ox.differential_evolution(rosen, BOX, maxiter=10, **kwargs)
     assert res.success is ref.success is False

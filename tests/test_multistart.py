@@ -209,8 +209,8 @@ def test_bad_starts():
         ox.multistart(solve, jnp.zeros((4, 2)), batch=3)
     with pytest.raises(ValueError, match="`rtol`"):
         ox.multistart(solve, jnp.zeros((4, 2)), rtol=-1.0)
+    watching = ft.partial(ox.minimize, himmelblau, args=(0.0,), callback=print)
     with pytest.raises(ValueError, match="callback"):
-        watching = ft.partial(ox.minimize, himmelblau, args=(0.0,), callback=print)
         ox.multistart(watching, jnp.zeros((4, 2)))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import inspect
 import warnings
@@ -309,10 +310,8 @@ class _Listener(AbstractListener):
         self.disp = disp
         self.by_result = False
         if callback is not None:
-            try:
+            with contextlib.suppress(TypeError, ValueError):
                 self.by_result = "intermediate_result" in inspect.signature(callback).parameters
-            except (TypeError, ValueError):
-                pass
 
     def step(self, report: Any, moved: bool, lane: int) -> bool:
         """After a generation; True asks for the end. The one before the first is none."""

@@ -96,7 +96,7 @@ def sample_consensus(
     data = jax.tree.map(jnp.asarray, data)
     rows = _check_data(data, sample_size)
     for name, value in (("threshold", threshold), ("confidence", confidence)):
-        if is_concrete(value) and not (0 < float(value) and (name[0] == "t" or float(value) < 1)):
+        if is_concrete(value) and not (float(value) > 0 and (name[0] == "t" or float(value) < 1)):
             raise ValueError(f"`{name}` is out of range: got {value!r}.")
     problem, restore = _problem(minimal_solver, residuals, data, sample_size, threshold, rows)
     dtype = problem.threshold.dtype

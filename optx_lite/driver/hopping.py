@@ -13,7 +13,6 @@ from jaxtyping import Array
 
 from ..jax_support.control_flow import while_loop
 from ..results.base import CALLBACK_STOP
-from ..solvers.global_search.basinhopping import BasinHopping
 from .adjoint import AbstractAdjoint, _with_derivative
 from .callbacks import AbstractListener, Watch, watched
 

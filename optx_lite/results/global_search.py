@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -136,7 +136,7 @@ class MultistartResult(AbstractRecord):
         That of ``best``.
     """
 
-    MESSAGES = {}
+    MESSAGES: ClassVar = {}
 
     best: Any
     x: Any
@@ -187,7 +187,7 @@ class BasinHoppingResult(AbstractRecord):
         1 all hops done, 2 the best unchanged for ``niter_success`` hops, -2 callback.
     """
 
-    MESSAGES = {
+    MESSAGES: ClassVar = {
         HOPS_DONE: "requested number of basinhopping iterations completed successfully",
         UNCHANGED: "success condition satisfied",
         CALLBACK_STOP: "callback function requested stop early",
@@ -233,7 +233,7 @@ class ConsensusResult(AbstractRecord):
         finite model that any more data agree with than determine it.
     """
 
-    MESSAGES = {
+    MESSAGES: ClassVar = {
         CONVERGED: "A sample without outliers was among those drawn, with the confidence asked "
         "for, if the inliers found are all there are.",
         MAX_SAMPLES: "`max_samples` were drawn, and the confidence asked for was not reached.",
