@@ -124,7 +124,8 @@ def test_all_minima_of_himmelblau():
     assert np.all(np.diff(res.fun) >= 0) and res.fun[0] == res.best.fun
     assert_array_equal(np.bincount(res.label), res.basin)
     assert 4 < res.expected_minima < 4.5 and res.missed_share == 0
-    stopped = ox.multistart(solve, starts[::-1], batch=48)
+    shuffled = jax.random.permutation(jax.random.key(0), starts)
+    stopped = ox.multistart(solve, shuffled, batch=48)
     assert stopped.n_starts < 144 and stopped.n_minima == 4
     assert np.sum(stopped.label >= 0) == stopped.n_starts
 

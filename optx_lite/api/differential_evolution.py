@@ -352,7 +352,7 @@ def _polished(
     box = _polish_box(problem, first)
     one = of_one_point(func) if problem.vectorized else func
     local, x = minimization_problem(one, first, args=args, bounds=box)
-    found = IMPLICIT.solve(LBFGSB(), local, x)
+    found: Any = IMPLICIT.solve(LBFGSB(), local, x)
     # It is not above its start: if it seems so, two programs have rounded differently.
     better = found.success & jnp.isfinite(found.fun)
     return _replaced(problem, result, better, found.x, found.fun, found.jac, found.nfev)

@@ -38,7 +38,9 @@ def multistart(
         From where, e.g. by `sample_starts`.
     batch : int, optional
         Stop when, after so many starts or a multiple of it, by Boender & Rinnooy Kan's estimate
-        less than half a minimum is missing; k is a multiple of it. None: try them all.
+        less than half a minimum is missing; k is a multiple of it. The estimate is about random
+        starts: each batch must fill the box, as draws and sequences do, and a grid in its order
+        does not. None: try them all.
     rtol : float
         Two solutions are one minimum if no variable differs by more than this share of the range
         that the variable has over all starts and solutions.

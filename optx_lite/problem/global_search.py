@@ -141,7 +141,7 @@ def search_problem(
         Whose floating dtype is taken where ``bounds`` has none of its own.
     """
     lower, upper = read_box(bounds, like)
-    integral = None
+    integral: Any = None
     if integrality is not None and np.any(integrality):
         integral = np.broadcast_to(np.asarray(integrality, bool), lower.shape)
         lower, upper = _integral_box(lower, upper, integral)
