@@ -178,6 +178,22 @@ def _run(static: Any, leaves: list[Array]) -> AbstractResult:
 
 def _solve(static: Any, leaves: list[Array]) -> AbstractResult:
     result = _run(static, jax.tree.map(lax.stop_gradient, leaves))
+    return _differentiated(static, result, leaves)
+
+
+def with_minimum_derivative(solver: Any, problem: Any, result: AbstractResult) -> AbstractResult:
+    """A result that was found in another way than `ImplicitAdjoint`'s, with that derivative.
+
+    Parameters
+    ----------
+    solver, problem
+        As for `AbstractAdjoint.solve`; ``result`` is what the solver's ``finish`` gives.
+    """
+    leaves, treedef = jax.tree.flatten((solver, problem, None, None))
+    return _differentiated((treedef, "nan"), lax.stop_gradient(result), leaves)
+
+
+def _differentiated(static: Any, result: AbstractResult, leaves: list[Array]) -> AbstractResult:
     floats, others = eqx.partition(result, eqx.is_inexact_array)
     floats = _with_derivative(static, floats, result.success, leaves)
     return eqx.combine(floats, others)
