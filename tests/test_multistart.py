@@ -11,7 +11,9 @@ import scipy.optimize as so
 from numpy.testing import assert_allclose, assert_array_equal
 
 import optx_lite as ox
-from optx_lite.driver.many_starts import run_many, take_census, what_is_unseen
+from optx_lite.driver.many_starts import take_census, what_is_unseen
+from optx_lite.driver.refill import nothing_found, solve_batch
+from tests.newton import Newton
 
 # Of Himmelblau's function: published.
 MINIMA = [[-3.779310, -3.283186], [-2.805118, 3.131312], [3.0, 2.0], [3.584428, -1.848127]]
@@ -23,6 +25,9 @@ def himmelblau(x, tilt):
     return 1 + low - tilt * jnp.exp(-((x[0] - 3) ** 2) - (x[1] - 2) ** 2)
 
 
+NEWTON = Newton(maxfun=200)
+
+
 def starts_in_a_grid(side, dtype=None):
     line = np.linspace(-4.9, 4.8, side)
     return jnp.asarray(np.stack(np.meshgrid(line, line), -1).reshape(-1, 2), dtype)
@@ -31,16 +36,26 @@ def starts_in_a_grid(side, dtype=None):
 # -- the lanes --------------------------------------------------------------------------------
 
 
-def test_every_lane_is_the_solve_by_itself():
-    """Packed or not, a start's steps are its own: SciPy's rule for a batch."""
+@pytest.mark.parametrize("solver", [ox.LBFGSB(), NEWTON], ids=["L-BFGS-B", "Newton"])
+def test_every_lane_is_the_solve_by_itself(solver):
+    """Whatever lane it is solved in, a start's steps are its own."""
     problem, _ = ox.minimization_problem(himmelblau, jnp.zeros(2), args=(0.5,))
-    solver = ox.LBFGSB()
+
+    @jax.jit
+    def together(first, found):
+        return solve_batch(solver, problem, starts, first, 72, found)
+
     starts = starts_in_a_grid(12)
-    many = jax.jit(lambda starts: run_many(solver, problem, starts))(starts)
-    alone = jax.vmap(lambda x: ox.run(solver, problem, x))(starts)
+    many = nothing_found(solver, problem, starts)
+    for first in (0, 72):
+        many = together(first, many)
+    alone = jax.jit(jax.vmap(lambda x: ox.run(solver, problem, x)))(starts)
     assert_array_equal(many.nfev, alone.nfev)
     assert_allclose(many.x, alone.x, rtol=1e-9)
+    assert_allclose(many.value, alone.fun, rtol=1e-9)
     assert np.all(many.success)
+    assert int(many.number) == np.argmin(many.value)
+    assert_array_equal(many.best.x, many.x[many.number])
 
 
 # -- the census -------------------------------------------------------------------------------
@@ -113,43 +128,56 @@ def basin_share(basin):
 # -- the front door ---------------------------------------------------------------------------
 
 
+LOCAL = ft.partial(ox.minimize, himmelblau, method=NEWTON)
+
+
+@jax.jit
+def search(tilt, starts):
+    """From all starts, and d fun, d x of the best by ``tilt``."""
+
+    def best(tilt):
+        res = ox.multistart(ft.partial(LOCAL, args=(tilt,)), starts)
+        return (res.best.fun, res.best.x), res
+
+    _, slopes, res = jax.jvp(best, (tilt,), (jnp.ones_like(tilt),), has_aux=True)
+    return res, slopes
+
+
 def test_all_minima_of_himmelblau():
     starts = starts_in_a_grid(12)
-    solve = ft.partial(ox.minimize, himmelblau, args=(0.5,))
-    res = ox.multistart(solve, starts)
+    res, _ = search(0.5, starts)
     assert res.success and res.n_minima == 4 and res.n_failed == 0 and res.n_starts == 144
-    order = np.lexsort(np.asarray(res.x).T[::-1])
-    assert_allclose(np.asarray(res.x)[order], MINIMA, atol=2e-2)  # the tilt moves them
+    found = np.asarray(res.x[:4])
+    assert_allclose(found[np.lexsort(found.T[::-1])], MINIMA, atol=2e-2)  # the tilt moves them
+    assert np.all(np.isnan(res.x[4:])) and np.all(np.isnan(res.fun[4:]))
     assert_allclose(res.best.x, [3, 2], atol=1e-4)
-    assert np.all(np.diff(res.fun) >= 0) and res.fun[0] == res.best.fun
-    assert_array_equal(np.bincount(res.label), res.basin)
+    assert np.all(np.diff(res.fun[:4]) >= 0) and res.fun[0] == res.best.fun
+    assert_array_equal(np.bincount(res.label), res.basin[:4])
     assert 4 < res.expected_minima < 4.5 and res.missed_share == 0
-    shuffled = jax.random.permutation(jax.random.key(0), starts)
-    stopped = ox.multistart(solve, shuffled, batch=48)
-    assert stopped.n_starts < 144 and stopped.n_minima == 4
-    assert np.sum(stopped.label >= 0) == stopped.n_starts
+    one_by_one = jax.vmap(lambda x: LOCAL(x, args=(0.5,)))(starts)
+    assert_allclose(found[res.label], one_by_one.x, atol=1e-6)
+    assert res.nfev == jnp.sum(one_by_one.nfev)
 
 
-def test_a_solve_that_takes_no_adjoint():
-    def square_root(a, starts):
-        return ox.multistart(lambda x: ox.least_squares(lambda x: x**2 - a, x), starts).best.x[0]
-
-    starts = jnp.array([[1.0], [0.5], [3.0]])
-    assert_allclose(square_root(2.0, starts), 2**0.5, rtol=1e-8)
-    assert_allclose(jax.grad(square_root)(2.0, starts), 0.5 / 2**0.5, rtol=1e-6)
+def test_batches_end_when_nothing_is_missing():
+    starts = jax.random.permutation(jax.random.key(0), starts_in_a_grid(12))
+    res = ox.multistart(ft.partial(LOCAL, args=(0.5,)), starts, batch=48)
+    assert res.n_starts in (48, 96) and res.n_minima == 4 and res.x.shape == (4, 2)
+    assert np.sum(res.label >= 0) == np.sum(res.basin) == res.n_starts
+    assert np.all(res.label[res.n_starts :] == -1) and res.n_failed == 0
 
 
 def test_derivative_is_that_of_the_winner():
+    """The envelope; and what the local solve from the winner's start has."""
     starts = starts_in_a_grid(12)
-
-    def lowest(tilt):
-        return ox.multistart(ft.partial(ox.minimize, himmelblau, args=(tilt,)), starts).best.fun
-
-    tilt = 0.5
-    values, slope = jax.value_and_grad(lowest)(tilt)
-    best = so.minimize(lambda x: float(himmelblau(jnp.asarray(x), tilt)), [3, 2], tol=1e-10)
-    assert_allclose(values, best.fun, rtol=1e-8)
-    assert_allclose(slope, -np.exp(-np.sum((best.x - [3, 2]) ** 2)), rtol=1e-6)  # the envelope
+    for tilt in (0.1, 0.5, 0.9, -0.5):
+        res, (d_fun, d_x) = search(tilt, starts)
+        best = so.minimize(lambda x: float(himmelblau(x, tilt)), res.best.x, tol=1e-12)  # noqa: B023
+        assert_allclose(res.best.fun, best.fun, rtol=1e-8)
+        bump = np.exp(-np.sum((res.best.x - np.array([3, 2])) ** 2))
+        assert_allclose(d_fun, -bump, rtol=1e-6, atol=1e-12)
+        own = jax.jacfwd(lambda tilt: LOCAL(res.best.x, args=(tilt,)).x)(tilt)  # noqa: B023
+        assert_allclose(d_x, own, rtol=1e-5, atol=1e-9)
 
 
 def test_failed_solves_never_win():
@@ -159,15 +187,19 @@ def test_failed_solves_never_win():
         inside = 1 + (x[0] - 2) ** 2 * (x[0] + 1.5) ** 2 / 4
         return jnp.where(x[0] > -1, inside, 1e3 * x[0])
 
+    solve = ft.partial(ox.minimize, cliff, method=Newton(maxfun=40))
+    search = jax.jit(lambda starts: ox.multistart(solve, starts))
     starts = jnp.linspace(-8, 4, 24)[:, None]
-    solve = ft.partial(ox.minimize, cliff, options={"maxiter": 40})
-    res = ox.multistart(solve, starts)
+    res = search(starts)
     assert res.n_failed > 0 and res.lowest_failed < 1
     assert res.success
     assert_allclose(res.best.x, 2, atol=1e-4)
-    none = ox.multistart(solve, starts - 20)
+    none = search(starts - 20)
     assert not none.success and none.n_minima == 0 and none.n_failed == 24
     assert none.best.fun == none.lowest_failed
+    some = search(starts.at[3].set(jnp.nan))
+    assert some.n_failed == res.n_failed and some.label[3] == -1 and some.best.x == res.best.x
+    assert np.isnan(search(starts.at[:].set(jnp.nan)).best.fun)
 
 
 def test_least_squares_pytrees_and_nested_batches():
@@ -194,10 +226,65 @@ def test_least_squares_pytrees_and_nested_batches():
     assert_array_equal(res.n_minima, 1)
 
 
+def test_bounds_and_a_scalar_solver():
+    """Minima in the box and on its wall, where the winner follows the wall."""
+
+    def wave(x):
+        return jnp.cos(3 * x) + 0.1 * x
+
+    def lowest(wall, starts):
+        def solve(x):
+            return ox.minimize_scalar(wave, bounds=(x[0] - 1.0, jnp.minimum(x[0] + 1.0, wall)))
+
+        res = ox.multistart(solve, starts)
+        return res.best.fun, res
+
+    starts = jnp.linspace(-3, 5, 17)[:, None]
+    run = jax.jit(jax.value_and_grad(lowest, has_aux=True))
+    (value, res), slope = run(6.0, starts)
+    brute = np.linspace(-4, 6, 100_001)
+    assert_allclose(value, np.min(np.cos(3 * brute) + 0.1 * brute), atol=1e-8)
+    assert slope == 0 and res.success
+    (value, res), slope = run(-3.5, starts[:1] - jnp.arange(17.0)[:, None] * 0)
+    assert_allclose(value, np.cos(10.5) - 0.35, rtol=1e-12)
+    assert_allclose(slope, 3 * np.sin(3 * 3.5) + 0.1, rtol=1e-6)
+
+
+def test_a_solve_whose_adjoint_is_not_to_be_replaced():
+    """Its lanes are batched as they are, whether it takes none, its own, or swallows anything."""
+    starts = jnp.array([[1.0], [0.5], [3.0]])
+    seen = []
+
+    def swallows(x, **options):
+        seen.append(options)
+        return ox.minimize(lambda x: jnp.cosh(x[0] - 2), x, method=NEWTON)
+
+    unrolled = ft.partial(swallows, adjoint=ox.UnrolledAdjoint(5))
+    for solve in (swallows, unrolled):
+        assert_allclose(ox.multistart(solve, starts).best.x, 2, rtol=1e-6)
+    assert seen[0] == {} and isinstance(seen[1]["adjoint"], ox.UnrolledAdjoint)
+    with pytest.raises(ValueError, match="adjoint"):
+        ox.multistart(swallows, starts, batch=1)
+
+
+def test_failures_have_no_derivative_unless_they_are_asked_for():
+    def slope(**adjoint):
+        def best(a):
+            solve = ft.partial(
+                ox.minimize, lambda x: (x[0] - a) ** 4, method=Newton(maxfun=2), **adjoint
+            )
+            return ox.multistart(solve, jnp.array([[1.0], [3.0]])).best.x[0]
+
+        return jax.grad(best)(0.5)
+
+    assert np.isnan(slope())
+    assert_allclose(slope(adjoint=ox.ImplicitAdjoint("ignore")), 1, rtol=1e-6)
+
+
 def test_float32():
-    starts = starts_in_a_grid(6, jnp.float32)
-    res = ox.multistart(ft.partial(ox.minimize, himmelblau, args=(jnp.float32(0.5),)), starts)
-    assert res.x.dtype == jnp.float32
+    starts = starts_in_a_grid(3, jnp.float32)
+    res = ox.multistart(ft.partial(LOCAL, args=(jnp.float32(0.5),)), starts)
+    assert res.x.dtype == res.fun.dtype == jnp.float32
     assert_allclose(res.best.x, [3, 2], atol=1e-2)
 
 
@@ -206,10 +293,13 @@ def test_bad_starts():
     for starts in (jnp.zeros(3), jnp.zeros((0, 2)), {"a": jnp.zeros((2, 1)), "b": jnp.zeros(3)}):
         with pytest.raises(ValueError, match="`starts`"):
             ox.multistart(solve, starts)
+    with pytest.raises(TypeError, match="`solve`"):
+        ox.multistart(None, jnp.zeros((4, 2)))
     with pytest.raises(ValueError, match="`batch`"):
         ox.multistart(solve, jnp.zeros((4, 2)), batch=3)
-    with pytest.raises(ValueError, match="`rtol`"):
-        ox.multistart(solve, jnp.zeros((4, 2)), rtol=-1.0)
+    for rtol in (-1.0, jnp.nan):
+        with pytest.raises(ValueError, match="`rtol`"):
+            ox.multistart(solve, jnp.zeros((4, 2)), rtol=rtol)
     watching = ft.partial(ox.minimize, himmelblau, args=(0.0,), callback=print)
     with pytest.raises(ValueError, match="callback"):
         ox.multistart(watching, jnp.zeros((4, 2)))

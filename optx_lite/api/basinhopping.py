@@ -131,7 +131,8 @@ def basinhopping(
 
     listener = _Listener(callback, disp) if callback is not None or disp else None
     found: dict[str, Any] = {}
-    lowest = minimize(func, x0, adjoint=Hopping(make, as_key(rng), listener, found), **kwargs)
+    hopping = Hopping("nan", make, as_key(rng), listener, found)
+    lowest = minimize(func, x0, adjoint=hopping, **kwargs)
     state = found["state"]
     tried = jnp.maximum(state.nit, 1).astype(state.value.dtype)
     return _plain(

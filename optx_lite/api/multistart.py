@@ -13,6 +13,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array
 
+from ..driver.adjoint import ImplicitAdjoint
 from ..driver.many_starts import Census, ManyStarts, flat, take_census, what_is_unseen
 from ..problem.pytrees import as_array_or_tree, is_concrete
 from ..results.global_search import MultistartResult
@@ -66,26 +67,30 @@ def multistart(
     >>> print(res.n_minima, res.basin.sum(), bool(res.expected_minima < 4.5))
     4 64 True
     """
+    if not callable(solve):
+        raise TypeError(f"`solve` must be callable, got {solve!r}.")
     starts, count = _check_starts(starts)
     if batch is not None and not (1 <= batch <= count and count % batch == 0):
         raise ValueError(f"`batch` must divide the number of starts, {count}, got {batch!r}.")
     if is_concrete(rtol) and not float(rtol) >= 0:
         raise ValueError(f"`rtol` must not be negative, got {rtol!r}.")
-    if _takes_adjoint(solve):
-        found: dict[str, Any] = {}
-        first = jax.tree.map(lambda leaf: leaf[0], starts)
-        best = solve(first, adjoint=ManyStarts(starts, rtol, batch or count, found))
-        results, census = found["results"], found["census"]
-        x = jax.vmap(found["restore"])(results.x)
+    unconverged = _replaceable_adjoint(solve)
+    if unconverged is not None:
+        record: dict[str, Any] = {}
+        many = ManyStarts(unconverged, starts, rtol, batch or count, record)
+        best = solve(jax.tree.map(lambda leaf: leaf[0], starts), adjoint=many)
+        results, census = record["found"], record["census"]
+        x = jax.vmap(record["restore"])(results.x)
     elif batch is not None:
-        raise ValueError("`batch` needs a `solve` that takes `adjoint=`.")
+        raise ValueError("`batch` needs a `solve` that takes `adjoint=`, an ImplicitAdjoint.")
     else:
         results = jax.vmap(solve)(lax.stop_gradient(starts))
         x = results.x
         census = _census(results, starts, rtol)
         best = jax.tree.map(lambda leaf: leaf[census.first[0]], results)
     x, value = lax.stop_gradient((x, results.value))
-    return _trim(_record(best, x, value, results, census))
+    fields = _fields(x, value, results.nfev, census)
+    return _trim(MultistartResult(best=best, status=best.status, **fields))
 
 
 def _check_starts(starts: Any) -> tuple[Any, int]:
@@ -110,13 +115,14 @@ def _as_float(leaf: Array) -> Array:
     return leaf if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf.astype(jnp.result_type(float))
 
 
-def _takes_adjoint(solve: Callable) -> bool:
-    """Whether another adjoint may be given to it."""
+def _replaceable_adjoint(solve: Callable) -> str | None:
+    """How ``solve`` treats failures, if its adjoint is an implicit one that may be replaced."""
     try:
-        parameters = inspect.signature(solve).parameters.values()
+        parameter = inspect.signature(solve).parameters.get("adjoint")
     except (TypeError, ValueError):
-        return False
-    return any(p.name == "adjoint" or p.kind == p.VAR_KEYWORD for p in parameters)
+        return None
+    own = parameter and parameter.default
+    return own.unconverged if isinstance(own, ImplicitAdjoint) else None
 
 
 def _census(results: Any, starts: Any, rtol: Any) -> Census:
@@ -125,10 +131,12 @@ def _census(results: Any, starts: Any, rtol: Any) -> Census:
     return take_census(*inputs, jnp.asarray(rtol, x.dtype))
 
 
-def _record(best: Any, x: Any, value: Array, results: Any, census: Census) -> MultistartResult:
+@jax.jit
+def _fields(x: Any, value: Array, nfev: Array, census: Census) -> dict[str, Any]:
+    """All of a result but for the best one."""
     used = census.basin > 0
     value = value.astype(flat(x).dtype)
-    tried = jnp.asarray(results.nfev) > 0
+    tried = jnp.asarray(nfev) > 0
     failed = tried & (census.label < 0)
 
     def of_minima(leaf: Array) -> Array:
@@ -137,8 +145,7 @@ def _record(best: Any, x: Any, value: Array, results: Any, census: Census) -> Mu
 
     unseen = what_is_unseen(census.basin, value.dtype)
     lowest = jnp.min(jnp.where(failed & ~jnp.isnan(value), value, jnp.inf))
-    return MultistartResult(
-        best=best,
+    return dict(
         x=jax.tree.map(of_minima, x),
         fun=of_minima(value),
         basin=census.basin,
@@ -150,8 +157,7 @@ def _record(best: Any, x: Any, value: Array, results: Any, census: Census) -> Mu
         all_found=unseen.all_found,
         missed_share=unseen.missed_share,
         lowest_failed=lowest,
-        nfev=jnp.sum(results.nfev),
-        status=best.status,
+        nfev=jnp.sum(nfev),
     )
 
 

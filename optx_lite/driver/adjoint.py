@@ -181,16 +181,20 @@ def _solve(static: Any, leaves: list[Array]) -> AbstractResult:
     return _differentiated(static, result, leaves)
 
 
-def with_minimum_derivative(solver: Any, problem: Any, result: AbstractResult) -> AbstractResult:
+def with_minimum_derivative(
+    solver: Any, problem: Any, result: AbstractResult, unconverged: str = "nan"
+) -> AbstractResult:
     """A result that was found in another way than `ImplicitAdjoint`'s, with that derivative.
 
     Parameters
     ----------
     solver, problem
         As for `AbstractAdjoint.solve`; ``result`` is what the solver's ``finish`` gives.
+    unconverged : 'nan' or 'ignore'
+        As for `ImplicitAdjoint`.
     """
     leaves, treedef = jax.tree.flatten((solver, problem, None, None))
-    return _differentiated((treedef, "nan"), lax.stop_gradient(result), leaves)
+    return _differentiated((treedef, unconverged), lax.stop_gradient(result), leaves)
 
 
 def _differentiated(static: Any, result: AbstractResult, leaves: list[Array]) -> AbstractResult:

@@ -53,7 +53,10 @@ def _run(treedef: Any, leaves: list[Array]) -> Any:
         return eqx.tree_at(lambda state: state.status, after, status)
 
     state = while_loop(lambda state: solver.running(state), turn, solver.init(problem, start, key))
-    return solver.finish(problem, state)
+    result = solver.finish(problem, state)
+    if watch is not None:
+        watch.end(result)  # an effect, which the caller waits for
+    return result
 
 
 def without_derivative(result: Any, leaves: list[Any]) -> Any:

@@ -13,7 +13,7 @@ from jaxtyping import Array
 
 from ..jax_support.control_flow import while_loop
 from ..results.base import CALLBACK_STOP
-from .adjoint import AbstractAdjoint, with_minimum_derivative
+from .adjoint import ImplicitAdjoint, with_minimum_derivative
 from .callbacks import AbstractListener, Watch, watched
 
 
@@ -27,17 +27,17 @@ class Hop(eqx.Module):
     nit: Array
 
 
-class Hopping(AbstractAdjoint):
+class Hopping(ImplicitAdjoint):
     """Hop from x0, and hand back the best minimum; its derivative is the implicit one.
 
     ``make`` gives the settings for a local solver and x0; the last state of the chain is left in
     ``found``, for the caller.
     """
 
-    make: Any = eqx.field(static=True)
-    key: Array
-    listener: AbstractListener | None = eqx.field(static=True)
-    found: dict = eqx.field(static=True)
+    make: Any = eqx.field(static=True, default=None)
+    key: Any = None
+    listener: AbstractListener | None = eqx.field(static=True, default=None)
+    found: dict = eqx.field(static=True, default_factory=dict)
 
     def solve(self, solver: Any, problem: Any, x0: Array, watch: Any = None) -> Any:
         """The best minimum."""
@@ -72,4 +72,7 @@ def _run(treedef: Any, leaves: list[Array]) -> Any:
         return eqx.tree_at(lambda state: state.status, after, status)
 
     start = hopping.init(problem, x0, key)
-    return while_loop(lambda state: hopping.running(state), turn, start)
+    state = while_loop(lambda state: hopping.running(state), turn, start)
+    if watch is not None:
+        watch.end(state.best)  # an effect, which the caller waits for
+    return state

@@ -1,10 +1,4 @@
-r"""Many starts of one solve, each at the cost of its own steps, and what they say together.
-
-Cost. Lanes that step in one loop all wait for the slowest. So lanes are stepped in blocks; a block
-stops when an eighth of its width is left, and those left of all blocks are packed together, and
-so on. The last few go on in narrow blocks: a step of one costs as much as a step of all, so a
-wide one would be mostly idle. Measured (float64, one core, n = 2): a step of 64 lanes of L-BFGS-B
-takes 63 us, of 8 lanes 19 us, of one 8 us.
+r"""Many starts of one solve, and what they say together; `refill` says what they cost.
 
 Minima. Solutions are gone through from the best on; each that is not within reach of one before
 it is a new minimum, and its basin counts those within reach.
@@ -35,12 +29,8 @@ from jaxtyping import Array
 
 from ..jax_support.control_flow import while_loop
 from ..problem.pytrees import widest
-from ..solvers import AbstractSolver
-from .adjoint import AbstractAdjoint, with_minimum_derivative
-from .batching import CACHE
-
-LEFT = 8  # a block stops when this part of its width is left
-NARROW = 16  # lanes of the last blocks
+from .adjoint import ImplicitAdjoint, with_minimum_derivative
+from .refill import Found, nothing_found, solve_batch
 
 
 class Census(eqx.Module):
@@ -61,17 +51,17 @@ class Census(eqx.Module):
     basin: Array
 
 
-class ManyStarts(AbstractAdjoint):
+class ManyStarts(ImplicitAdjoint):
     """Solve from many starts, and hand back the best; its derivative is the implicit one.
 
     Where others have one x0, this has many; so it takes an adjoint's place in a solver's front
-    door. What the starts have found is left in ``found``, for the caller.
+    door. What the starts have found is left in ``record``, for the caller.
     """
 
-    starts: Any  # a pytree of arrays (k, ...)
-    rtol: Any
-    batch: int = eqx.field(static=True)
-    found: dict = eqx.field(static=True)
+    starts: Any = None  # a pytree of arrays (k, ...)
+    rtol: Any = None
+    batch: int = eqx.field(static=True, default=1)
+    record: dict = eqx.field(static=True, default_factory=dict)
 
     def solve(self, solver: Any, problem: Any, x0: Array, watch: Any = None) -> Any:
         """The best of all."""
@@ -79,12 +69,11 @@ class ManyStarts(AbstractAdjoint):
             raise ValueError("`multistart` takes a `solve` without callback and without report.")
         starts = flat(self.starts).astype(x0.dtype)
         rtol = jnp.asarray(self.rtol, x0.dtype)
-        leaves, treedef = jax.tree.flatten((solver, problem, None, None))
+        leaves, treedef = jax.tree.flatten((solver, problem))
         inputs = lax.stop_gradient((leaves, starts, rtol))
-        results, census = _search((treedef, self.batch), *inputs)
-        best = jax.tree.map(lambda leaf: leaf[census.first[0]], results)
-        self.found.update(results=results, census=census, restore=problem.restore_x)
-        return with_minimum_derivative(solver, problem, best)
+        found, census = _search((treedef, self.batch), *inputs)
+        self.record.update(found=found, census=census, restore=problem.restore_x)
+        return with_minimum_derivative(solver, problem, found.best, self.unconverged)
 
 
 def flat(lanes: Any) -> Array:
@@ -95,106 +84,30 @@ def flat(lanes: Any) -> Array:
 
 
 @ft.partial(jax.jit, static_argnums=0)
-def _search(static: Any, leaves: list[Array], starts: Array, rtol: Array) -> tuple[Any, Census]:
-    """Batch after batch, until (1) says that no minimum is missing; results of all starts."""
+def _search(static: Any, leaves: list[Array], starts: Array, rtol: Array) -> tuple[Found, Census]:
+    """Batch after batch, until (1) says that no minimum is missing."""
     treedef, batch = static
-    solver, problem, _, _ = jax.tree.unflatten(treedef, leaves)
+    solver, problem = jax.tree.unflatten(treedef, leaves)
 
-    def census_of(results: Any, tried: Any) -> Census:
-        number = jnp.arange(starts.shape[0], dtype=jnp.int32)
-        known = results.success & (number < tried)
-        return take_census(results.x, results.value, known, starts, rtol)
-
-    if batch >= starts.shape[0]:
-        results = run_many(solver, problem, starts)
-        return results, census_of(results, starts.shape[0])
-
-    def more(carry: tuple[Array, Any, Census]) -> Array:
+    def more(carry: tuple[Array, Found, Census]) -> Array:
         tried, _, census = carry
         return (tried < starts.shape[0]) & ~enough(census.basin, starts.dtype)
 
-    def next_batch(carry: tuple[Array, Any, Census]) -> tuple[Array, Any, Census]:
-        tried, results, _ = carry
-        part = run_many(solver, problem, lax.dynamic_slice_in_dim(starts, tried, batch))
-        results = jax.tree.map(
-            lambda leaf, new: lax.dynamic_update_slice_in_dim(leaf, new, tried, 0), results, part
-        )
-        return tried + batch, results, census_of(results, tried + batch)
+    def next_batch(carry: tuple[Array, Found, Census]) -> tuple[Array, Found, Census]:
+        tried, found, _ = carry
+        found = solve_batch(solver, problem, starts, tried, batch, found)
+        return tried + batch, found, take_census(found.x, found.value, found.success, starts, rtol)
 
-    shapes = jax.eval_shape(lambda starts: run_many(solver, problem, starts), starts)
-    results = jax.tree.map(_blank, shapes)
-    carry = (jnp.zeros((), jnp.int32), results, census_of(results, 0))
-    _, results, census = while_loop(more, next_batch, carry)
-    return results, census
-
-
-def _blank(shape: Any) -> Array:
-    floating = jnp.issubdtype(shape.dtype, jnp.floating)
-    return jnp.full(shape.shape, jnp.nan if floating else 0, shape.dtype)
+    none = jnp.full(starts.shape[0], -1, jnp.int32)
+    nothing = nothing_found(solver, problem, starts)
+    carry = (jnp.zeros((), jnp.int32), nothing, Census(none, none, jnp.zeros_like(none)))
+    _, found, census = while_loop(more, next_batch, carry)
+    return found, census
 
 
 def enough(basin: Array, dtype: Any) -> Array:
     """Whether (1) expects less than half a minimum more: Boender & Rinnooy Kan's rule."""
     return what_is_unseen(basin, dtype).expected_minima < jnp.sum(basin > 0).astype(dtype) + 0.5
-
-
-def run_many(solver: AbstractSolver, problem: Any, starts: Array) -> Any:
-    """The results of all starts, (k, n), in their order."""
-    states = jax.vmap(lambda x: solver.init(problem, x))(starts)
-    count = starts.shape[0]
-    bytes_ = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(states)) // count
-    wide = count
-    if jax.default_backend() == "cpu":
-        wide = min(count, max(NARROW, 2 * CACHE // max(bytes_, 1)))
-
-    def running(states: Any) -> Array:
-        return jax.vmap(lambda state: solver.running(problem, state))(states)
-
-    def left(states: Any) -> Array:
-        return jnp.sum(running(states), dtype=jnp.int32)
-
-    def step(states: Any) -> Any:
-        after = jax.vmap(lambda state: solver.step(problem, state))(states)
-        return _choose(running(states), after, states)
-
-    def work(states: Any, width: int, enough: Any) -> Any:
-        """Block after block of the unfinished, until no more than ``enough`` are left of each."""
-        active = running(states)
-        order = jnp.argsort(~active, stable=True).astype(jnp.int32)
-        order = jnp.pad(order, (0, -count % width), mode="edge")
-        unfinished = jnp.sum(active, dtype=jnp.int32)
-
-        def block(carry: tuple[Array, Any]) -> tuple[Array, Any]:
-            at, states = carry
-            lanes = lax.dynamic_slice(order, (at,), (width,))
-            mine = jax.tree.map(lambda leaf: leaf[lanes], states)
-            mine = while_loop(lambda mine: left(mine) > enough, step, mine)
-            states = jax.tree.map(lambda leaf, new: leaf.at[lanes].set(new), states, mine)
-            return at + width, states
-
-        start = jnp.zeros((), jnp.int32)
-        return while_loop(lambda carry: carry[0] < unfinished, block, (start, states))[1]
-
-    narrow = min(count, max(NARROW, wide // LEFT))
-    if wide > 2 * narrow:
-        states = while_loop(
-            lambda states: left(states) > wide // 2,
-            lambda states: work(states, wide, wide // LEFT),
-            states,
-        )
-    states = while_loop(
-        lambda states: left(states) > 0,
-        lambda states: work(states, narrow, jnp.where(left(states) > narrow, narrow // LEFT, 0)),
-        states,
-    )
-    return jax.vmap(lambda state: solver.finish(problem, state))(states)
-
-
-def _choose(which: Array, new: Any, old: Any) -> Any:
-    def pick(a: Array, b: Array) -> Array:
-        return jnp.where(which.reshape(-1, *[1] * (a.ndim - 1)), a, b)
-
-    return jax.tree.map(pick, new, old)
 
 
 def take_census(x: Array, value: Array, success: Array, starts: Array, rtol: Array) -> Census:
