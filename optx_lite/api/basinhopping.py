@@ -14,10 +14,11 @@ from jaxtyping import Array
 from ..driver.callbacks import AbstractListener, check_callback
 from ..driver.hopping import Hopping
 from ..functions import lift
-from ..problem.pytrees import as_dtype, is_concrete, ravel
+from ..problem.pytrees import is_concrete, ravel
 from ..results.global_search import BasinHoppingResult
 from ..solvers.global_search.basinhopping import BasinHopping
 from .minimize import minimize
+from .search_arguments import MANY, count, number
 from .starting_points import as_key
 
 
@@ -63,9 +64,10 @@ def basinhopping(
         given x alone.)
     accept_test : callable, optional
         ``accept_test(f_new=, x_new=, f_old=, x_old=)``, traced: a bool, besides the Metropolis
-        test. (SciPy's 'force accept' is not known.)
+        test; what it refuses is not the answer either. (SciPy's 'force accept' is not known.)
     callback : callable, optional
         ``callback(x, f, accept)`` after each solve; a true value or StopIteration ends the chain.
+        (SciPy: not after the first.)
     interval : int
         Hops between changes of the step size.
     disp : bool
@@ -101,31 +103,34 @@ def basinhopping(
     for name, test in (("take_step", take_step), ("accept_test", accept_test)):
         if test is not None and not callable(test):
             raise TypeError(f"`{name}` must be callable, got {test!r}.")
-    for name, share in (
-        ("target_accept_rate", target_accept_rate), ("stepwise_factor", stepwise_factor),
-    ):  # fmt: skip
-        if is_concrete(share) and not 0 < float(share) < 1:
-            raise ValueError(f"`{name}` must be in range (0, 1), got {share!r}.")
+    if not isinstance(minimizer_kwargs, (dict, type(None))):
+        raise TypeError(f"`minimizer_kwargs` must be a dict, got {minimizer_kwargs!r}.")
     kwargs = dict(minimizer_kwargs or {})
     foreign = sorted({"callback", "adjoint"} & set(kwargs))
     if foreign:
         raise ValueError(f"`minimizer_kwargs` must not have {foreign}.")
-    numbers = {
-        "temperature": T, "stepsize": stepsize, "target": target_accept_rate,
-        "factor": stepwise_factor,
-    }  # fmt: skip
     counts = {
-        "niter": niter, "interval": interval,
-        "niter_success": niter + 2 if niter_success is None else niter_success,
-    }  # fmt: skip
-    counts = {name: _count(name, value) for name, value in counts.items()}
+        "niter": count("niter", niter),
+        "interval": count("interval", interval, least=1),
+        "niter_success": count("niter_success", MANY if niter_success is None else niter_success),
+    }
+
+    def numbers(dtype: Any) -> dict[str, Any]:
+        return {
+            "temperature": number("T", T, dtype),
+            "stepsize": number("stepsize", stepsize, dtype),
+            "target": number("target_accept_rate", target_accept_rate, dtype, 0, 1, inside=True),
+            "factor": number("stepwise_factor", stepwise_factor, dtype, 0, 1, inside=True),
+        }
+
+    numbers(float)  # what is wrong with them shows before what is wrong with ``func``
 
     def make(solver: Any, x: Array, restore: Callable) -> BasinHopping:
         return BasinHopping(
             solver=solver,
             take_step=_lifted_step(take_step, x, restore),
             accept_test=_lifted_test(accept_test, x, restore),
-            **{name: as_dtype(value, x.dtype) for name, value in numbers.items()},
+            **numbers(x.dtype),
             **counts,
         )
 
@@ -151,15 +156,6 @@ def basinhopping(
     )
 
 
-def _count(name: str, value: Any) -> Any:
-    if isinstance(value, jax.Array):
-        return value.astype(jnp.int32)
-    least = 1 if name == "interval" else 0
-    if not value >= least:
-        raise ValueError(f"`{name}` must be at least {least}, got {value!r}.")
-    return np.asarray(min(value, np.iinfo(np.int32).max), np.int32)
-
-
 def _lifted_step(take_step: Callable | None, x: Array, restore: Callable) -> Any:
     if take_step is None:
         return None
@@ -181,7 +177,9 @@ def _lifted_test(accept_test: Callable | None, x: Array, restore: Callable) -> A
 
     def on_flat(f_new: Array, x_new: Array, f_old: Array, x_old: Array) -> Array:
         answer = accept_test(f_new=f_new, x_new=restore(x_new), f_old=f_old, x_old=restore(x_old))
-        return jnp.asarray(answer, bool).reshape(())
+        if jnp.shape(answer) != () or jnp.result_type(answer) != jnp.dtype(bool):
+            raise ValueError(f"`accept_test` must return a bool, traced, got {answer!r}.")
+        return jnp.asarray(answer)
 
     scalar = jax.ShapeDtypeStruct((), x.dtype)
     example = jax.ShapeDtypeStruct(x.shape, x.dtype)

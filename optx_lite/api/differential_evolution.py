@@ -19,6 +19,7 @@ from ..driver.callbacks import AbstractListener, check_callback
 from ..driver.global_search import search
 from ..driver.run import IMPLICIT
 from ..functions import Lifted, lift
+from ..problem.arguments import check_callable, real_array
 from ..problem.global_search import SearchProblem, of_one_point, search_problem
 from ..problem.minimization import minimization_problem
 from ..problem.pytrees import as_dtype, is_concrete
@@ -29,12 +30,12 @@ from ..solvers.global_search.differential_evolution import (
     STRATEGIES,
     DifferentialEvolution,
 )
+from .search_arguments import MANY, count, number, whole
 from .starting_points import as_key, unit_points
 
 INITS = {"latinhypercube": "latinhypercube", "sobol": "sobol", "halton": "halton",
          "random": "uniform"}  # fmt: skip
 LEAST = 5  # members of a population
-MANY = np.iinfo(np.int32).max
 
 
 class Box(NamedTuple):
@@ -111,8 +112,8 @@ def differential_evolution(
     polish : bool or callable
         Whether the best point is the start of a solve by our L-BFGS-B at the end, integral
         parameters fixed. (Not with ``constraints``, where SciPy uses trust-constr; nor where all
-        parameters are integral.) Or ``polish(func, x, bounds=..., constraints=...)``, which
-        gives a result.
+        parameters, or the values, are integral.) Or
+        ``polish(func, x, bounds=..., constraints=...)``, which gives a result.
     init : 'latinhypercube', 'sobol', 'halton', 'random', or array (S, n)
         The first population. 'sobol' and 'halton' need SciPy; 'sobol' takes the next power of two
         for its size.
@@ -152,7 +153,10 @@ def differential_evolution(
     >>> print(res.success, bool(res.fun < 1e-4))
     True True
     """
+    check_callable(func, "`func`")
     updating, vectorized = _settled(updating, workers, vectorized)
+    if not (callable(polish) or polish in (True, False, None)):
+        raise TypeError(f"`polish` must be a bool or a callable, got {polish!r}.")
     check_callback(callback)
     like = x0 if x0 is not None else init
     problem = search_problem(
@@ -171,13 +175,19 @@ def differential_evolution(
         return result
     if callable(polish):
         return _polished_by(polish, func, args, problem, constraints, result)
-    return result if problem.constraints else _polished(func, args, problem, result, disp)
+    if problem.constraints or not problem.has_gradient:
+        return result
+    return _polished(func, args, problem, result, disp)
 
 
 def _settled(updating: str, workers: Any, vectorized: bool) -> tuple[str, bool]:
     """What counts of three arguments which contradict each other; SciPy's warnings."""
     if updating not in ("immediate", "deferred"):
         raise ValueError(f"`updating` must be 'immediate' or 'deferred', got {updating!r}.")
+    if not (callable(workers) or isinstance(workers, (int, np.integer))):
+        raise TypeError(f"`workers` must be an int or a callable, got {workers!r}.")
+    if vectorized not in (True, False):
+        raise TypeError(f"`vectorized` must be a bool, got {vectorized!r}.")
     parallel = callable(workers) or workers != 1
 
     def warn(what: str) -> None:
@@ -202,21 +212,23 @@ def _start(problem: SearchProblem, init: Any, popsize: int, key: Array, x0: Any)
                 f"`init` must be one of {list(INITS)}, or an array of shape (S, N) where N is the "
                 f"number of parameters and S>=5, got {init!r}."
             )
-        size = max(LEAST, int(popsize) * max(1, n - _fixed(problem)))
+        size = max(LEAST, whole("popsize", popsize) * max(1, n - _fixed(problem)))
         if init == "sobol":
             size = 2 ** (size - 1).bit_length()
         start = unit_points(INITS[init], size, n, key, dtype)
     else:
-        given = as_dtype(init if isinstance(init, jax.Array) else np.asarray(init), dtype)
+        given = as_dtype(real_array(init, np.nan, "`init`"), dtype)
         if given.ndim != 2 or given.shape[0] < LEAST or given.shape[1] != n:
             raise ValueError(
                 "The population supplied needs to have shape (S, len(x)), where S > 4: `init` "
                 f"has shape {given.shape}, len(x) is {n}."
             )
+        if is_concrete(given) and np.any(np.isnan(given)):
+            raise ValueError(f"`init` must not hold NaN, got {init!r}.")
         start = jnp.clip(problem.unit(given), 0, 1)
     if x0 is None:
         return start
-    first = as_dtype(x0 if isinstance(x0, jax.Array) else np.asarray(x0), dtype)
+    first = as_dtype(real_array(x0, np.nan, "`x0`"), dtype)
     if first.shape != (n,):
         raise ValueError(f"`x0` must have shape ({n},), got {first.shape}.")
     unit = problem.unit(first)
@@ -253,21 +265,13 @@ def _solver(
         strategy=strategy,
         custom=custom,
         mutation=_mutation(mutation, dtype),
-        recombination=as_dtype(recombination, dtype),
-        tol=as_dtype(tol, dtype),
-        atol=as_dtype(atol, dtype),
-        maxiter=_limit("maxiter", 1000 if maxiter is None else maxiter),
-        maxfun=_limit("maxfun", MANY if maxfun is None else maxfun),
+        recombination=number("recombination", recombination, dtype, 0, 1),
+        tol=number("tol", tol, dtype),
+        atol=number("atol", atol, dtype),
+        maxiter=count("maxiter", 1000 if maxiter is None else maxiter),
+        maxfun=count("maxfun", MANY if maxfun is None else maxfun),
         immediate=updating == "immediate",
     )
-
-
-def _limit(name: str, value: Any) -> Any:
-    if isinstance(value, jax.Array):
-        return value.astype(jnp.int32)
-    if not value >= 0:
-        raise ValueError(f"`{name}` must not be negative, got {value!r}.")
-    return np.asarray(min(value, MANY), np.int32)
 
 
 def _mutation(mutation: Any, dtype: Any) -> Any:
@@ -275,7 +279,7 @@ def _mutation(mutation: Any, dtype: Any) -> Any:
     if not is_concrete(mutation):
         pair = jnp.asarray(mutation, dtype).reshape(-1)
         return jnp.stack([jnp.min(pair), jnp.max(pair)])
-    pair = np.asarray(mutation, dtype).reshape(-1)
+    pair = np.asarray(real_array(mutation, np.nan, "`mutation`"), dtype).reshape(-1)
     if not (1 <= pair.size <= 2 and np.all(pair >= 0) and np.all(pair < 2)):
         raise ValueError(
             "The mutation constant must be a float in U[0, 2), or specified as a tuple(min, max) "

@@ -15,8 +15,10 @@ from jaxtyping import Array
 
 from ..driver.adjoint import ImplicitAdjoint
 from ..driver.many_starts import Census, ManyStarts, flat, take_census, what_is_unseen
+from ..problem.arguments import real_array
 from ..problem.pytrees import as_array_or_tree, is_concrete
 from ..results.global_search import MultistartResult
+from .search_arguments import number, whole
 
 
 def multistart(
@@ -49,7 +51,8 @@ def multistart(
     Returns
     -------
     MultistartResult
-        ``best`` has the derivative of its minimum by the problem's data. A solve that failed
+        ``best`` has the derivative of its minimum by the problem's data, and only that: those of
+        the lists are NaN where ``solve`` takes ``adjoint=``. A solve that failed
         never wins; if all have, ``success`` is False and ``best`` the lowest of them.
 
     Raises
@@ -70,32 +73,32 @@ def multistart(
     if not callable(solve):
         raise TypeError(f"`solve` must be callable, got {solve!r}.")
     starts, count = _check_starts(starts)
-    if batch is not None and not (1 <= batch <= count and count % batch == 0):
+    batch = batch if batch is None else whole("batch", batch)
+    if batch is not None and count % batch:
         raise ValueError(f"`batch` must divide the number of starts, {count}, got {batch!r}.")
-    if is_concrete(rtol) and not float(rtol) >= 0:
-        raise ValueError(f"`rtol` must not be negative, got {rtol!r}.")
+    rtol = number("rtol", rtol, float)
     unconverged = _replaceable_adjoint(solve)
     if unconverged is not None:
         record: dict[str, Any] = {}
         many = ManyStarts(unconverged, starts, rtol, batch or count, record)
         best = solve(jax.tree.map(lambda leaf: leaf[0], starts), adjoint=many)
-        results, census = record["found"], record["census"]
-        x = jax.vmap(record["restore"])(results.x)
+        tried, nfev, census = (record[name] for name in ("tried", "nfev", "census"))
+        x, value = record["lists"]
+        x = jax.vmap(record["restore"])(x)
     elif batch is not None:
         raise ValueError("`batch` needs a `solve` that takes `adjoint=`, an ImplicitAdjoint.")
     else:
         results = jax.vmap(solve)(lax.stop_gradient(starts))
-        x = results.x
+        _check_result(results)
+        tried, nfev, x, value = count, results.nfev, results.x, results.value
         census = _census(results, starts, rtol)
         best = jax.tree.map(lambda leaf: leaf[census.first[0]], results)
-    x, value = lax.stop_gradient((x, results.value))
-    fields = _fields(x, value, results.nfev, census)
+    fields = _fields(x, value, nfev, tried, census)
     return _trim(MultistartResult(best=best, status=best.status, **fields))
 
 
 def _check_starts(starts: Any) -> tuple[Any, int]:
-    starts = jax.tree.map(jnp.asarray, as_array_or_tree(starts))
-    starts = jax.tree.map(_as_float, starts)
+    starts = jax.tree.map(_as_float, as_array_or_tree(starts))
     counts = {leaf.shape[:1] for leaf in jax.tree.leaves(starts)}
     flat_array = isinstance(starts, jax.Array)
     if (
@@ -111,8 +114,18 @@ def _check_starts(starts: Any) -> tuple[Any, int]:
     return starts, next(iter(counts))[0]
 
 
-def _as_float(leaf: Array) -> Array:
+def _as_float(leaf: Any) -> Array:
+    leaf = jnp.asarray(real_array(leaf, np.nan, "`starts`"))
     return leaf if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf.astype(jnp.result_type(float))
+
+
+def _check_result(results: Any) -> None:
+    missing = [name for name in ("x", "value", "success", "nfev") if not hasattr(results, name)]
+    if missing:
+        raise TypeError(
+            "`solve` must give the result of a solver such as `minimize`, got one without "
+            f"{missing}: {type(results).__name__}."
+        )
 
 
 def _replaceable_adjoint(solve: Callable) -> str | None:
@@ -132,12 +145,11 @@ def _census(results: Any, starts: Any, rtol: Any) -> Census:
 
 
 @jax.jit
-def _fields(x: Any, value: Array, nfev: Array, census: Census) -> dict[str, Any]:
+def _fields(x: Any, value: Array, nfev: Array, tried: Any, census: Census) -> dict[str, Any]:
     """All of a result but for the best one."""
     used = census.basin > 0
     value = value.astype(flat(x).dtype)
-    tried = jnp.asarray(nfev) > 0
-    failed = tried & (census.label < 0)
+    failed = (jnp.arange(census.label.shape[0], dtype=jnp.int32) < tried) & (census.label < 0)
 
     def of_minima(leaf: Array) -> Array:
         there = used.reshape(-1, *[1] * (leaf.ndim - 1))
@@ -145,20 +157,20 @@ def _fields(x: Any, value: Array, nfev: Array, census: Census) -> dict[str, Any]
 
     unseen = what_is_unseen(census.basin, value.dtype)
     lowest = jnp.min(jnp.where(failed & ~jnp.isnan(value), value, jnp.inf))
-    return dict(
-        x=jax.tree.map(of_minima, x),
-        fun=of_minima(value),
-        basin=census.basin,
-        label=census.label,
-        n_minima=jnp.sum(used),
-        n_failed=jnp.sum(failed),
-        n_starts=jnp.sum(tried),
-        expected_minima=unseen.expected_minima,
-        all_found=unseen.all_found,
-        missed_share=unseen.missed_share,
-        lowest_failed=lowest,
-        nfev=jnp.sum(nfev),
-    )
+    return {
+        "x": jax.tree.map(of_minima, x),
+        "fun": of_minima(value),
+        "basin": census.basin,
+        "label": census.label,
+        "n_minima": jnp.sum(used),
+        "n_failed": jnp.sum(failed),
+        "n_starts": tried,
+        "expected_minima": unseen.expected_minima,
+        "all_found": unseen.all_found,
+        "missed_share": unseen.missed_share,
+        "lowest_failed": lowest,
+        "nfev": jnp.sum(nfev),
+    }
 
 
 def _trim(result: MultistartResult) -> MultistartResult:

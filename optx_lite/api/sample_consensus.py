@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array
 
@@ -17,6 +18,7 @@ from ..functions import lift
 from ..problem.pytrees import Unravel, is_concrete, ravel, widest
 from ..results.global_search import CONVERGED, MAX_SAMPLES, NO_MODEL, ConsensusResult
 from .least_squares import least_squares
+from .search_arguments import count, number, whole
 from .starting_points import as_key
 
 ROUNDS = 2  # of the refinement: the inliers of the first are not yet all
@@ -95,16 +97,17 @@ def sample_consensus(
     """
     data = jax.tree.map(jnp.asarray, data)
     rows = _check_data(data, sample_size)
-    for name, value in (("threshold", threshold), ("confidence", confidence)):
-        if is_concrete(value) and not (float(value) > 0 and (name[0] == "t" or float(value) < 1)):
-            raise ValueError(f"`{name}` is out of range: got {value!r}.")
+    number("threshold", threshold, float, 0, np.inf, inside=True)
+    number("confidence", confidence, float, 0, 1, inside=True)
+    most = count("max_samples", max_samples, least=1)
+    batch = whole("batch", batch)
     problem, restore = _problem(minimal_solver, residuals, data, sample_size, threshold, rows)
     dtype = problem.threshold.dtype
     leaves, treedef = jax.tree.flatten(problem)
     found = search_consensus(
-        treedef, lax.stop_gradient(leaves), as_key(rng), jnp.asarray(max_samples, jnp.int32),
-        lax.stop_gradient(jnp.asarray(confidence, dtype)), size=int(sample_size),
-        batch=int(min(batch, max_samples)),
+        treedef, lax.stop_gradient(leaves), as_key(rng), most,
+        lax.stop_gradient(jnp.asarray(confidence, dtype)), size=sample_size,
+        batch=min(batch, int(most)) if is_concrete(most) else batch,
     )  # fmt: skip
     if not is_concrete(leaves):
         found = dataclasses.replace(
@@ -115,7 +118,7 @@ def sample_consensus(
         model, fit = _refined(problem, lax.stop_gradient(model), found.model, loss)
     squares = problem.squares(model)
     inliers = (squares <= 1) & jnp.all(jnp.isfinite(model))
-    count = jnp.sum(inliers, dtype=jnp.int32)
+    n_inliers = jnp.sum(inliers, dtype=jnp.int32)
     share = found.inliers.astype(dtype) / rows
     missed = jnp.log1p(-(share**sample_size)) * found.samples.astype(dtype)
     status = jnp.where(missed <= jnp.log1p(-jnp.asarray(confidence, dtype)), CONVERGED, MAX_SAMPLES)
@@ -125,7 +128,7 @@ def sample_consensus(
             x=restore(model),
             inliers=inliers,
             score=jnp.sum(jnp.minimum(squares, 1)) * problem.threshold**2,
-            n_inliers=count,
+            n_inliers=n_inliers,
             n_samples=found.samples,
             fit=fit,
             status=status.astype(jnp.int32),
@@ -139,10 +142,9 @@ def _check_data(data: Any, sample_size: Any) -> int:
         shapes = [leaf.shape for leaf in jax.tree.leaves(data)]
         raise ValueError(f"`data` must be arrays (m, ...) of one m, got shapes {shapes}.")
     rows = next(iter(counts))[0]
-    if not 1 <= int(sample_size) < rows:
+    if whole("sample_size", sample_size) >= rows:
         raise ValueError(
-            f"`sample_size` must be at least 1 and less than the number of data, {rows}, got "
-            f"{sample_size!r}."
+            f"`sample_size` must be less than the number of data, {rows}, got {sample_size!r}."
         )
     return rows
 
@@ -166,7 +168,7 @@ def _problem(
         raise ValueError(f"`minimal_solver` must return real numbers, got {tree}.")
     dtype = widest(leaf.dtype for leaf in leaves)
     restore = Unravel.like(tree)
-    count = sum(restore.sizes)
+    n = sum(restore.sizes)
 
     def on_rows(model: Array, data: Any) -> Array:
         value = jnp.asarray(residuals(restore(model), data))
@@ -176,7 +178,7 @@ def _problem(
             )
         return value.reshape(rows, -1)
 
-    example = jax.ShapeDtypeStruct((count,), dtype)
+    example = jax.ShapeDtypeStruct((n,), dtype)
     problem = ConsensusProblem(
         minimal_solver=lift(lambda d: ravel(minimal_solver(d), dtype), sample, label=label),
         residuals=lift(on_rows, example, all_, label="`residuals`"),

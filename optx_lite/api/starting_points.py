@@ -7,10 +7,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 from jaxtyping import Array
 
 from ..problem.global_search import in_box, read_box
+from .search_arguments import whole
 
 SEQUENCES = ("sobol", "halton")
 METHODS = ("latinhypercube", "uniform", *SEQUENCES)
@@ -103,8 +103,7 @@ def sample_starts(bounds: Any, count: int, method: str = "sobol", rng: Any = Non
     """
     if method not in METHODS:
         raise ValueError(f"`method` must be one of {METHODS}, got {method!r}.")
-    if isinstance(count, Tracer) or int(count) < 1:
-        raise ValueError(f"`count` must be a positive number, got {count!r}.")
+    count = whole("count", count)
     lower, upper = read_box(bounds)
-    unit = unit_points(method, int(count), lower.shape[0], as_key(rng), lower.dtype)
+    unit = unit_points(method, count, lower.shape[0], as_key(rng), lower.dtype)
     return in_box(unit, lower, upper)

@@ -91,6 +91,8 @@ def search_consensus(
         uniform = jax.random.uniform(drawn, (batch, size), best.score.dtype)
         models = jax.vmap(model_of)(distinct(uniform, rows, []))
         scores, inliers = jax.vmap(problem.score)(models)
+        samples = best.samples + jnp.arange(1, batch + 1, dtype=jnp.int32)
+        scores = jnp.where(samples <= most, scores, jnp.inf)
         i = jnp.argmin(scores)
         lower = scores[i] < best.score
         model, score, count = (
@@ -99,7 +101,7 @@ def search_consensus(
                 (models[i], best.model), (scores[i], best.score), (inliers[i], best.inliers),
             )
         )  # fmt: skip
-        return Consensus(key, model, score, count, best.samples + batch)
+        return Consensus(key, model, score, count, jnp.minimum(samples[-1], most))
 
     shape = jax.eval_shape(model_of, jax.ShapeDtypeStruct((size,), jnp.int32))
     none = jnp.zeros((), jnp.int32)

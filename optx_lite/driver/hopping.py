@@ -15,6 +15,7 @@ from ..jax_support.control_flow import while_loop
 from ..results.base import CALLBACK_STOP
 from .adjoint import ImplicitAdjoint, with_minimum_derivative
 from .callbacks import AbstractListener, Watch, watched
+from .global_search import without_derivative
 
 
 class Hop(eqx.Module):
@@ -53,7 +54,7 @@ class Hopping(ImplicitAdjoint):
         if self.listener is not None:
             self.listener.restore = problem.restore_x  # pyright: ignore[reportAttributeAccessIssue]
         state = run(None) if self.listener is None else watched(run, self.listener, inputs)
-        self.found["state"] = state
+        self.found["state"] = without_derivative(state, jax.tree.leaves(inputs))
         return with_minimum_derivative(solver, problem, state.best)
 
 

@@ -30,6 +30,7 @@ from jaxtyping import Array
 from ..jax_support.control_flow import while_loop
 from ..problem.pytrees import widest
 from .adjoint import ImplicitAdjoint, with_minimum_derivative
+from .global_search import without_derivative
 from .refill import Found, nothing_found, solve_batch
 
 
@@ -71,8 +72,11 @@ class ManyStarts(ImplicitAdjoint):
         rtol = jnp.asarray(self.rtol, x0.dtype)
         leaves, treedef = jax.tree.flatten((solver, problem))
         inputs = lax.stop_gradient((leaves, starts, rtol))
-        found, census = _search((treedef, self.batch), *inputs)
-        self.record.update(found=found, census=census, restore=problem.restore_x)
+        tried, found, census = _search((treedef, self.batch), *inputs)
+        lists = without_derivative((found.x, found.value), leaves)
+        self.record.update(
+            lists=lists, nfev=found.nfev, tried=tried, census=census, restore=problem.restore_x
+        )
         return with_minimum_derivative(solver, problem, found.best, self.unconverged)
 
 
@@ -84,7 +88,9 @@ def flat(lanes: Any) -> Array:
 
 
 @ft.partial(jax.jit, static_argnums=0)
-def _search(static: Any, leaves: list[Array], starts: Array, rtol: Array) -> tuple[Found, Census]:
+def _search(
+    static: Any, leaves: list[Array], starts: Array, rtol: Array
+) -> tuple[Array, Found, Census]:
     """Batch after batch, until (1) says that no minimum is missing."""
     treedef, batch = static
     solver, problem = jax.tree.unflatten(treedef, leaves)
@@ -101,8 +107,7 @@ def _search(static: Any, leaves: list[Array], starts: Array, rtol: Array) -> tup
     none = jnp.full(starts.shape[0], -1, jnp.int32)
     nothing = nothing_found(solver, problem, starts)
     carry = (jnp.zeros((), jnp.int32), nothing, Census(none, none, jnp.zeros_like(none)))
-    _, found, census = while_loop(more, next_batch, carry)
-    return found, census
+    return while_loop(more, next_batch, carry)
 
 
 def enough(basin: Array, dtype: Any) -> Array:

@@ -21,7 +21,7 @@ import numpy as np
 from jaxtyping import Array
 
 from ..functions import Lifted, inputs, lift
-from .arguments import as_tuple
+from .arguments import as_tuple, check_callable, real_array
 from .pytrees import as_dtype, is_concrete
 
 WRONG_SHAPE = (
@@ -47,10 +47,12 @@ class Constraint(eqx.Module):
     upper: Array
 
     def violation(self, x: Array) -> Array:
-        """By how much each component is exceeded; infinite where it is NaN."""
+        """By how much each component is exceeded; infinite where that is NaN."""
         value = self.fun(x).astype(x.dtype)
-        excess = jnp.maximum(self.lower - value, 0) + jnp.maximum(value - self.upper, 0)
-        return jnp.where(jnp.isnan(value), jnp.inf, excess)
+        below, above = self.lower - value, value - self.upper
+        met = (value >= self.lower) & (value <= self.upper)
+        excess = jnp.where(met, 0, jnp.maximum(below, above))
+        return jnp.where(jnp.isnan(excess), jnp.inf, excess)
 
 
 class SearchProblem(eqx.Module):
@@ -76,6 +78,12 @@ class SearchProblem(eqx.Module):
     upper: Array
     integral: Array | None
     vectorized: bool = eqx.field(static=True)
+
+    @property
+    def has_gradient(self) -> bool:
+        """Whether the objective's values are floating."""
+        (leaf,) = jax.tree.leaves(self.objective.out_shape)
+        return jnp.issubdtype(leaf.dtype, jnp.floating)
 
     def at(self, unit: Array) -> Array:
         """The parameters, (..., n), at points of the unit cube."""
@@ -143,7 +151,10 @@ def search_problem(
     lower, upper = read_box(bounds, like)
     integral: Any = None
     if integrality is not None and np.any(integrality):
-        integral = np.broadcast_to(np.asarray(integrality, bool), lower.shape)
+        integral = np.asarray(integrality, bool)
+        if integral.shape not in ((), lower.shape):
+            raise ValueError(f"`integrality` must have shape {lower.shape}, got {integral.shape}.")
+        integral = np.broadcast_to(integral, lower.shape)
         lower, upper = _integral_box(lower, upper, integral)
     args = as_tuple(args)
     example = jax.ShapeDtypeStruct(lower.shape, lower.dtype)
@@ -253,6 +264,7 @@ def _constraint(constraint: Any, example: Any, vectorized: bool) -> Constraint:
             f"got {constraint!r}."
         )
     if hasattr(constraint, "fun"):
+        check_callable(constraint.fun, "`constraints`: `fun`")
         fun = of_one_point(constraint.fun) if vectorized else constraint.fun
     elif hasattr(constraint, "A"):
         matrix = constraint.A.toarray() if hasattr(constraint.A, "toarray") else constraint.A
@@ -262,7 +274,12 @@ def _constraint(constraint: Any, example: Any, vectorized: bool) -> Constraint:
         fun = jnp.asarray
     lifted = lift(lambda x: _as_array(fun(x)), example, label="`constraints`: `fun`")
     shape = lifted.out_shape.shape
-    sides = [as_dtype(side, example.dtype) for side in (constraint.lb, constraint.ub)]
+    sides = [
+        as_dtype(real_array(side, np.nan, f"`constraints`: `{name}`"), example.dtype)
+        for name, side in (("lb", constraint.lb), ("ub", constraint.ub))
+    ]
+    if is_concrete(sides) and any(np.any(np.isnan(side)) for side in sides):
+        raise ValueError(f"`constraints`: `lb` and `ub` must not be NaN, got {sides}.")
     if len(shape) != 1 or any(side.shape not in ((), (1,), shape) for side in sides):
         raise RuntimeError(f"{WRONG_SHAPE} Got {shape}, with limits {[s.shape for s in sides]}.")
     return Constraint(lifted, *(side + jnp.zeros(shape, example.dtype) for side in sides))

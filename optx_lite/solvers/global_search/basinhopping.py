@@ -110,7 +110,7 @@ class BasinHopping(eqx.Module):
         x, value = result.x, result.fun.astype(state.value.dtype)
         fine = result.success & jnp.isfinite(value)
         accepted = first | self._accepts(state, x, value, fine, for_choice)
-        lower = first | (fine & (~state.best.success | (value < state.best.fun)))
+        lower = first | (accepted & fine & (~state.best.success | (value < state.best.fun)))
         best = jax.tree.map(lambda new, old: jnp.where(lower, new, old), result, state.best)
         x_now, value_now, fine_now = (
             jnp.where(accepted, new, old)
@@ -133,10 +133,11 @@ class BasinHopping(eqx.Module):
         )  # fmt: skip
 
     def _accepts(self, state: State, x: Array, value: Array, fine: Array, key: Array) -> Array:
-        """(1), which NaN does not meet."""
-        chance = jnp.exp(-(value - state.value) / self.temperature)
+        """(1), where f = NaN is the highest of all."""
+        old = jnp.where(jnp.isnan(state.value), jnp.inf, state.value)
+        chance = jnp.exp(-(value - old) / self.temperature)
         drawn = jax.random.uniform(key, (), value.dtype)
-        accepted = ((value <= state.value) | (drawn < chance)) & (fine | ~state.fine)
+        accepted = ((value <= old) | (drawn < chance)) & (fine | ~state.fine)
         if self.accept_test is None:
             return accepted
         return accepted & self.accept_test(value, x, state.value, state.x)
