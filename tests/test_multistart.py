@@ -376,19 +376,40 @@ def test_hops_and_step_sizes_follow_scipys_rules():
     none = run(accept_test=lambda f_new, x_new, f_old, x_old: f_new < -1e9)
     assert none.accept_rate == 0
     assert_allclose(none.stepsize, 0.5 * 0.9**4)
+    right = run(50, accept_test=lambda f_new, x_new, f_old, x_old: x_new[0] > 0)
+    assert right.x[0] > 0 and min(f for x, f, _ in seen if x > 0) == right.fun
+    assert min(f for _, f, _ in seen) < right.fun  # it was there, and refused
     still = run(50, take_step=lambda x, stepsize, rng: x, niter_success=3)
     assert still.message == "success condition satisfied" and still.nit < 20
     stopped = hop(0.2, 3, callback=lambda x, f, accept: True)
     assert stopped.nit == 0 and stopped.message == "callback function requested stop early"
 
 
-def test_bad_arguments_of_basinhopping():
-    for name in ("target_accept_rate", "stepwise_factor"):
-        with pytest.raises(ValueError, match=name):
-            ox.basinhopping(wells, [1.0, 1.0], **{name: 1.0})
-    with pytest.raises(TypeError, match="take_step"):
-        ox.basinhopping(wells, [1.0, 1.0], take_step=1)
-    with pytest.raises(ValueError, match="niter"):
-        ox.basinhopping(wells, [1.0, 1.0], niter=-1)
-    with pytest.raises(ValueError, match="minimizer_kwargs"):
-        ox.basinhopping(wells, [1.0, 1.0], minimizer_kwargs={"callback": print})
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("target_accept_rate", 1.0), ("stepwise_factor", 0.0), ("take_step", 1), ("niter", -1),
+        ("accept_test", 1), ("niter", 2.5), ("niter", "a"), ("interval", 0), ("T", -1.0),
+        ("T", "a"), ("stepsize", np.nan), ("rng", "a"), ("callback", 3), ("niter_success", -1),
+        ("minimizer_kwargs", [1]), ("minimizer_kwargs", {"adjoint": None}),
+        ("accept_test", lambda **tested: "force accept"),
+    ],
+)  # fmt: skip
+def test_bad_arguments_of_basinhopping(name, value):
+    with pytest.raises((ValueError, TypeError), match=name):
+        ox.basinhopping(wells, [1.0, 1.0], **{"minimizer_kwargs": {"args": (0.2,)}, name: value})
+    with pytest.raises(TypeError, match="foo"):
+        ox.basinhopping(wells, [1.0, 1.0], foo=1)
+
+
+def test_a_chain_from_nan_finds_its_way():
+    """As SciPy's: whatever is finite is lower."""
+
+    def root(x):
+        return jnp.sqrt(x[0]) + (x[0] - 2) ** 2
+
+    res = ox.basinhopping(
+        root, [-1.0], 20, stepsize=4.0, rng=0, minimizer_kwargs={"method": NEWTON}
+    )
+    assert res.success and res.minimization_failures > 0
+    assert_allclose(res.x, so.minimize_scalar(lambda x: root([x]), bounds=(1, 3)).x, atol=1e-5)

@@ -177,7 +177,8 @@ def _lifted_test(accept_test: Callable | None, x: Array, restore: Callable) -> A
 
     def on_flat(f_new: Array, x_new: Array, f_old: Array, x_old: Array) -> Array:
         answer = accept_test(f_new=f_new, x_new=restore(x_new), f_old=f_old, x_old=restore(x_old))
-        if jnp.shape(answer) != () or jnp.result_type(answer) != jnp.dtype(bool):
+        answer = np.bool_(answer) if isinstance(answer, bool) else answer
+        if getattr(answer, "dtype", None) != np.dtype(bool) or jnp.shape(answer) != ():
             raise ValueError(f"`accept_test` must return a bool, traced, got {answer!r}.")
         return jnp.asarray(answer)
 
