@@ -46,7 +46,7 @@ def evolution(problem: Problem, seeds: int, most: int) -> tuple[int, float]:
             lambda x: problem.fun(x, jnp), problem.box, rng=key, polish=False, maxfun=most
         ).fun
 
-    keys = jax.random.split(jax.random.key(0), seeds)
+    keys = list(jax.random.split(jax.random.key(0), seeds))
     jax.block_until_ready(search(keys[0]))
     start = time.process_time()
     values = np.array([search(key) for key in keys])
@@ -68,7 +68,7 @@ def many_starts(problem: Problem, seeds: int, most: int) -> tuple[int, float]:
 
     each = GRADIENT * int(search(jax.random.key(99), 32)[1]) / 32
     run = jax.jit(functools.partial(search, count=max(1, int(most / each))))
-    keys = jax.random.split(jax.random.key(0), seeds)
+    keys = list(jax.random.split(jax.random.key(0), seeds))
     jax.block_until_ready(run(keys[0]))
     start = time.process_time()
     values = np.array([run(key)[0] for key in keys])

@@ -564,10 +564,10 @@ def test_lampinen(case):
             maxiter=3000, **{"tol": 1e-7, **options},
         )  # fmt: skip
 
-    many = jax.vmap(search)(jax.random.split(jax.random.key(1), 8))
+    many = jax.vmap(search)(jax.random.split(jax.random.key(1), 4))
     assert np.all(many.success) and np.all(many.maxcv == 0)
     assert np.all(many.fun > best - 1.1 * tolerance)
-    assert np.sum(many.fun < best + tolerance) >= 5
+    assert np.sum(many.fun < best + tolerance) >= 2
     low, high = np.array(bounds, float).T
     assert np.all((np.asarray(many.x) >= low) & (np.asarray(many.x) <= high))
 
@@ -588,6 +588,9 @@ def test_constraints_that_nothing_satisfies():
 # -- what JAX adds ----------------------------------------------------------------------------
 
 
+DIRECTION = jnp.array([1.0, -0.5])
+
+
 def shifted(x, center):
     """Rastrigin's, its lowest minimum at ``center``."""
     y = x - center
@@ -598,16 +601,22 @@ def test_jit_vmap_and_derivative():
     """The minimum is moved as a whole."""
 
     def solve(center, key):
-        res = ox.differential_evolution(shifted, [(-4.0, 4.0)] * 2, (center,), rng=key, tol=1e-3)
-        return (res.x, res.fun), res
+        def search(center):
+            res = ox.differential_evolution(
+                shifted, [(-4.0, 4.0)] * 2, (center,), rng=key, tol=1e-3
+            )
+            return (res.x, res.fun), res
+
+        _, slopes, res = jax.jvp(search, (center,), (DIRECTION,), has_aux=True)
+        return slopes, res
 
     centers = jnp.array([[0.3, -1.2], [1.7, 0.4], [-2.2, 0.9]])
     keys = jax.random.split(jax.random.key(0), 3)
-    slopes, many = jax.jit(jax.vmap(jax.jacrev(solve, has_aux=True)))(centers, keys)
+    slopes, many = jax.jit(jax.vmap(solve))(centers, keys)
     assert_allclose(many.x, centers, atol=1e-6)
     assert np.all(many.success)
-    assert_allclose(slopes[0], np.broadcast_to(np.eye(2), (3, 2, 2)), atol=1e-6)
-    assert_allclose(slopes[1], np.zeros((3, 2)), atol=1e-5)
+    assert_allclose(slopes[0], np.broadcast_to(DIRECTION, (3, 2)), atol=1e-6)
+    assert_allclose(slopes[1], np.zeros(3), atol=1e-5)
 
 
 def test_without_polish_there_is_no_derivative():

@@ -412,4 +412,6 @@ def test_a_chain_from_nan_finds_its_way():
         root, [-1.0], 20, stepsize=4.0, rng=0, minimizer_kwargs={"method": NEWTON}
     )
     assert res.success and res.minimization_failures > 0
-    assert_allclose(res.x, so.minimize_scalar(lambda x: root([x]), bounds=(1, 3)).x, atol=1e-5)
+    assert_allclose(
+        res.x, so.minimize_scalar(lambda x: float(root([x])), bounds=(1, 3)).x, atol=1e-5
+    )
