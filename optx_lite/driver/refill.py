@@ -92,7 +92,7 @@ def solve_batch(
     lanes = _work(solver, problem, begin, wide, batch, wide // 2 if narrow else 0, found)
     if not narrow:
         return lanes.found
-    active = _running(solver, problem, lanes)
+    active = _running(solver, problem, lanes.states) & (lanes.number < starts.shape[0])
     order = jnp.argsort(~active, stable=True).astype(jnp.int32)
 
     def resume(places: Array) -> tuple[Any, Array]:
@@ -103,10 +103,8 @@ def solve_batch(
     return _work(solver, problem, resume, narrow, left, 0, lanes.found).found
 
 
-def _running(solver: AbstractSolver, problem: Any, lanes: _Lanes) -> Array:
-    """Which lanes have work to do."""
-    active = jax.vmap(lambda state: solver.running(problem, state))(lanes.states)
-    return active & (lanes.number < lanes.found.x.shape[0])
+def _running(solver: AbstractSolver, problem: Any, states: Any) -> Array:
+    return jax.vmap(lambda state: solver.running(problem, state))(states)
 
 
 def _work(
@@ -120,24 +118,28 @@ def _work(
     count = found.x.shape[0]
     portion = max(1, width // PART)
 
-    def left(lanes: _Lanes) -> Array:
-        return jnp.sum(_running(solver, problem, lanes), dtype=jnp.int32)
+    def active_of(states: Any, number: Array) -> Array:
+        return _running(solver, problem, states) & (number < count)
 
-    def waiting(lanes: _Lanes) -> Array:
-        return lanes.taken < total
+    def left(states: Any, number: Array) -> Array:
+        return jnp.sum(active_of(states, number), dtype=jnp.int32)
 
-    def step(lanes: _Lanes) -> _Lanes:
-        after = jax.vmap(lambda state: solver.step(problem, state))(lanes.states)
-        states = _choose(_running(solver, problem, lanes), after, lanes.states)
-        return eqx.tree_at(lambda lanes: lanes.states, lanes, states)
+    def step(states: Any, number: Array) -> Any:
+        after = jax.vmap(lambda state: solver.step(problem, state))(states)
+        return _choose(active_of(states, number), after, states)
 
     def turn(lanes: _Lanes) -> _Lanes:
-        most = jnp.where(waiting(lanes), width - portion, leave)
-        return exchange(while_loop(lambda lanes: left(lanes) > most, step, lanes))
+        most = jnp.where(lanes.taken < total, width - portion, leave)
+        states = while_loop(
+            lambda states: left(states, lanes.number) > most,
+            lambda states: step(states, lanes.number),
+            lanes.states,
+        )
+        return exchange(eqx.tree_at(lambda lanes: lanes.states, lanes, states))
 
     def exchange(lanes: _Lanes) -> _Lanes:
         """Of a portion of the lanes that have ended, the results for new states."""
-        active = _running(solver, problem, lanes)
+        active = active_of(lanes.states, lanes.number)
         rank = jnp.where(active, 2, jnp.where(lanes.number == count, 1, 0))  # empty lanes later
         chosen = jnp.argsort(rank, stable=True)[:portion].astype(jnp.int32)
         free = ~active[chosen]
@@ -159,14 +161,15 @@ def _work(
         )  # fmt: skip
 
     def going_on(lanes: _Lanes) -> Array:
-        active = _running(solver, problem, lanes)
+        active = active_of(lanes.states, lanes.number)
         handed_in = jnp.all(active | (lanes.number == count))
-        return waiting(lanes) | ~handed_in | (left(lanes) > leave)
+        return (lanes.taken < total) | ~handed_in | (jnp.sum(active, dtype=jnp.int32) > leave)
 
-    shapes = jax.eval_shape(fetch, jnp.zeros(width, jnp.int32))[0]
-    states = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-    empty = _Lanes(states, jnp.full(width, count, jnp.int32), jnp.zeros((), jnp.int32), found)
-    return while_loop(going_on, turn, empty)
+    place = jnp.arange(width, dtype=jnp.int32)
+    states, number = fetch(jnp.minimum(place, jnp.maximum(total - 1, 0)))
+    taken = jnp.asarray(jnp.minimum(total, width), jnp.int32)
+    lanes = _Lanes(states, jnp.where(place < total, number, count), taken, found)
+    return while_loop(going_on, turn, lanes)
 
 
 def _handed_in(
