@@ -32,9 +32,9 @@ def fit(kind, n):
     def residuals(p, y):
         return jnp.exp(-t[:, None] * p[None, :]) @ p - y
 
-    return lambda y: ox.least_squares(
-        residuals, jnp.ones(n), args=(y,), method=kind.split()[0], bounds=bounds
-    ).x
+    return lambda y: (
+        ox.least_squares(residuals, jnp.ones(n), args=(y,), method=kind.split()[0], bounds=bounds).x
+    )
 
 
 @pytest.mark.parametrize("kind", LEAST_SQUARES)

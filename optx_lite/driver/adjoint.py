@@ -13,6 +13,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.sharding import PartitionSpec
 from jaxtyping import Array
 
@@ -21,7 +22,7 @@ from ..jax_support.control_flow import explicit_spec, in_auto_mode, in_shard_map
 from ..problem.base import AbstractProblem
 from ..results.base import AbstractResult
 from .batching import in_chunks
-from .custom_derivative import Moving, Rule, differentiable
+from .custom_derivative import Moving, Rule, differentiable, with_derivative
 from .loop import Checkpointed, FixedSteps, drive, drive_as_one
 from .minimum_derivative import minimum_tangents
 
@@ -125,3 +126,19 @@ class _Minimum(Rule):
         known = success if self.unconverged == "nan" else jnp.ones_like(success)
         moved = minimum_tangents(problem_of, answer, known, moving)
         return dataclasses.replace(jax.tree.map(lambda _: None, answer), **moved)
+
+
+def with_minimum_derivative(
+    solver: Any, problem: Any, result: AbstractResult, unconverged: str = "nan"
+) -> AbstractResult:
+    """A result that was found in another way than `ImplicitAdjoint`'s, with that derivative.
+
+    Parameters
+    ----------
+    solver, problem
+        As for `AbstractAdjoint.solve`; ``result`` is what the solver's ``finish`` gives.
+    unconverged : 'nan' or 'ignore'
+        As for `ImplicitAdjoint`.
+    """
+    leaves, treedef = jax.tree.flatten((solver, problem, None, None))
+    return with_derivative(_Minimum(treedef, unconverged), lax.stop_gradient(result), leaves)

@@ -91,7 +91,11 @@ def differentiable(rule: Rule, leaves: list[Any]) -> Any:
     if is_staged():
         # For lanes of a `vmap` over a NumPy array, which JAX stages out in no custom rule.
         leaves = [jnp.copy(leaf) if isinstance(leaf, Tracer) else leaf for leaf in leaves]
-    answer = _run(rule, jax.tree.map(lax.stop_gradient, leaves))
+    return with_derivative(rule, _run(rule, jax.tree.map(lax.stop_gradient, leaves)), leaves)
+
+
+def with_derivative(rule: Rule, answer: Any, leaves: list[Any]) -> Any:
+    """An answer, a constant so far, with the derivative by the leaves that the rule gives."""
     floats, others = eqx.partition(answer, eqx.is_inexact_array)
     return eqx.combine(_with_derivative(rule, floats, others, leaves), others)
 

@@ -1,0 +1,222 @@
+"""The front door of basin hopping, with SciPy's signature."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from ..driver.callbacks import AbstractListener, check_callback
+from ..driver.hopping import Hopping
+from ..functions import lift
+from ..problem.pytrees import is_concrete, ravel
+from ..results.global_search import BasinHoppingResult
+from ..solvers.global_search.basinhopping import BasinHopping
+from .minimize import minimize
+from .search_arguments import MANY, count, number
+from .starting_points import as_key
+
+
+def basinhopping(
+    func: Callable[..., Any],
+    x0: Any,
+    niter: int = 100,
+    T: Any = 1.0,
+    stepsize: Any = 0.5,
+    minimizer_kwargs: dict[str, Any] | None = None,
+    take_step: Callable | None = None,
+    accept_test: Callable | None = None,
+    callback: Callable | None = None,
+    interval: int = 50,
+    disp: bool = False,
+    niter_success: int | None = None,
+    rng: Any = None,
+    *,
+    target_accept_rate: Any = 0.5,
+    stepwise_factor: Any = 0.9,
+) -> BasinHoppingResult:
+    """Find the lowest of many minima by random moves and local solves.
+
+    The signature is that of ``scipy.optimize.basinhopping``; a chain is one compiled loop, and
+    `jax.vmap` over ``x0`` and keys runs many of them side by side.
+
+    Parameters
+    ----------
+    func : callable
+        ``func(x, *args)`` gives a scalar; ``args`` stand in ``minimizer_kwargs``.
+    x0 : array_like (n,), or pytree of arrays
+        Where the first solve starts.
+    niter : int
+        Hops; there is one solve more.
+    T : float
+        The temperature, in units of ``func``: differences between neighbouring minima.
+    stepsize : float
+        The largest move of each variable.
+    minimizer_kwargs : dict, optional
+        Arguments of `minimize`: args, method, jac, bounds, tol, options.
+    take_step : callable, optional
+        ``take_step(x, stepsize, rng=key)`` gives the start of a solve. (SciPy: an object, which is
+        given x alone.)
+    accept_test : callable, optional
+        ``accept_test(f_new=, x_new=, f_old=, x_old=)``, traced: a bool, besides the Metropolis
+        test; what it refuses is not the answer either. (SciPy's 'force accept' is not known.)
+    callback : callable, optional
+        ``callback(x, f, accept)`` after each solve; a true value or StopIteration ends the chain.
+        (SciPy: not after the first.)
+    interval : int
+        Hops between changes of the step size.
+    disp : bool
+        Prints a line for each solve.
+    niter_success : int, optional
+        Stop when the best has not changed for more than so many hops.
+    rng : key, int, numpy.random.Generator, optional
+        The same gives the same answer.
+    target_accept_rate, stepwise_factor : float
+        In (0, 1): above that share of accepted hops the step size is divided by the factor,
+        else multiplied.
+
+    Returns
+    -------
+    BasinHoppingResult
+        x and fun have the derivative of the minimum.
+
+    Raises
+    ------
+    ValueError, TypeError
+        For bad arguments; and as `minimize`.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp, optx_lite as ox
+    >>> def func(x):
+    ...     return jnp.cos(14.5 * x[0] - 0.3) + (x[0] + 0.2) * x[0]
+    >>> res = ox.basinhopping(func, [1.0], niter=60, rng=0)
+    >>> print(res.x.round(3), f"{res.fun:.3f}")
+    [-0.195] -1.001
+    """
+    check_callback(callback)
+    for name, test in (("take_step", take_step), ("accept_test", accept_test)):
+        if test is not None and not callable(test):
+            raise TypeError(f"`{name}` must be callable, got {test!r}.")
+    if not isinstance(minimizer_kwargs, (dict, type(None))):
+        raise TypeError(f"`minimizer_kwargs` must be a dict, got {minimizer_kwargs!r}.")
+    kwargs = dict(minimizer_kwargs or {})
+    foreign = sorted({"callback", "adjoint"} & set(kwargs))
+    if foreign:
+        raise ValueError(f"`minimizer_kwargs` must not have {foreign}.")
+    counts = {
+        "niter": count("niter", niter),
+        "interval": count("interval", interval, least=1),
+        "niter_success": count("niter_success", MANY if niter_success is None else niter_success),
+    }
+
+    def numbers(dtype: Any) -> dict[str, Any]:
+        return {
+            "temperature": number("T", T, dtype),
+            "stepsize": number("stepsize", stepsize, dtype),
+            "target": number("target_accept_rate", target_accept_rate, dtype, 0, 1, inside=True),
+            "factor": number("stepwise_factor", stepwise_factor, dtype, 0, 1, inside=True),
+        }
+
+    numbers(float)  # what is wrong with them shows before what is wrong with ``func``
+
+    def make(solver: Any, x: Array, restore: Callable) -> BasinHopping:
+        return BasinHopping(
+            solver=solver,
+            take_step=_lifted_step(take_step, x, restore),
+            accept_test=_lifted_test(accept_test, x, restore),
+            **numbers(x.dtype),
+            **counts,
+        )
+
+    listener = _Listener(callback, disp) if callback is not None or disp else None
+    found: dict[str, Any] = {}
+    hopping = Hopping("nan", make, as_key(rng), listener, found)
+    lowest = minimize(func, x0, adjoint=hopping, **kwargs)
+    state = found["state"]
+    tried = jnp.maximum(state.nit, 1).astype(state.value.dtype)
+    return _plain(
+        BasinHoppingResult(
+            x=lowest.x,
+            fun=lowest.fun,
+            lowest_optimization_result=lowest,
+            minimization_failures=state.failures,
+            nfev=state.nfev,
+            njev=state.njev,
+            nit=state.nit,
+            stepsize=state.stepsize,
+            accept_rate=state.acceptances.astype(state.value.dtype) / tried,
+            status=state.status,
+        )
+    )
+
+
+def _lifted_step(take_step: Callable | None, x: Array, restore: Callable) -> Any:
+    if take_step is None:
+        return None
+
+    def on_flat(x: Array, stepsize: Array, key: Array) -> Array:
+        return ravel(take_step(restore(x), stepsize, rng=key), x.dtype)
+
+    scalar = jax.ShapeDtypeStruct((), x.dtype)
+    example = jax.ShapeDtypeStruct(x.shape, x.dtype)
+    lifted = lift(on_flat, example, scalar, jax.random.key(0), label="`take_step`")
+    if lifted.out_shape.shape != x.shape:
+        raise ValueError(f"`take_step` must return {x.shape} numbers, got {lifted.out_shape}.")
+    return lifted
+
+
+def _lifted_test(accept_test: Callable | None, x: Array, restore: Callable) -> Any:
+    if accept_test is None:
+        return None
+
+    def on_flat(f_new: Array, x_new: Array, f_old: Array, x_old: Array) -> Array:
+        answer = accept_test(f_new=f_new, x_new=restore(x_new), f_old=f_old, x_old=restore(x_old))
+        answer = np.bool_(answer) if isinstance(answer, bool) else answer
+        if getattr(answer, "dtype", None) != np.dtype(bool) or jnp.shape(answer) != ():
+            raise ValueError(f"`accept_test` must return a bool, traced, got {answer!r}.")
+        return jnp.asarray(answer)
+
+    scalar = jax.ShapeDtypeStruct((), x.dtype)
+    example = jax.ShapeDtypeStruct(x.shape, x.dtype)
+    return lift(on_flat, scalar, example, scalar, example, label="`accept_test`")
+
+
+class _Listener(AbstractListener):
+    """Calls the user's callback after each solve, and prints what ``disp`` asks for."""
+
+    def __init__(self, callback: Callable | None, disp: bool):
+        super().__init__()
+        self.callback = callback
+        self.disp = disp
+        self.restore: Callable = np.asarray
+
+    def step(self, report: Any, moved: bool, lane: int) -> bool:
+        """After a step of the local solver; ``moved`` if that ended a solve."""
+        if not moved:
+            return False
+        if self.disp:
+            print(
+                f"basinhopping step {int(report.nit)}: trial_f {float(report.fun):g} "
+                f"accepted {int(report.accepted)} lowest_f {float(report.best):g}"
+            )
+        callback = self.callback
+        if callback is None:
+            return False
+        x = self.restore(np.asarray(report.x))
+        return self.ask(lambda: bool(callback(x, float(report.fun), bool(report.accepted))))
+
+
+def _plain(result: BasinHoppingResult) -> BasinHoppingResult:
+    """With plain numbers for counters, outside of a trace and a batch."""
+    names = ("minimization_failures", "nfev", "njev", "nit", "status")
+    values = [getattr(result, name) for name in names]
+    if not is_concrete(values) or any(jnp.ndim(value) for value in values):
+        return result
+    plain = {name: int(value) for name, value in zip(names, values, strict=True)}
+    return dataclasses.replace(result, **plain)

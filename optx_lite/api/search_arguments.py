@@ -1,0 +1,57 @@
+"""What the searches check alike: numbers in a range, and counts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+from ..problem.pytrees import as_dtype
+
+MANY = np.iinfo(np.int32).max
+
+
+def number(
+    name: str, value: Any, dtype: Any, low: float = 0.0, high: float = np.inf, inside: bool = False
+) -> Any:
+    """A real number from ``low`` to ``high``, or between them if ``inside``, as an array ()."""
+    if not _is_number(value):
+        raise ValueError(f"`{name}` must be a real number, got {value!r}.")
+    if not isinstance(value, Tracer):
+        plain = float(value)
+        if not (low < plain < high if inside else low <= plain <= high):
+            ends = f"({low:g}, {high:g})" if inside else f"[{low:g}, {high:g}]"
+            raise ValueError(f"`{name}` must be in range {ends}, got {value!r}.")
+    return as_dtype(value, dtype)
+
+
+def count(name: str, value: Any, least: int = 0) -> Any:
+    """A whole number, at least ``least``, as an int32 (); infinite is the largest."""
+    if not _is_number(value):
+        raise ValueError(f"`{name}` must be a whole number, got {value!r}.")
+    if isinstance(value, Tracer):
+        return value.astype(jnp.int32)
+    plain = float(value)
+    if not plain >= least or (np.isfinite(plain) and plain % 1):
+        raise ValueError(f"`{name}` must be a whole number, at least {least}, got {value!r}.")
+    return np.asarray(min(plain, MANY), np.int32)
+
+
+def whole(name: str, value: Any) -> int:
+    """A whole number above 0 that is a shape, and so not traced."""
+    if isinstance(value, Tracer):
+        raise TypeError(f"`{name}` is a shape, so it must be a number, not traced.")
+    return int(count(name, value, least=1))
+
+
+def _is_number(value: Any) -> bool:
+    if isinstance(value, (bool, np.bool_)) or not isinstance(
+        value, (int, float, np.generic, np.ndarray, jax.Array)
+    ):
+        return False
+    return jnp.ndim(value) == 0 and jnp.isrealobj(value) and jnp.issubdtype(
+        jnp.result_type(value), jnp.number
+    )  # fmt: skip

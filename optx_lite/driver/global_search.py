@@ -1,0 +1,82 @@
+"""A global search from its start to its result: the loop, its callback, and no derivative.
+
+Which of the minima is the lowest does not change smoothly, and neither does a population. So what
+a search hands back has the derivative of the minimum where a local solver has polished it, and
+NaN where none has.
+"""
+
+from __future__ import annotations
+
+import functools as ft
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.core import Tracer
+from jaxtyping import Array
+
+from ..jax_support.control_flow import while_loop
+from ..results.base import CALLBACK_STOP, to_host
+from .callbacks import AbstractListener, Watch, watched
+from .unknown import nan_where_moved
+
+
+def search(
+    solver: Any, problem: Any, start: Array, key: Array, listener: AbstractListener | None = None
+) -> Any:
+    """Run a search on a population to its end."""
+
+    def run(watch: Watch | None) -> Any:
+        leaves, treedef = jax.tree.flatten((solver, problem, start, key, watch))
+        if not any(isinstance(leaf, Tracer) for leaf in leaves):
+            return _run(treedef, leaves)
+        return without_derivative(_run(treedef, lax.stop_gradient(leaves)), leaves)
+
+    if listener is None:
+        return to_host(run(None))
+    return to_host(watched(run, listener, (problem, start, key)))
+
+
+@ft.partial(jax.jit, static_argnums=0)
+def _run(treedef: Any, leaves: list[Array]) -> Any:
+    solver, problem, start, key, watch = jax.tree.unflatten(treedef, leaves)
+
+    def turn(state: Any) -> Any:
+        after = solver.step(problem, state)
+        if watch is None:
+            return after
+        active = solver.running(state)
+        stop = watch.asks_for_the_end(solver.report(problem, after), active, active)
+        status = jnp.where(stop, CALLBACK_STOP, after.status).astype(after.status.dtype)
+        return eqx.tree_at(lambda state: state.status, after, status)
+
+    state = while_loop(lambda state: solver.running(state), turn, solver.init(problem, start, key))
+    result = solver.finish(problem, state)
+    if watch is not None:
+        watch.end(result)  # an effect, which the caller waits for
+    return result
+
+
+def without_derivative(result: Any, leaves: list[Any]) -> Any:
+    """The result, whose derivative by any of the leaves is NaN."""
+    floats, others = eqx.partition(result, eqx.is_inexact_array)
+    causes = [leaf for leaf in leaves if eqx.is_inexact_array(leaf)]
+    return eqx.combine(_unknown(floats, causes), others)
+
+
+@jax.custom_jvp
+def _unknown(floats: Any, causes: list[Array]) -> Any:
+    return floats
+
+
+@_unknown.defjvp
+def _unknown_jvp(primals: Any, tangents: Any) -> Any:
+    floats, causes = primals
+    moved = tangents[1]
+
+    def tangent(like: Array) -> Array:
+        return nan_where_moved(causes, moved, jnp.array(True), like)
+
+    return _unknown(floats, causes), jax.tree.map(tangent, floats)

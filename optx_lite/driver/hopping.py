@@ -1,0 +1,79 @@
+"""Basin hopping in an adjoint's place: the chain behind the front door of its local solver."""
+
+from __future__ import annotations
+
+import functools as ft
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array
+
+from ..jax_support.control_flow import while_loop
+from ..results.base import CALLBACK_STOP
+from .adjoint import ImplicitAdjoint, with_minimum_derivative
+from .callbacks import AbstractListener, Watch, watched
+from .global_search import without_derivative
+
+
+class Hop(eqx.Module):
+    """What a callback is told."""
+
+    x: Array
+    fun: Array
+    best: Array
+    accepted: Array
+    nit: Array
+
+
+class Hopping(ImplicitAdjoint):
+    """Hop from x0, and hand back the best minimum; its derivative is the implicit one.
+
+    ``make`` gives the settings for a local solver and x0; the last state of the chain is left in
+    ``found``, for the caller.
+    """
+
+    make: Any = eqx.field(static=True, default=None)
+    key: Any = None
+    listener: AbstractListener | None = eqx.field(static=True, default=None)
+    found: dict = eqx.field(static=True, default_factory=dict)
+
+    def solve(self, solver: Any, problem: Any, x0: Array, watch: Any = None) -> Any:
+        """The best minimum."""
+        if watch is not None:
+            raise ValueError("`minimizer_kwargs` must not have a callback or disp.")
+        hopping = self.make(solver, x0, problem.restore_x)
+        inputs = hopping, problem, x0, self.key
+
+        def run(watch: Watch | None) -> Any:
+            leaves, treedef = jax.tree.flatten((*inputs, watch))
+            return _run(treedef, lax.stop_gradient(leaves))
+
+        if self.listener is not None:
+            self.listener.restore = problem.restore_x  # pyright: ignore[reportAttributeAccessIssue]
+        state = run(None) if self.listener is None else watched(run, self.listener, inputs)
+        self.found["state"] = without_derivative(state, jax.tree.leaves(inputs))
+        return with_minimum_derivative(solver, problem, state.best)
+
+
+@ft.partial(jax.jit, static_argnums=0)
+def _run(treedef: Any, leaves: list[Array]) -> Any:
+    hopping, problem, x0, key, watch = jax.tree.unflatten(treedef, leaves)
+
+    def turn(state: Any) -> Any:
+        after = hopping.step(problem, state)
+        if watch is None:
+            return after
+        hop = Hop(after.trial, after.trial_value, after.best.fun, after.accepted, after.nit)
+        active = hopping.running(state)
+        stop = watch.asks_for_the_end(hop, active, after.nit > state.nit)
+        status = jnp.where(stop, CALLBACK_STOP, after.status).astype(after.status.dtype)
+        return eqx.tree_at(lambda state: state.status, after, status)
+
+    start = hopping.init(problem, x0, key)
+    state = while_loop(lambda state: hopping.running(state), turn, start)
+    if watch is not None:
+        watch.end(state.best)  # an effect, which the caller waits for
+    return state

@@ -1,0 +1,216 @@
+r"""Many solves of one problem, each at the cost of its own steps.
+
+Lanes that step in one loop all wait for the slowest. Here those that have ended hand in their
+results and take the next starts, an eighth of the lanes at a time; so no lane idles for longer
+than an eighth of them take to end. When no start is left and half of the lanes have ended, the
+rest goes on in a block an eighth as wide, which is refilled from it in the same way.
+
+A step of a wide block is cheaper by lane and a narrow one wastes less at the end. Measured
+(L-BFGS-B, n = 2, float64, one core): 63 us for 64 lanes, 19 us for 8, 8 us for one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from ..jax_support.control_flow import while_loop
+from ..solvers import AbstractSolver
+from .batching import CACHE
+
+PART = 8  # an eighth
+LEAST = 8  # lanes, however large their states
+
+
+class Found(eqx.Module):
+    """What k solves have given.
+
+    Attributes
+    ----------
+    x : array, shape (k, n)
+    value : array, shape (k,)
+    success : array of bool, shape (k,)
+        That the solver claims, at finite numbers.
+    nfev : array of int, shape (k,)
+        0 where the solve was not begun.
+    best : result
+        Of the lowest success, or, if there is none, of the lowest failure.
+    number : array of int, shape ()
+        Which solve that is; k before the first.
+    """
+
+    x: Array
+    value: Array
+    success: Array
+    nfev: Array
+    best: Any
+    number: Array
+
+
+class _Lanes(eqx.Module):
+    states: Any  # (width, ...)
+    number: Array  # (width,) which solve a lane works on; k if on none
+    taken: Array  # () how many solves were fetched
+    found: Found
+
+
+def nothing_found(solver: AbstractSolver, problem: Any, starts: Array) -> Found:
+    """Before the first of the solves from ``starts``, (k, n)."""
+    count = starts.shape[0]
+    result = jax.eval_shape(lambda x: solver.finish(problem, solver.init(problem, x)), starts[0])
+    best = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), result)
+    return Found(
+        x=jnp.full(starts.shape, jnp.nan, best.x.dtype),
+        value=jnp.full(count, jnp.nan, best.value.dtype),
+        success=jnp.zeros(count, bool),
+        nfev=jnp.zeros(count, jnp.int32),
+        best=best,
+        number=jnp.asarray(count, jnp.int32),
+    )
+
+
+def solve_batch(
+    solver: AbstractSolver, problem: Any, starts: Array, first: Any, batch: int, found: Found
+) -> Found:
+    """``found``, with the solves from ``starts[first : first + batch]``."""
+    wide = batch
+    if jax.default_backend() == "cpu":
+        state = jax.eval_shape(solver.init, problem, starts[0])
+        lane_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+        wide = min(batch, max(LEAST, 2 * CACHE // lane_bytes))
+
+    def begin(numbers: Array) -> tuple[Any, Array]:
+        numbers = first + numbers
+        return jax.vmap(lambda x: solver.init(problem, x))(starts[numbers]), numbers
+
+    narrow = wide // PART if batch > LEAST else 0
+    lanes = _work(solver, problem, begin, wide, batch, wide // 2 if narrow else 0, found)
+    if not narrow:
+        return lanes.found
+    active = _running(solver, problem, lanes.states) & (lanes.number < starts.shape[0])
+    order = jnp.argsort(~active, stable=True).astype(jnp.int32)
+
+    def resume(places: Array) -> tuple[Any, Array]:
+        own = order[places]
+        return jax.tree.map(lambda leaf: leaf[own], lanes.states), lanes.number[own]
+
+    left = jnp.sum(active, dtype=jnp.int32)
+    return _work(solver, problem, resume, narrow, left, 0, lanes.found).found
+
+
+def _running(solver: AbstractSolver, problem: Any, states: Any) -> Array:
+    return jax.vmap(lambda state: solver.running(problem, state))(states)
+
+
+def _work(
+    solver: AbstractSolver, problem: Any, fetch: Callable, width: int, total: Any, leave: int,
+    found: Found,
+) -> _Lanes:  # fmt: skip
+    """Go through ``total`` solves, until no more than ``leave`` of them are left.
+
+    ``fetch`` gives the states and the numbers of those in places 0, 1, ... of the queue.
+    """
+    count = found.x.shape[0]
+    portion = max(1, width // PART)
+
+    def active_of(states: Any, number: Array) -> Array:
+        return _running(solver, problem, states) & (number < count)
+
+    def left(states: Any, number: Array) -> Array:
+        return jnp.sum(active_of(states, number), dtype=jnp.int32)
+
+    def step(states: Any, number: Array) -> Any:
+        after = jax.vmap(lambda state: solver.step(problem, state))(states)
+        return _choose(active_of(states, number), after, states)
+
+    def turn(lanes: _Lanes) -> _Lanes:
+        most = jnp.where(lanes.taken < total, width - portion, leave)
+        states = while_loop(
+            lambda states: left(states, lanes.number) > most,
+            lambda states: step(states, lanes.number),
+            lanes.states,
+        )
+        return exchange(eqx.tree_at(lambda lanes: lanes.states, lanes, states))
+
+    def exchange(lanes: _Lanes) -> _Lanes:
+        """Of a portion of the lanes that have ended, the results for new states."""
+        active = active_of(lanes.states, lanes.number)
+        rank = jnp.where(active, 2, jnp.where(lanes.number == count, 1, 0))  # empty lanes later
+        chosen = jnp.argsort(rank, stable=True)[:portion].astype(jnp.int32)
+        free = ~active[chosen]
+        old = jax.tree.map(lambda leaf: leaf[chosen], lanes.states)
+        number = jnp.where(free, lanes.number[chosen], count)
+        found = _handed_in(lanes.found, solver, problem, old, number)
+        place = lanes.taken + jnp.cumsum(free, dtype=jnp.int32) - 1
+        new, new_number = fetch(jnp.clip(place, 0, jnp.maximum(total - 1, 0)))
+        filled = free & (place < total)
+        new_number = jnp.where(filled, new_number, jnp.where(free, count, lanes.number[chosen]))
+        return _Lanes(
+            states=jax.tree.map(
+                lambda leaf, rows: leaf.at[chosen].set(rows),
+                lanes.states, _choose(filled, new, old),
+            ),
+            number=lanes.number.at[chosen].set(new_number),
+            taken=lanes.taken + jnp.sum(filled, dtype=jnp.int32),
+            found=found,
+        )  # fmt: skip
+
+    def going_on(lanes: _Lanes) -> Array:
+        active = active_of(lanes.states, lanes.number)
+        handed_in = jnp.all(active | (lanes.number == count))
+        return (lanes.taken < total) | ~handed_in | (jnp.sum(active, dtype=jnp.int32) > leave)
+
+    place = jnp.arange(width, dtype=jnp.int32)
+    states, number = fetch(jnp.minimum(place, jnp.maximum(total - 1, 0)))
+    taken = jnp.asarray(jnp.minimum(total, width), jnp.int32)
+    lanes = _Lanes(states, jnp.where(place < total, number, count), taken, found)
+    return while_loop(going_on, turn, lanes)
+
+
+def _handed_in(
+    found: Found, solver: AbstractSolver, problem: Any, states: Any, number: Array
+) -> Found:
+    """With the results of states that have ended; ``number`` k where there is none."""
+    results = jax.vmap(lambda state: solver.finish(problem, state))(states)
+    fine = results.success & jnp.isfinite(results.value) & jnp.all(jnp.isfinite(results.x), axis=1)
+    best, best_number = _lowest(found, results, fine, number)
+
+    def put(all_: Array, new: Array) -> Array:
+        return all_.at[number].set(new.astype(all_.dtype), mode="drop")
+
+    return Found(
+        x=put(found.x, results.x), value=put(found.value, results.value),
+        success=put(found.success, fine), nfev=put(found.nfev, results.nfev), best=best,
+        number=best_number,
+    )  # fmt: skip
+
+
+def _lowest(found: Found, results: Any, fine: Array, number: Array) -> tuple[Any, Array]:
+    """The best result so far and its number: of equal ones the first."""
+    count = found.x.shape[0]
+    best = found.best
+    was_fine = (found.number < count) & found.success[jnp.minimum(found.number, count - 1)]
+
+    def joined(old: Array, new: Array) -> Array:
+        return jnp.concatenate([jnp.asarray(old)[None], new])
+
+    all_ = jax.tree.map(joined, best, results)
+    numbers, fine = joined(found.number, number), joined(was_fine, fine)
+    there = numbers < count
+    eligible = there & (fine | ~jnp.any(fine & there))
+    value = jnp.where(eligible & ~jnp.isnan(all_.value), all_.value, jnp.inf)
+    eligible &= value == jnp.min(value)
+    i = jnp.argmin(jnp.where(eligible, numbers, count + 1))
+    return jax.tree.map(lambda leaf: leaf[i], all_), numbers[i]
+
+
+def _choose(which: Array, new: Any, old: Any) -> Any:
+    def pick(a: Array, b: Array) -> Array:
+        return jnp.where(which.reshape(-1, *[1] * (a.ndim - 1)), a, b)
+
+    return jax.tree.map(pick, new, old)
