@@ -417,3 +417,24 @@ def test_from_zero_in_any_unit_of_x(family, dtype):
     assert np.all(res.success)
     z = np.asarray(res.x, float) / units[:, None]
     assert_allclose(z, np.broadcast_to(ANSWERS[family], z.shape), atol=2e-3)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("bounded", [False, True])
+def test_on_a_kink_itself_the_gradient_is_some_mean(dtype, bounded):
+    """One variable, so that the search meets the kink exactly, where JAX gives a mean of slopes."""
+    rng = np.random.default_rng(2)
+    lanes, lines = 200, 8
+    slopes = rng.standard_normal((lanes, lines)).astype(dtype)
+    offsets = rng.standard_normal((lanes, lines)).astype(dtype)
+    x0 = 3 * rng.standard_normal((lanes, 1)).astype(dtype)
+
+    def solve(x0, slope, offset):
+        fun = lambda x: jnp.max(slope * x[0] - offset) + dtype(0.01) * jnp.abs(x[0])
+        return ox.minimize(fun, x0, bounds=[(-100, 100)] if bounded else None)
+
+    res = jax.jit(jax.vmap(solve))(x0, slopes, offsets)
+    free = np.abs(np.asarray(res.x)[:, 0]) < 100
+    # Piecewise linear: no minimum in between has a gradient of 0. A kink where several meet
+    # may look smooth all the same; of 200 it was 6 to 12 without the rule.
+    assert np.sum(np.asarray(res.success) & free) <= 1

@@ -110,13 +110,15 @@ def judge(
         hidden=0.5 * (flat * state.fnorm) ** 2 <= prediction.noise,
     )
     pending = jnp.where(polishing, before.pending, met).astype(jnp.int32)
-    promises_nothing = _is_smooth(prediction, state.cost) & (state.possible <= prediction.noise)
+    noise = prediction.noise
+    promises_nothing = _is_smooth(prediction, state.cost) & (state.possible <= noise)
+    # Values that rise speak of the directions in which they were asked for, R of all.
+    promises_nothing &= (offset == 0) | (prediction.newton.gain <= noise)
 
     falls = accepted & (before.nfev > 0) & (reduction > tolerances.ftol * before.cost)
     early = _is_far(prediction, tolerances.eps)
     early |= (pending == codes.GTOL) & _descends(prediction, tolerances.ftol, state.cost, falls)
-    seen = promises_nothing & (prediction.newton.gain <= prediction.noise)
-    early |= (pending == HIDDEN) & _lasts(prediction, tolerances) & ~seen
+    early |= (pending == HIDDEN) & _lasts(prediction, tolerances) & ~promises_nothing
     over = _is_right(prediction, tolerances) | spent
     over |= polishing & ~(accepted & _shrinks(prediction.size, before.size, before.last_size))
     reached = jnp.where(pending == HIDDEN, codes.XTOL, pending)

@@ -87,7 +87,8 @@ def verify(
     ``nothing``: whether f is rounding; ``doubtful``: whether a kink may be near; ``passed``: what
     the last trial found if it was there to look for something.
     """
-    dead = jnp.any(_dead(problem, state) | _dependent(problem, state)) & ~nothing
+    dead = _dead(problem, state) | _dependent(problem, state, state.model)
+    dead = jnp.any(dead) & ~nothing
     wanted = jnp.where(dead, PLATEAU, jnp.where(doubtful, KINK, 0)).astype(jnp.int32)
     looking = before.probing > 0
     probing = jnp.where((status > 0) & ~looking, wanted, 0)
@@ -106,10 +107,9 @@ def _dead(problem: LeastSquaresProblem, state: State) -> Array:
     return dead & ~jnp.all(dead)
 
 
-def _dependent(problem: LeastSquaresProblem, state: State) -> Array:
-    """Parameters that had an effect of their own, and have none any more."""
-    least = problem.precision**LOST * state.pivots
-    return _inside(problem, state, state.model.pivots() <= least)
+def _dependent(problem: LeastSquaresProblem, state: State, model: LinearModel) -> Array:
+    """Parameters that had an effect of their own, and have none in ``model``."""
+    return _inside(problem, state, model.pivots() <= problem.precision**LOST * state.pivots)
 
 
 def _inside(problem: LeastSquaresProblem, state: State, parameters: Array) -> Array:
@@ -142,7 +142,7 @@ def passes(problem: LeastSquaresProblem, state: State, there: LinearModel) -> Ar
 
 def _revives(problem: LeastSquaresProblem, state: State, there: LinearModel) -> Array:
     """Whether a model has the effects that are missing at ``state.x``."""
-    much, model = problem.precision**REVIVED, state.model
-    effect = ~_dead(problem, state) | (there.column_norms > much * model.column_norms)
-    own = ~_dependent(problem, state) | (there.pivots() > much * model.pivots())
-    return jnp.all(effect & own)
+    least = problem.precision**REVIVED * state.model.column_norms
+    effect = ~_dead(problem, state) | (there.column_norms > least)
+    here = _dependent(problem, state, state.model)
+    return jnp.all(effect & ~(here & _dependent(problem, state, there)))

@@ -4,9 +4,9 @@ The Gauss-Newton step p leads to the minimiser of the model within the bounds. B
 with it, relative to F, is the square of the relative offset of Bates & Watts; how long it is
 relative to x, and by what rate it shrinks from step to step, gives the error in x.
 
-Rounding. f_i is known to eps sum_j |J_ij x_j|, or to its own size where that is less. Each f_i is
-rounded for itself, so F is known to the root of the sum of squares of these errors times its
-derivatives by f_i, and to eps F.
+Rounding. f_i is known to eps sum_j |J_ij x_j|, or to its own size where that is less. F is known to
+the root of the sum of squares of that times its derivative by f_i, as each f_i is rounded for
+itself; and to eps F.
 """
 
 from __future__ import annotations
