@@ -35,6 +35,19 @@ def zero_that_moves(value: Array) -> Array:
     return value - lax.stop_gradient(value)
 
 
+def one_unless_zero(tangent: Array) -> Array:
+    """1 where a tangent is not 0, so that a sum of such is 0 only where all are.
+
+    What is not a number stays so: the transpose hands on the NaN of `nan_unless_zero`.
+    """
+
+    def solve(_: Any, tangent: Array) -> Array:
+        moves = (tangent != 0).astype(tangent.dtype)
+        return jnp.where(jnp.isnan(tangent), tangent, moves)
+
+    return lax.custom_linear_solve(lambda y: y, tangent, solve, symmetric=True)
+
+
 def nan_unless_zero(tangent: Array, where: Any = True) -> Array:
     """NaN ``where`` a tangent is not 0, 0 elsewhere; the transpose does the same.
 
