@@ -53,6 +53,20 @@ def test_the_value_follows_by_the_envelope():
     np.testing.assert_allclose(jax.jacfwd(lambda a: root(a).f_x)(a), 0, atol=1e-15)
 
 
+@pytest.mark.parametrize("solve", [minimum, root], ids=["argument", "closed over"])
+def test_reverse_over_reverse_beside_a_failed_element(solve):
+    """a = -1 has neither minimum nor root: what is closed over is shared with it."""
+    a = jnp.array([0.5, -1.0, 3.0])
+
+    good = np.array([0, 2])
+    x = lambda scale: solve(a, scale * B).x
+    second = jax.grad(jax.grad(lambda scale: x(scale)[good].sum()))(1.2)
+    # x = log(a) / (b scale)
+    np.testing.assert_allclose(second, 2 * (jnp.log(a) / B)[good].sum() / 1.2**3, rtol=1e-11)
+    failed = jax.grad(jax.grad(lambda scale: x(scale)[1]))(1.2)
+    assert np.isnan(failed)
+
+
 def test_under_vmap_and_jit():
     slope = lambda a, b: jax.grad(lambda a: minimum(a, b).x)(a)
     a = jnp.array([0.5, 1.5, 3.0])

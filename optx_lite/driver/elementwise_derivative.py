@@ -39,7 +39,7 @@ from ..problem.elementwise import (
     value_and_slope,
 )
 from .custom_derivative import Moving
-from .unknown import nan_unless_zero, zero_that_moves
+from .unknown import nan_unless_zero, one_unless_zero, zero_that_moves
 
 DOUBT = 64  # times eps: the part of a number that rounding may have spoilt
 
@@ -221,7 +221,7 @@ class Change:
         for k, (value, dot) in enumerate(zip(self.values, self.dots, strict=True)):
             move, dot = zero_that_moves(value).astype(dtype), dot.astype(dtype)
             if k not in own:  # shared by all elements
-                move, dot = jnp.sum(move), jnp.sum(nan_unless_zero(dot))
+                move, dot = jnp.sum(move), jnp.sum(one_unless_zero(dot))
             weight = weight + jnp.broadcast_to(move, where.shape)
             rows.append(jnp.broadcast_to(dot, where.shape))
         # The weight is 1, and so are its derivatives: those of NaN are NaN, too.

@@ -23,7 +23,7 @@ def nan_where_moved(values: list[Array], dots: list[Array], where: Array, like: 
     total: Any = 0
     for value, dot in zip(values, dots, strict=True):
         weight = weight + jnp.sum(zero_that_moves(value)).astype(like.dtype)
-        total = total + jnp.sum(nan_unless_zero(dot, where)).astype(like.dtype)
+        total = total + jnp.sum(one_unless_zero(dot)).astype(like.dtype)
     # The weight is 1, and so are its derivatives: those of NaN are NaN, too.
     total = jnp.broadcast_to(jnp.exp(weight) * total, like.shape)
     return nan_unless_zero(total, where)
@@ -33,6 +33,20 @@ def zero_that_moves(value: Array) -> Array:
     """0, with the tangent of a value."""
     value = jnp.where(jnp.isfinite(value), value, 0)
     return value - lax.stop_gradient(value)
+
+
+def one_unless_zero(tangent: Array) -> Array:
+    """1 where a tangent is not 0, so that a sum of such is 0 only where all are.
+
+    (A NaN for a mark would be lost behind a `where` at first, and come back at the next order of
+    reverse mode, which multiplies it by 0.) The transpose hands on the NaN of `nan_unless_zero`.
+    """
+
+    def solve(_: Any, tangent: Array) -> Array:
+        moves = (tangent != 0).astype(tangent.dtype)
+        return jnp.where(jnp.isnan(tangent), tangent, moves)
+
+    return lax.custom_linear_solve(lambda y: y, tangent, solve, symmetric=True)
 
 
 def nan_unless_zero(tangent: Array, where: Any = True) -> Array:
