@@ -190,7 +190,7 @@ class _Dense:
 
         def solve(rhs: Array, free: Array) -> Array:
             among_free = jnp.where(free[:, None] & free[None, :], matrix, eye)
-            return solve_definite(among_free, rhs)
+            return solve_definite(among_free, rhs)[0]
 
         return _Fixed(self, lambda y: matrix @ y, solve)
 

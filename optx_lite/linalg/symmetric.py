@@ -107,10 +107,12 @@ def factor_symmetric(
     return SymmetricFactors(matrix, lower, definite, inverse)
 
 
-def solve_definite(matrix: Array, b: Array) -> Array:
-    """y with ``matrix @ y = b``; zeros where the matrix is not definite."""
+def solve_definite(
+    matrix: Float[Array, "n n"], b: Float[Array, " n"]
+) -> tuple[Float[Array, " n"], Bool[Array, ""]]:
+    """y with ``matrix @ y = b`` and True; zeros and False where the matrix is not definite."""
     lower, definite = _definite(matrix)
-    return jnp.where(definite, _refined(matrix, lower, b), 0)
+    return jnp.where(definite, _refined(matrix, lower, b), 0), definite
 
 
 def _definite(matrix: Array) -> tuple[Array, Array]:
