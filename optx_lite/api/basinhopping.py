@@ -64,7 +64,7 @@ def basinhopping(
         given x alone.)
     accept_test : callable, optional
         ``accept_test(f_new=, x_new=, f_old=, x_old=)``, traced: a bool, besides the Metropolis
-        test; what it refuses is not the answer either. (SciPy's 'force accept' is not known.)
+        test; what it refuses is not the answer either. (SciPy's 'force accept' is not taken.)
     callback : callable, optional
         ``callback(x, f, accept)`` after each solve; a true value or StopIteration ends the chain.
         (SciPy: not after the first.)

@@ -238,7 +238,7 @@ def _start(problem: SearchProblem, init: Any, popsize: int, key: Array, x0: Any)
 
 
 def _fixed(problem: SearchProblem) -> int:
-    """How many parameters have equal bounds; none that is known if they are traced."""
+    """How many parameters have equal bounds; 0 if these are traced."""
     if not is_concrete((problem.lower, problem.upper)):
         return 0
     return int(np.sum(np.asarray(problem.lower) == np.asarray(problem.upper)))

@@ -28,7 +28,7 @@ def multistart(
     batch: int | None = None,
     rtol: Any = 1e-3,
 ) -> MultistartResult:
-    """Solve from many starts, and say which minima there are, how sure they are all.
+    """Solve from many starts; list the minima, and estimate how many were not found.
 
     Parameters
     ----------
@@ -52,13 +52,15 @@ def multistart(
     -------
     MultistartResult
         ``best`` has the derivative of its minimum by the problem's data, and only that: those of
-        the lists are NaN where ``solve`` takes ``adjoint=``. A solve that failed
-        never wins; if all have, ``success`` is False and ``best`` the lowest of them.
+        the lists are NaN where ``solve`` takes ``adjoint=``. A solve that failed never wins; if all
+        have, ``success`` is False and ``best`` the lowest of them.
 
     Raises
     ------
+    TypeError
+        For a ``solve`` that is not callable, or gives no result of a solver.
     ValueError
-        For bad starts; and whatever ``solve`` raises.
+        For other bad arguments; and whatever ``solve`` raises.
 
     Examples
     --------
@@ -174,7 +176,7 @@ def _fields(x: Any, value: Array, nfev: Array, tried: Any, census: Census) -> di
 
 
 def _trim(result: MultistartResult) -> MultistartResult:
-    """With the minima that were found, where their number is known."""
+    """With the minima that were found alone, where their number is concrete."""
     if not is_concrete(result) or jnp.ndim(result.n_minima) > 0:
         return result
     counts = ("n_minima", "n_failed", "n_starts", "nfev")

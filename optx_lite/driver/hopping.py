@@ -19,7 +19,7 @@ from .global_search import without_derivative
 
 
 class Hop(eqx.Module):
-    """What a callback is told."""
+    """What the callback gets after a solve."""
 
     x: Array
     fun: Array

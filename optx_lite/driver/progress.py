@@ -23,8 +23,8 @@ class ProgressBar:
     """A callback that shows a bar of tqdm; extra ``optx-lite[progress]``.
 
     Of a single solve it counts accepted steps, with the value and the optimality beside them; of
-    a batch, the lanes that are done. A batch asks the host in every step of every lane, some 20 us
-    each.
+    a batch, the lanes that are done. In a batch every step of every lane calls the host, which takes
+    some 20 us.
 
     Parameters
     ----------
@@ -57,8 +57,8 @@ class ProgressBar:
         if self.lanes is None:
             value, optimality = intermediate_result.value, intermediate_result.optimality
             name = intermediate_result.VALUE.lower()
-            said = {name: f"{float(value):.4g}", "optimality": f"{float(optimality):.1e}"}
-            self.bar.set_postfix(said, refresh=False)
+            shown = {name: f"{float(value):.4g}", "optimality": f"{float(optimality):.1e}"}
+            self.bar.set_postfix(shown, refresh=False)
             self._advance()
 
     def end_lane(self, lane: int) -> None:

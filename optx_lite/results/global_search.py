@@ -122,12 +122,12 @@ class MultistartResult(AbstractRecord):
     n_minima, n_failed, n_starts : int
         Minima found, solves that failed, starts that were tried.
     expected_minima : array, shape ()
-        How many there are, by Boender & Rinnooy Kan; infinite if there were too few starts to say.
+        How many there are, by Boender & Rinnooy Kan; infinite if there were too few starts.
     all_found : array, shape ()
         The probability that there are no others, by the same.
     missed_share : array, shape ()
         The share of the starting region which leads to what was not found, by Good and Turing:
-        where nothing is known of where the lowest minimum is, the chance to have missed it.
+        the chance to have missed the lowest minimum, if that is as likely to be there as elsewhere.
     lowest_failed : array, shape ()
         The lowest value at which a solve has failed; where it is below ``fun[0]``, look there.
     nfev : int

@@ -64,6 +64,7 @@ class ProfileIntervals(eqx.Module):
         4 no convergence.
     names : tuple of str, static
     level : float
+        The probability of the intervals.
     """
 
     value: Any

@@ -25,7 +25,7 @@ evaluated together. "immediate": one after the other, each made of what the popu
 (Wormington et al. 1999). The points that are picked, the entries that are crossed and the
 replacements do not depend on that, and are drawn for the whole generation at once.
 
-From SciPy differ: the random numbers; NaN counts as infinite, where SciPy's search would keep it
+Different from SciPy: the random numbers; NaN counts as infinite, where SciPy's search would keep it
 as its best; where all energies are 0 the search has converged.
 """
 
@@ -69,7 +69,7 @@ STRATEGIES = [name + crossover for name in MUTATIONS for crossover in ("bin", "e
 
 
 class Member(eqx.Module):
-    """A point and what is known of it; or many, along a first axis."""
+    """A point with its value and its violations; or many, along a first axis."""
 
     unit: Array  # (n,) in the unit cube
     energy: Array  # () f, infinite where a constraint is violated
@@ -199,7 +199,7 @@ class DifferentialEvolution(eqx.Module):
         )
 
     def report(self, problem: SearchProblem, state: State) -> DifferentialEvolutionResult:
-        """What a callback is told after a generation; its status means nothing yet."""
+        """What a callback gets after a generation; its status means nothing yet."""
         return self.finish(problem, state)
 
     # -- the trials ------------------------------------------------------------------------
@@ -305,8 +305,9 @@ def _next(state: State, members: Member, nfev: Array, spent: Array, code: int) -
     )
 
 
-def _with_energy(member: Member, known: Array) -> Member:
-    energy = jnp.where(known, member.energy, jnp.inf)
+def _with_energy(member: Member, evaluated: Array) -> Member:
+    """With an infinite energy where it does not count as evaluated."""
+    energy = jnp.where(evaluated, member.energy, jnp.inf)
     return Member(member.unit, energy, member.violation)
 
 
