@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +13,8 @@ from jaxtyping import Array
 from ..driver.callbacks import AbstractListener, check_callback
 from ..driver.hopping import Hopping
 from ..functions import lift
-from ..problem.pytrees import is_concrete, ravel
+from ..problem.pytrees import ravel
+from ..results.base import to_host
 from ..results.global_search import BasinHoppingResult
 from ..solvers.global_search.basinhopping import BasinHopping
 from .minimize import minimize
@@ -140,7 +140,7 @@ def basinhopping(
     lowest = minimize(func, x0, adjoint=hopping, **kwargs)
     state = found["state"]
     tried = jnp.maximum(state.nit, 1).astype(state.value.dtype)
-    return _plain(
+    return to_host(
         BasinHoppingResult(
             x=lowest.x,
             fun=lowest.fun,
@@ -210,13 +210,3 @@ class _Listener(AbstractListener):
             return False
         x = self.restore(np.asarray(report.x))
         return self.ask(lambda: bool(callback(x, float(report.fun), bool(report.accepted))))
-
-
-def _plain(result: BasinHoppingResult) -> BasinHoppingResult:
-    """With plain numbers for counters, outside of a trace and a batch."""
-    names = ("minimization_failures", "nfev", "njev", "nit", "status")
-    values = [getattr(result, name) for name in names]
-    if not is_concrete(values) or any(jnp.ndim(value) for value in values):
-        return result
-    plain = {name: int(value) for name, value in zip(names, values, strict=True)}
-    return dataclasses.replace(result, **plain)

@@ -23,8 +23,7 @@ class ProgressBar:
     """A callback that shows a bar of tqdm; extra ``optx-lite[progress]``.
 
     Of a single solve it counts accepted steps, with the value and the optimality beside them; of
-    a batch, the lanes that are done. In a batch every step of every lane calls the host, which takes
-    some 20 us.
+    a batch, the lanes that are done. There every step of every lane calls the host, in some 20 us.
 
     Parameters
     ----------

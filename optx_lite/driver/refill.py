@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from ..jax_support.control_flow import while_loop
+from ..jax_support.control_flow import where, while_loop
 from ..solvers import AbstractSolver
 from .batching import CACHE
 
@@ -126,7 +126,7 @@ def _work(
 
     def step(states: Any, number: Array) -> Any:
         after = jax.vmap(lambda state: solver.step(problem, state))(states)
-        return _choose(active_of(states, number), after, states)
+        return where(active_of(states, number), after, states)
 
     def turn(lanes: _Lanes) -> _Lanes:
         most = jnp.where(lanes.taken < total, width - portion, leave)
@@ -153,7 +153,7 @@ def _work(
         return _Lanes(
             states=jax.tree.map(
                 lambda leaf, rows: leaf.at[chosen].set(rows),
-                lanes.states, _choose(filled, new, old),
+                lanes.states, where(filled, new, old),
             ),
             number=lanes.number.at[chosen].set(new_number),
             taken=lanes.taken + jnp.sum(filled, dtype=jnp.int32),
@@ -207,10 +207,3 @@ def _lowest(found: Found, results: Any, fine: Array, number: Array) -> tuple[Any
     eligible &= value == jnp.min(value)
     i = jnp.argmin(jnp.where(eligible, numbers, count + 1))
     return jax.tree.map(lambda leaf: leaf[i], all_), numbers[i]
-
-
-def _choose(which: Array, new: Any, old: Any) -> Any:
-    def pick(a: Array, b: Array) -> Array:
-        return jnp.where(which.reshape(-1, *[1] * (a.ndim - 1)), a, b)
-
-    return jax.tree.map(pick, new, old)

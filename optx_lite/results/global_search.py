@@ -137,6 +137,7 @@ class MultistartResult(AbstractRecord):
     """
 
     MESSAGES: ClassVar = {}
+    COUNTERS = ("n_minima", "n_failed", "n_starts", "nfev")
 
     best: Any
     x: Any
@@ -193,6 +194,8 @@ class BasinHoppingResult(AbstractRecord):
         CALLBACK_STOP: "callback function requested stop early",
     }
 
+    COUNTERS = ("minimization_failures", "nfev", "njev", "nit", "status")
+
     x: Any
     fun: Any
     lowest_optimization_result: Any
@@ -239,6 +242,8 @@ class ConsensusResult(AbstractRecord):
         MAX_SAMPLES: "`max_samples` were drawn, and the confidence asked for was not reached.",
         NO_MODEL: "No model was found that more data agree with than determine it.",
     }
+
+    COUNTERS = ("n_inliers", "n_samples", "status")
 
     x: Any
     inliers: Any

@@ -40,7 +40,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from ...functions import Lifted
-from ...jax_support.control_flow import fori_loop
+from ...jax_support.control_flow import fori_loop, where
 from ...problem.global_search import SearchProblem
 from ...results.base import RUNNING
 from ...results.global_search import (
@@ -264,7 +264,7 @@ class DifferentialEvolution(eqx.Module):
             nfev = jnp.ones_like(nfev)
         spent = ~first & (allowed == 0)  # then there is no generation any more
         accepted = jax.vmap(_accepted)(new, old) | first
-        members = _best_first(_choose(accepted & ~spent, new, old))
+        members = _best_first(where(accepted & ~spent, new, old))
         return _next(state, members, jnp.where(spent, 0, nfev), spent, MAXFUN_REACHED)
 
     def _one_by_one(self, problem: SearchProblem, state: State, plan: Plan, scale: Array) -> State:
@@ -280,10 +280,10 @@ class DifferentialEvolution(eqx.Module):
             active = jnp.where(first, nfev < self.maxfun, nfev <= self.maxfun)
             evaluated = new.feasible & active
             new = _with_energy(new, evaluated)
-            new = _choose(first | (active & _accepted(new, old)), new, old)
+            new = where(first | (active & _accepted(new, old)), new, old)
             # The best is at the front: a better one changes places with it.
             better = (i > 0) & _better(new, best)
-            front, here = _choose(better, new, best), _choose(better, best, new)
+            front, here = where(better, new, best), where(better, best, new)
             members = jax.tree.map(lambda leaf, row: leaf.at[0].set(row), members, front)
             members = jax.tree.map(lambda leaf, row: leaf.at[i].set(row), members, here)
             return members, nfev + evaluated.astype(nfev.dtype)
@@ -336,13 +336,6 @@ def _best_first(members: Member) -> Member:
         return leaf.at[0].set(leaf[best]).at[best].set(front)
 
     return jax.tree.map(swap, members)
-
-
-def _choose(which: Array, new: Member, old: Member) -> Member:
-    def pick(a: Array, b: Array) -> Array:
-        return jnp.where(which.reshape(*which.shape, *[1] * (a.ndim - which.ndim)), a, b)
-
-    return jax.tree.map(pick, new, old)
 
 
 def _spread(energies: Array) -> tuple[Array, Array, Array]:
