@@ -64,6 +64,11 @@ def fit(
     -------
     array of two axes
 
+    Raises
+    ------
+    ValueError
+        For a batch of fits, and where ``xdata`` is not of shape (m,).
+
     Examples
     --------
     >>> import jax.numpy as jnp, optx_lite as ox
@@ -144,6 +149,11 @@ def convergence(history: Any, *, ax: Any = None) -> Any:
     -------
     axes
 
+    Raises
+    ------
+    ValueError
+        For the histories of a batch.
+
     Examples
     --------
     >>> import jax.numpy as jnp, optx_lite as ox
@@ -182,6 +192,15 @@ def correlation(fit: Any, *, ax: Any = None) -> Any:
     Returns
     -------
     axes
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp, optx_lite as ox
+    >>> t = jnp.linspace(0.0, 3.0, 12)
+    >>> y = 2.0 * jnp.exp(-t) + 0.1 * jnp.cos(40 * t)
+    >>> fit = ox.curve_fit(lambda t, a, b: a * jnp.exp(-b * t), t, y)
+    >>> [label.get_text() for label in ox.plot.correlation(fit).get_yticklabels()]
+    ['a', 'b']
     """
     estimate = fit.covariance if isinstance(fit, CurveFit) else fit
     names, matrix = estimate.names, np.asarray(estimate.correlation)
@@ -231,6 +250,21 @@ def contours(
     Returns
     -------
     axes
+
+    Raises
+    ------
+    ValueError
+        For names that the fit does not have, and as `contour`.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp, optx_lite as ox
+    >>> t = jnp.linspace(0.0, 3.0, 12)
+    >>> y = 2.0 * jnp.exp(-t) + 0.1 * jnp.cos(40 * t)
+    >>> fit = ox.curve_fit(lambda t, a, b: a * jnp.exp(-b * t), t, y)
+    >>> ax = ox.plot.contours(fit, "a", "b", points=16)
+    >>> ax.get_xlabel(), ax.get_ylabel()
+    ('a', 'b')
     """
     check_one(fit)
     ax = _axes(ax, figsize=(5.4, 4.6))
@@ -279,6 +313,20 @@ def profiles(
     Returns
     -------
     array of axes
+
+    Raises
+    ------
+    ValueError
+        As `profile_intervals`.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp, optx_lite as ox
+    >>> t = jnp.linspace(0.0, 3.0, 12)
+    >>> y = 2.0 * jnp.exp(-t) + 0.1 * jnp.cos(40 * t)
+    >>> fit = ox.curve_fit(lambda t, a, b: a * jnp.exp(-b * t), t, y)
+    >>> [ax.get_xlabel() for ax in ox.plot.profiles(fit, ["b"])]
+    ['b']
     """
     check_one(fit)
     ends = profile_intervals(fit, names, level=level)

@@ -94,6 +94,13 @@ def sample_starts(bounds: Any, count: int, method: str = "sobol", rng: Any = Non
     -------
     array, shape (count, n)
 
+    Raises
+    ------
+    ImportError
+        For 'sobol' and 'halton' without SciPy.
+    TypeError, ValueError
+        For bad arguments.
+
     Examples
     --------
     >>> import jax, optx_lite as ox

@@ -274,7 +274,7 @@ class Watch(eqx.Module):
         """Without reports of lanes that only fill up a chunk."""
         return Watch(self.ticket, jnp.where(spare, SPARE, self.lane).astype(jnp.int32))
 
-    def step(self, report: Report, active: Array, moved: Array, status: Array) -> Array:
+    def step(self, report: Any, active: Array, moved: Array, status: Array) -> Array:
         """The status, perhaps changed to "stopped by callback"."""
         stop = self.asks_for_the_end(report, active, moved)
         return jnp.where(stop, CALLBACK_STOP, status).astype(status.dtype)

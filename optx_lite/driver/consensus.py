@@ -20,7 +20,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Float, Int, Key, PyTree
 
 from ..functions import Lifted
 from ..jax_support.control_flow import while_loop
@@ -42,8 +42,8 @@ class ConsensusProblem(eqx.Module):
 
     minimal_solver: Lifted
     residuals: Lifted
-    data: Any
-    threshold: Array
+    data: PyTree[Array]
+    threshold: Float[Array, ""]
 
     def squares(self, model: Array) -> Array:
         """|r_i|^2 in units of the threshold, (m,); infinite where it is NaN."""
@@ -73,11 +73,11 @@ class Consensus(eqx.Module):
         How many there are of the model, and how many samples were drawn.
     """
 
-    key: Array
-    model: Array
-    score: Array
-    inliers: Array
-    samples: Array
+    key: Key[Array, ""]
+    model: Float[Array, " n"]
+    score: Float[Array, ""]
+    inliers: Int[Array, ""]
+    samples: Int[Array, ""]
 
     def is_enough(self, rows: int, size: int, confidence: Array) -> Array:
         """(2), of ``rows`` data in samples of ``size``."""

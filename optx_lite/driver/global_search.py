@@ -19,7 +19,7 @@ from jax.core import Tracer
 from jaxtyping import Array
 
 from ..jax_support.control_flow import while_loop
-from ..results.base import CALLBACK_STOP, to_host
+from ..results.base import to_host
 from .callbacks import AbstractListener, Watch, watched
 from .unknown import nan_where_moved
 
@@ -56,11 +56,11 @@ def drive_search(
         if watch is None:
             return after
         report, called = described(state, after)
-        stop = watch.asks_for_the_end(report, search.running(state), called)
-        status = jnp.where(stop, CALLBACK_STOP, after.status).astype(after.status.dtype)
+        status = watch.step(report, search.running(state), called, after.status)
         return eqx.tree_at(lambda state: state.status, after, status)
 
-    return while_loop(search.running, turn, start)
+    # Not the method itself, which JAX would hash together with the tracers in `search`.
+    return while_loop(lambda state: search.running(state), turn, start)
 
 
 @ft.partial(jax.jit, static_argnums=0)

@@ -8,7 +8,7 @@ from typing import Any
 import equinox as eqx
 import jax
 from jax import lax
-from jaxtyping import Array
+from jaxtyping import Array, Bool, Float, Int
 
 from .adjoint import ImplicitAdjoint, with_minimum_derivative
 from .callbacks import AbstractListener, Watch, watched
@@ -18,11 +18,11 @@ from .global_search import drive_search, without_derivative
 class Hop(eqx.Module):
     """What the callback gets after a solve."""
 
-    x: Array
-    fun: Array
-    best: Array
-    accepted: Array
-    nit: Array
+    x: Float[Array, " n"]
+    fun: Float[Array, ""]
+    best: Float[Array, ""]
+    accepted: Bool[Array, ""]
+    nit: Int[Array, ""]
 
 
 class Hopping(ImplicitAdjoint):

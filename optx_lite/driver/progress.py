@@ -11,7 +11,7 @@ from typing import Any
 import equinox as eqx
 import equinox.internal as eqxi
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Float, Int
 
 from ..jax_support.control_flow import while_loop
 from ..problem.pytrees import ravel
@@ -93,10 +93,10 @@ class History(eqx.Module):
         they hold the first ones.
     """
 
-    value: Array
-    step_norm: Array
-    optimality: Array
-    count: Array
+    value: Float[Array, " length"]
+    step_norm: Float[Array, " length"]
+    optimality: Float[Array, " length"]
+    count: Int[Array, ""]
 
 
 def record(solver: AbstractSolver, problem: Any, x0: Any, length: int = 200) -> tuple[Any, History]:

@@ -5,9 +5,12 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import numpy as np
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from ..jax_support.export import exportable
 from .base import CALLBACK_STOP, AbstractRecord, AbstractResult
+from .least_squares import Result
+from .minimize import MinimizeResult
 
 CONVERGED = 1
 MAXITER = 0  # a search that still runs when its iterations are spent has run out of them
@@ -66,17 +69,17 @@ class DifferentialEvolutionResult(AbstractResult):
     SUMMARY = ("nfev", "status", "fun")
     VALUE = "Fun"
 
-    x: Any
-    fun: Any
-    nfev: Any
-    nit: Any
-    population: Any
-    population_energies: Any
-    jac: Any
-    constr: Any
-    maxcv: Any
-    convergence: Any
-    status: Any
+    x: Float[Array, " n"]
+    fun: Float[Array, ""]
+    nfev: int | Int[Array, ""]
+    nit: int | Int[Array, ""]
+    population: Float[Array, "S n"]
+    population_energies: Float[Array, " S"]
+    jac: Float[Array, " n"] | None
+    constr: list[Float[Array, "..."]] | None
+    maxcv: Float[Array, ""] | None
+    convergence: Float[Array, ""]
+    status: int | Int[Array, ""] | None
 
     @property
     def constr_violation(self) -> Any:
@@ -139,20 +142,20 @@ class MultistartResult(AbstractRecord):
     MESSAGES: ClassVar = {}
     COUNTERS = ("n_minima", "n_failed", "n_starts", "nfev")
 
-    best: Any
-    x: Any
-    fun: Any
-    basin: Any
-    label: Any
-    n_minima: Any
-    n_failed: Any
-    n_starts: Any
-    expected_minima: Any
-    all_found: Any
-    missed_share: Any
-    lowest_failed: Any
-    nfev: Any
-    status: Any
+    best: Any  # of whatever family the solve is
+    x: PyTree[Array]
+    fun: Float[Array, " w"]
+    basin: Int[Array, " w"]
+    label: Int[Array, " k"]
+    n_minima: int | Int[Array, ""]
+    n_failed: int | Int[Array, ""]
+    n_starts: int | Int[Array, ""]
+    expected_minima: Float[Array, ""]
+    all_found: Float[Array, ""]
+    missed_share: Float[Array, ""]
+    lowest_failed: Float[Array, ""]
+    nfev: int | Int[Array, ""]
+    status: int | Int[Array, ""]
 
     @property
     def success(self) -> Any:
@@ -196,16 +199,16 @@ class BasinHoppingResult(AbstractRecord):
 
     COUNTERS = ("minimization_failures", "nfev", "njev", "nit", "status")
 
-    x: Any
-    fun: Any
-    lowest_optimization_result: Any
-    minimization_failures: Any
-    nfev: Any
-    njev: Any
-    nit: Any
-    stepsize: Any
-    accept_rate: Any
-    status: Any
+    x: PyTree[Array]
+    fun: Float[Array, ""]
+    lowest_optimization_result: MinimizeResult
+    minimization_failures: int | Int[Array, ""]
+    nfev: int | Int[Array, ""]
+    njev: int | Int[Array, ""]
+    nit: int | Int[Array, ""]
+    stepsize: Float[Array, ""]
+    accept_rate: Float[Array, ""]
+    status: int | Int[Array, ""]
 
     @property
     def success(self) -> Any:
@@ -245,13 +248,13 @@ class ConsensusResult(AbstractRecord):
 
     COUNTERS = ("n_inliers", "n_samples", "status")
 
-    x: Any
-    inliers: Any
-    score: Any
-    n_inliers: Any
-    n_samples: Any
-    fit: Any
-    status: Any
+    x: PyTree[Array]
+    inliers: Bool[Array, " m"]
+    score: Float[Array, ""]
+    n_inliers: int | Int[Array, ""]
+    n_samples: int | Int[Array, ""]
+    fit: Result | None
+    status: int | Int[Array, ""]
 
     @property
     def success(self) -> Any:

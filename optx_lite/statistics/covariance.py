@@ -37,7 +37,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, Bool, Float, Int
 
 from ..linalg import norm, safe_sqrt
 from ..problem.arguments import check_bounds
@@ -97,14 +97,14 @@ class Covariance(eqx.Module):
         From a flat vector to the parameters' own structure.
     """
 
-    x: Any
-    factor: Any
-    variance: Any
-    null: Any
-    active_mask: Any
-    rank: Any
-    dof: Any
-    known: Any
+    x: Float[Array, " n"]
+    factor: Float[Array, "n n"]
+    variance: Float[Array, ""]
+    null: Float[Array, "n n"]
+    active_mask: Int[Array, " n"]
+    rank: Int[Array, ""]
+    dof: Int[Array, ""]
+    known: Bool[Array, ""]
     names: tuple[str, ...] = eqx.field(static=True)
     restore: Unravel = eqx.field(static=True)
 

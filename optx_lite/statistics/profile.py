@@ -26,7 +26,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Float, Int
 
 from ..driver.adjoint import ImplicitAdjoint
 from ..jax_support.control_flow import while_loop
@@ -67,12 +67,12 @@ class ProfileIntervals(eqx.Module):
         The probability of the intervals.
     """
 
-    value: Any
-    lower: Any
-    upper: Any
-    status: Any
+    value: Float[Array, " k"]
+    lower: Float[Array, " k"]
+    upper: Float[Array, " k"]
+    status: Int[Array, "k 2"]
     names: tuple[str, ...] = eqx.field(static=True)
-    level: Any = ONE_SIGMA
+    level: float | Array = ONE_SIGMA
 
     def __repr__(self) -> str:
         if not is_concrete(self) or jnp.ndim(self.value) != 1:

@@ -14,7 +14,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from ..linalg import safe_sqrt
 from ..problem.pytrees import Unravel, ravel, widest
@@ -33,10 +33,10 @@ class Band(eqx.Module):
     curve, stderr, lower, upper : arrays, all of the curve's shape
     """
 
-    curve: Any
-    stderr: Any
-    lower: Any
-    upper: Any
+    curve: Float[Array, "..."]
+    stderr: Float[Array, "..."]
+    lower: Float[Array, "..."]
+    upper: Float[Array, "..."]
 
 
 def propagate(fun: Callable[..., Any], fit: Any, covariance: Any = None) -> tuple[Any, Any]:
