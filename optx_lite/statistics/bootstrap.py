@@ -39,6 +39,7 @@ from ..problem.pytrees import Unravel, is_concrete
 from ..solvers import LevenbergMarquardt, TrustRegionReflective
 from .curve import CurveFit, Data, check_one, residuals
 from .influence import free_jacobian, leverages
+from .quantiles import probability
 
 KINDS = ("parametric", "residual")
 INTERVALS = ("percentile", "bca")
@@ -110,9 +111,8 @@ class Bootstrap(eqx.Module):
         """
         if kind not in INTERVALS:
             raise ValueError(f"`kind` must be one of {INTERVALS}, got {kind!r}.")
-        if is_concrete(level) and not 0 < level < 1:
-            raise ValueError(f"`level` must be between 0 and 1, got {level!r}.")
-        tails = jnp.asarray([0.5 - level / 2, 0.5 + level / 2], self.x.dtype)[:, None]
+        half = probability(level, self.x.dtype) / 2
+        tails = jnp.stack([0.5 - half, 0.5 + half])[:, None]
         tails = jnp.broadcast_to(tails, (2, self.estimate.size))
         if kind == "bca":
             tails = self._corrected(tails)

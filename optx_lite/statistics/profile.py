@@ -36,7 +36,7 @@ from ..problem.pytrees import is_concrete
 from ..solvers import LevenbergMarquardt, TrustRegionReflective
 from .curve import CurveFit, check_one, residuals
 from .propagation import freedom
-from .quantiles import half_width, radius
+from .quantiles import half_width, probability, radius
 
 FOUND, OPEN, BOUND, LOWER, FAILED = range(5)
 ONE_SIGMA = 0.6826894921370859  # the probability of one standard deviation
@@ -182,7 +182,7 @@ def contour(
     circle = jnp.stack([jnp.cos(angle), jnp.sin(angle)], axis=1)
     rays = jnp.zeros((points, x.shape[0]), x.dtype).at[:, rows].set(circle @ root.T)
     held = jnp.zeros(x.shape[0], bool).at[rows].set(True)
-    q = radius(jnp.asarray(level, x.dtype), freedom(fit, x.dtype))
+    q = radius(probability(level, x.dtype), freedom(fit, x.dtype))
     held = jnp.broadcast_to(held[None, :], rays.shape)
     distance, status = _distances(fit, rays, held, q)
     return (x[None, :] + distance[:, None] * rays)[:, rows], status
@@ -230,7 +230,7 @@ def profile_curves(
 
 def _quantile(level: Any, fit: CurveFit) -> Array:
     dtype = fit.covariance.x.dtype
-    return half_width(jnp.asarray(level, dtype), freedom(fit, dtype))
+    return half_width(probability(level, dtype), freedom(fit, dtype))
 
 
 @jax.jit

@@ -20,7 +20,7 @@ from ..linalg import safe_sqrt
 from ..problem.pytrees import Unravel, ravel, widest
 from .covariance import Covariance
 from .curve import CurveFit, check_one
-from .quantiles import half_width
+from .quantiles import half_width, probability
 
 KINDS = ("confidence", "prediction")
 
@@ -151,7 +151,7 @@ def band(
     curve, error = propagate(functools.partial(_curve_at, fit, x), fit)
     if kind == "prediction":
         error = safe_sqrt(error**2 + _variance_of(fit, sigma) * _sigma_of(fit, x, sigma) ** 2)
-    q = half_width(jnp.asarray(level, curve.dtype), freedom(fit, curve.dtype))
+    q = half_width(probability(level, curve.dtype), freedom(fit, curve.dtype))
     return Band(curve, error, curve - q * error, curve + q * error)
 
 
