@@ -99,6 +99,7 @@ class TestHistory:
         )  # fmt: skip
         assert_allclose(result.x, plain.x, rtol=1e-10)
         assert int(history.count) == result.nfev == plain.nfev
+        assert len(seen) == plain.nit
         assert set(np.round(seen, 12)) <= set(np.asarray(history.value).round(12))
         assert np.isnan(history.value[result.nfev :]).all()
         short, cut = ox.record(solver, problem, x0, length=2)
