@@ -17,6 +17,7 @@ from ..jax_support.control_flow import while_loop
 from ..problem.pytrees import ravel
 from ..results.base import to_host
 from ..solvers import AbstractSolver
+from ..solvers.traced import traced
 
 
 class ProgressBar:
@@ -134,7 +135,7 @@ def record(solver: AbstractSolver, problem: Any, x0: Any, length: int = 200) -> 
     if length < 1:
         raise ValueError(f"`length` must be at least 1, got {length}.")
     x = ravel(x0, problem.lower.dtype)
-    result, history = _record(solver, problem, x, int(length))
+    result, history = _record(traced(solver, problem, x), problem, x, int(length))
     result = to_host(eqxi.nondifferentiable(result, name="optx_lite.record"))
     if isinstance(result.status, int) and result.status in solver.BAD_STARTS:
         raise ValueError(result.message)

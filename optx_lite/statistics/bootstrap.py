@@ -33,16 +33,15 @@ from jaxtyping import Array, Bool, Float, Key, PyTree
 
 from ..driver.adjoint import ImplicitAdjoint
 from ..linalg import safe_sqrt
-from ..problem.least_squares import least_squares_problem
 from ..problem.losses import check_loss
 from ..problem.pytrees import Unravel, is_concrete
-from ..solvers import LevenbergMarquardt, TrustRegionReflective
-from .curve import CurveFit, Data, check_one, residuals
+from .curve import CurveFit, Data, check_one, refitting
 from .influence import free_jacobian, leverages
 from .quantiles import probability
 
 KINDS = ("parametric", "residual")
 INTERVALS = ("percentile", "bca")
+TOLERANCE = 1e-8  # of the fits, which is curve_fit's own
 
 
 class Bootstrap(eqx.Module):
@@ -230,11 +229,7 @@ def _check(fit: Any, samples: Any, kind: Any) -> None:
 
 def _refit(fit: CurveFit, data: Data) -> tuple[Array, Array]:
     """The parameters of other data, flat, and whether the fit succeeded."""
-    problem, x = least_squares_problem(
-        functools.partial(residuals, fit.model), fit.result.x, args=(data,), bounds=fit.box,
-        loss=fit.loss, f_scale=fit.f_scale,
-    )  # fmt: skip
-    solver = (TrustRegionReflective if problem.bounded else LevenbergMarquardt)(1e-8, 1e-8, 1e-8)
+    problem, solver, x = refitting(fit, data, TOLERANCE)
     result: Any = ImplicitAdjoint().solve(solver, problem, x)
     return result.x, result.success
 

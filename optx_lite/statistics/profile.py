@@ -19,7 +19,6 @@ all rays of all parameters are lanes of one `vmap`.
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -31,15 +30,14 @@ from jaxtyping import Array, Float, Int
 from ..driver.adjoint import ImplicitAdjoint
 from ..jax_support.control_flow import while_loop
 from ..problem.bounds import step_to_bound
-from ..problem.least_squares import least_squares_problem
 from ..problem.pytrees import is_concrete
-from ..solvers import LevenbergMarquardt, TrustRegionReflective
-from .curve import CurveFit, check_one, residuals
+from .curve import CurveFit, check_one, refitting
 from .propagation import freedom
 from .quantiles import half_width, probability, radius
 
 FOUND, OPEN, BOUND, LOWER, FAILED = range(5)
 ONE_SIGMA = 0.6826894921370859  # the probability of one standard deviation
+TOLERANCE = 1e-10  # of the fits: their costs are subtracted
 MOST_TRIALS = 40
 FURTHEST = 1e3  # standard errors in units of q: beyond it a ray is open
 REASONS = {
@@ -271,14 +269,10 @@ def _distances(fit: CurveFit, rays: Array, held: Array, q: Array) -> tuple[Array
 
 def _held_problem(fit: CurveFit) -> tuple[Any, Any, Array, Array]:
     """The problem with bounds which may be closed, its solver, its x and s²."""
-    problem, x = least_squares_problem(
-        functools.partial(residuals, fit.model), fit.result.x, args=(fit.data,), bounds=fit.box
-    )
-    bounded = problem.bounded
+    problem, solver, x = refitting(fit, fit.data, TOLERANCE)
     problem = dataclasses.replace(problem, bounded=True)
-    solver = (TrustRegionReflective if bounded else LevenbergMarquardt)(1e-10, 1e-10, 1e-10)
     variance = jnp.where(jnp.isfinite(fit.covariance.variance), fit.covariance.variance, jnp.nan)
-    return problem, solver, jnp.asarray(x), variance
+    return problem, solver, x, variance
 
 
 class _Ray(eqx.Module):
