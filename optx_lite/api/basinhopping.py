@@ -16,7 +16,8 @@ from ..functions import lift
 from ..problem.pytrees import ravel
 from ..results.base import to_host
 from ..results.global_search import BasinHoppingResult
-from ..solvers.global_search.basinhopping import BasinHopping
+from ..results.minimize import MinimizeResult
+from ..solvers.global_search.basinhopping import BasinHopping, State
 from .minimize import minimize
 from .search_arguments import MANY, count, number
 from .starting_points import as_key
@@ -100,15 +101,8 @@ def basinhopping(
     [-0.195] -1.001
     """
     check_callback(callback)
-    for name, test in (("take_step", take_step), ("accept_test", accept_test)):
-        if test is not None and not callable(test):
-            raise TypeError(f"`{name}` must be callable, got {test!r}.")
-    if not isinstance(minimizer_kwargs, (dict, type(None))):
-        raise TypeError(f"`minimizer_kwargs` must be a dict, got {minimizer_kwargs!r}.")
-    kwargs = dict(minimizer_kwargs or {})
-    foreign = sorted({"callback", "adjoint"} & set(kwargs))
-    if foreign:
-        raise ValueError(f"`minimizer_kwargs` must not have {foreign}.")
+    _check_functions(take_step=take_step, accept_test=accept_test)
+    kwargs = _arguments_of_minimize(minimizer_kwargs)
     counts = {
         "niter": count("niter", niter),
         "interval": count("interval", interval, least=1),
@@ -138,7 +132,27 @@ def basinhopping(
     found: dict[str, Any] = {}
     hopping = Hopping("nan", make, as_key(rng), listener, found)
     lowest = minimize(func, x0, adjoint=hopping, **kwargs)
-    state = found["state"]
+    return _result(lowest, found["state"])
+
+
+def _check_functions(**functions: Any) -> None:
+    for name, function in functions.items():
+        if function is not None and not callable(function):
+            raise TypeError(f"`{name}` must be callable, got {function!r}.")
+
+
+def _arguments_of_minimize(given: Any) -> dict[str, Any]:
+    if not isinstance(given, (dict, type(None))):
+        raise TypeError(f"`minimizer_kwargs` must be a dict, got {given!r}.")
+    kwargs = dict(given or {})
+    foreign = sorted({"callback", "adjoint"} & set(kwargs))
+    if foreign:
+        raise ValueError(f"`minimizer_kwargs` must not have {foreign}.")
+    return kwargs
+
+
+def _result(lowest: MinimizeResult, state: State) -> BasinHoppingResult:
+    """From the local solve that found the lowest minimum, and the last state of the chain."""
     tried = jnp.maximum(state.nit, 1).astype(state.value.dtype)
     return to_host(
         BasinHoppingResult(
