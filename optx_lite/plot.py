@@ -121,7 +121,10 @@ def fit(
 def _check_curve(fit: CurveFit) -> None:
     check_one(fit)
     if getattr(fit.data.x, "ndim", None) != 1:
-        raise ValueError("`fit` must be that of a curve in one variable: `xdata` of shape (m,).")
+        raise ValueError(
+            "`fit` must be that of a curve in one variable, `xdata` of shape (m,), got "
+            f"{getattr(fit.data.x, 'shape', type(fit.data.x).__name__)}."
+        )
 
 
 def _errors(fit: CurveFit, there: np.ndarray) -> tuple[Any, Any]:
@@ -164,7 +167,10 @@ def convergence(history: Any, *, ax: Any = None) -> Any:
     """
     ax = _axes(ax, figsize=(6.4, 3.8))
     if np.ndim(history.count):
-        raise ValueError("`history` must be that of one solve: of a batch take one lane.")
+        raise ValueError(
+            "`history` must be that of one solve, got a batch of shape "
+            f"{np.shape(history.count)}: take one lane of it."
+        )
     steps = np.arange(1, int(min(history.count, history.value.shape[0])) + 1)
     for values, name, colour in (
         (history.value, "cost", CURVE),

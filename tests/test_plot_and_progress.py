@@ -1,5 +1,6 @@
 """Pictures show what they are of; bars and histories say what the solve did."""
 
+import importlib
 import io
 import subprocess
 import sys
@@ -40,7 +41,7 @@ class TestPictures:
     def without_a_screen(self):
         pytest.importorskip("matplotlib").use("Agg")
         yield
-        sys.modules["matplotlib.pyplot"].close("all")
+        importlib.import_module("matplotlib.pyplot").close("all")
 
     def test_fit(self, fit):
         top, bottom = ox.plot.fit(fit, prediction=True)
