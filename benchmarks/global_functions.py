@@ -72,11 +72,6 @@ _SHEKEL = (
 )  # fmt: skip
 
 
-def _hartmann(x: Any, xp: ModuleType) -> Any:
-    a, p = _HARTMANN_3
-    return -xp.sum(np.array([1, 1.2, 3, 3.2]) * xp.exp(-xp.sum(a * (x[None] - p) ** 2, axis=1)))
-
-
 def _shekel(x: Any, xp: ModuleType) -> Any:
     a, c = _SHEKEL
     return -xp.sum(1 / (xp.sum((x[None] - a) ** 2, axis=1) + c))
@@ -153,8 +148,8 @@ _HARTMANN_6 = (
 )  # fmt: skip
 
 
-def _hartmann6(x: Any, xp: ModuleType) -> Any:
-    a, p = _HARTMANN_6
+def _hartmann(x: Any, xp: ModuleType) -> Any:
+    a, p = _HARTMANN_3 if len(x) == 3 else _HARTMANN_6
     return -xp.sum(np.array([1, 1.2, 3, 3.2]) * xp.exp(-xp.sum(a * (x[None] - p) ** 2, axis=1)))
 
 
@@ -275,7 +270,7 @@ PROBLEMS = {
         lambda x, xp: -xp.exp(-0.5 * xp.sum(x**2)), _box(-1, 1, 4), -1),
     "FreudensteinRoth": Problem(_freudenstein_roth, _box(-10, 10, 2), 0),
     "Giunta": Problem(_giunta, _box(-1, 1, 2), 0.06447042053690566),
-    "Hartmann6": Problem(_hartmann6, _box(0, 1, 6), -3.3223680114),
+    "Hartmann6": Problem(_hartmann, _box(0, 1, 6), -3.3223680114),
     "HolderTable": Problem(_holder_table, _box(-10, 10, 2), -19.2085025678845),
     "Hosaki": Problem(_hosaki, ((0, 5), (0, 6)), -2.345811576101292),
     "Leon": Problem(

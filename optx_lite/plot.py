@@ -64,6 +64,11 @@ def fit(
     -------
     array of two axes
 
+    Raises
+    ------
+    ValueError
+        For a batch of fits, and where ``xdata`` is not of shape (m,).
+
     Examples
     --------
     >>> import jax.numpy as jnp, optx_lite as ox
@@ -116,7 +121,10 @@ def fit(
 def _check_curve(fit: CurveFit) -> None:
     check_one(fit)
     if getattr(fit.data.x, "ndim", None) != 1:
-        raise ValueError("`fit` must be that of a curve in one variable: `xdata` of shape (m,).")
+        raise ValueError(
+            "`fit` must be that of a curve in one variable, `xdata` of shape (m,), got "
+            f"{getattr(fit.data.x, 'shape', type(fit.data.x).__name__)}."
+        )
 
 
 def _errors(fit: CurveFit, there: np.ndarray) -> tuple[Any, Any]:
@@ -144,6 +152,11 @@ def convergence(history: Any, *, ax: Any = None) -> Any:
     -------
     axes
 
+    Raises
+    ------
+    ValueError
+        For the histories of a batch.
+
     Examples
     --------
     >>> import jax.numpy as jnp, optx_lite as ox
@@ -154,7 +167,10 @@ def convergence(history: Any, *, ax: Any = None) -> Any:
     """
     ax = _axes(ax, figsize=(6.4, 3.8))
     if np.ndim(history.count):
-        raise ValueError("`history` must be that of one solve: of a batch take one lane.")
+        raise ValueError(
+            "`history` must be that of one solve, got a batch of shape "
+            f"{np.shape(history.count)}: take one lane of it."
+        )
     steps = np.arange(1, int(min(history.count, history.value.shape[0])) + 1)
     for values, name, colour in (
         (history.value, "cost", CURVE),
@@ -182,6 +198,15 @@ def correlation(fit: Any, *, ax: Any = None) -> Any:
     Returns
     -------
     axes
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp, optx_lite as ox
+    >>> t = jnp.linspace(0.0, 3.0, 12)
+    >>> y = 2.0 * jnp.exp(-t) + 0.1 * jnp.cos(40 * t)
+    >>> fit = ox.curve_fit(lambda t, a, b: a * jnp.exp(-b * t), t, y)
+    >>> [label.get_text() for label in ox.plot.correlation(fit).get_yticklabels()]
+    ['a', 'b']
     """
     estimate = fit.covariance if isinstance(fit, CurveFit) else fit
     names, matrix = estimate.names, np.asarray(estimate.correlation)
@@ -231,6 +256,21 @@ def contours(
     Returns
     -------
     axes
+
+    Raises
+    ------
+    ValueError
+        For names that the fit does not have, and as `contour`.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp, optx_lite as ox
+    >>> t = jnp.linspace(0.0, 3.0, 12)
+    >>> y = 2.0 * jnp.exp(-t) + 0.1 * jnp.cos(40 * t)
+    >>> fit = ox.curve_fit(lambda t, a, b: a * jnp.exp(-b * t), t, y)
+    >>> ax = ox.plot.contours(fit, "a", "b", points=16)
+    >>> ax.get_xlabel(), ax.get_ylabel()
+    ('a', 'b')
     """
     check_one(fit)
     ax = _axes(ax, figsize=(5.4, 4.6))
@@ -279,6 +319,20 @@ def profiles(
     Returns
     -------
     array of axes
+
+    Raises
+    ------
+    ValueError
+        As `profile_intervals`.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp, optx_lite as ox
+    >>> t = jnp.linspace(0.0, 3.0, 12)
+    >>> y = 2.0 * jnp.exp(-t) + 0.1 * jnp.cos(40 * t)
+    >>> fit = ox.curve_fit(lambda t, a, b: a * jnp.exp(-b * t), t, y)
+    >>> [ax.get_xlabel() for ax in ox.plot.profiles(fit, ["b"])]
+    ['b']
     """
     check_one(fit)
     ends = profile_intervals(fit, names, level=level)

@@ -92,5 +92,24 @@ def test_arguments():
         ox.bootstrap(FIT, 0, samples=1)
     with pytest.raises(TypeError, match="`fit` must come from `curve_fit`"):
         ox.bootstrap(FIT.result, 0)
+    with pytest.raises(TypeError, match="`key` must be"):
+        ox.bootstrap(FIT, 0.5)
     with pytest.raises(ValueError, match="`kind` must be one of"):
         MANY.intervals(0.9, "basic")
+
+
+@pytest.mark.parametrize("level", [95, 1.0, 0.0, -0.5, np.nan, np.array([0.5, 0.9])])
+def test_a_level_is_a_probability(level):
+    for interval in (
+        MANY.intervals,
+        lambda level: ox.band(FIT, level=level),
+        lambda level: ox.profile_intervals(FIT, level=level),
+        lambda level: ox.contour(FIT, "a", "b", level=level),
+    ):
+        with pytest.raises(ValueError, match="`level` must be a probability"):
+            interval(level)
+
+
+def test_a_traced_level_that_is_none_gives_nan():
+    low = jax.jit(lambda level: ox.band(FIT, jnp.ones(1), level=level).lower)
+    assert np.isfinite(low(0.95)) and np.isnan(low(95.0))

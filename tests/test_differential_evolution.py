@@ -403,8 +403,20 @@ def test_callbacks():
     ended = polished(0, callback=lambda x, convergence: [1])
     assert ended.fun < 1e-10 and ended.message == res.message and ended.nit == 1
     assert polished(0, callback=lambda x, convergence: []).success
+    assert polished(0, callback=lambda xk, val: True).nit == 1  # by position, as SciPy's
     with pytest.raises(ZeroDivisionError):
         polished(0, callback=lambda x, convergence: 1 / 0)
+
+
+def test_callbacks_while_no_point_is_feasible():
+    never = NonlinearConstraint(lambda x: jnp.stack([x[0] + x[1]]), -np.inf, -1)
+    calls = {so: [], ox: []}
+    for package, seen in calls.items():
+        package.differential_evolution(
+            rosen, BOX, constraints=never, rng=1, maxiter=4, polish=False,
+            callback=lambda x, convergence, seen=seen: seen.append(x),
+        )  # fmt: skip
+    assert len(calls[ox]) == len(calls[so]) == 4
 
 
 def test_disp(capsys):

@@ -156,7 +156,7 @@ def test_lbfgsb_in_a_loop_is_minimize(bounds):
     assert len(seen) == res.nfev
     assert_allclose(p["a"], res.x["a"], rtol=1e-12)
     assert_allclose(p["b"], res.x["b"], rtol=1e-12)
-    assert_allclose(state.machine.value, res.fun, atol=1e-15)
+    assert_allclose(state.solver_state.value, res.fun, atol=1e-15)
     if bounds:
         assert all(np.all(q["b"] <= 1.5) and q["a"] >= -1 for q in seen)
 
@@ -176,7 +176,7 @@ def test_lbfgsb_goes_into_the_box_first():
     p, state, seen = train(loss, outside, ox.lbfgsb(BOX), 100)
     assert_allclose(seen[1]["a"], -1)
     assert_allclose(seen[1]["b"], [0, 1.5])
-    assert state.machine.nfev == len(seen) - 1
+    assert state.solver_state.nfev == len(seen) - 1
     assert_allclose(p["a"], expected(True)[0], atol=1e-4)
 
 

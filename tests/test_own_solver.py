@@ -112,10 +112,12 @@ class ReadsAGlobal(GaussNewton):
         return eqx.tree_at(lambda r: r.x, super().finish(problem, state), SIZE * state.x)
 
 
-@pytest.mark.parametrize("how", [ox.ImplicitAdjoint(), ox.UnrolledAdjoint(steps=9)])
+@pytest.mark.parametrize("how", [ox.ImplicitAdjoint(), ox.UnrolledAdjoint(steps=9), "record"])
 def test_a_solver_is_seen_as_it_is_now(how, monkeypatch):
     def solution():
         problem, x0 = ox.least_squares_problem(lambda x: x - 2.0, [1.0])
+        if how == "record":
+            return ox.record(ReadsAGlobal(), problem, x0)[0].x
         return ox.run(ReadsAGlobal(), problem, x0, how).x
 
     assert_allclose(solution(), 2.0)

@@ -1,5 +1,6 @@
 """Pictures show what they are of; bars and histories say what the solve did."""
 
+import importlib
 import io
 import subprocess
 import sys
@@ -40,7 +41,7 @@ class TestPictures:
     def without_a_screen(self):
         pytest.importorskip("matplotlib").use("Agg")
         yield
-        sys.modules["matplotlib.pyplot"].close("all")
+        importlib.import_module("matplotlib.pyplot").close("all")
 
     def test_fit(self, fit):
         top, bottom = ox.plot.fit(fit, prediction=True)
@@ -99,6 +100,7 @@ class TestHistory:
         )  # fmt: skip
         assert_allclose(result.x, plain.x, rtol=1e-10)
         assert int(history.count) == result.nfev == plain.nfev
+        assert len(seen) == plain.nit
         assert set(np.round(seen, 12)) <= set(np.asarray(history.value).round(12))
         assert np.isnan(history.value[result.nfev :]).all()
         short, cut = ox.record(solver, problem, x0, length=2)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -14,9 +13,11 @@ from jaxtyping import Array
 from ..driver.callbacks import AbstractListener, check_callback
 from ..driver.hopping import Hopping
 from ..functions import lift
-from ..problem.pytrees import is_concrete, ravel
+from ..problem.pytrees import ravel
+from ..results.base import to_host
 from ..results.global_search import BasinHoppingResult
-from ..solvers.global_search.basinhopping import BasinHopping
+from ..results.minimize import MinimizeResult
+from ..solvers.global_search.basinhopping import BasinHopping, State
 from .minimize import minimize
 from .search_arguments import MANY, count, number
 from .starting_points import as_key
@@ -64,7 +65,7 @@ def basinhopping(
         given x alone.)
     accept_test : callable, optional
         ``accept_test(f_new=, x_new=, f_old=, x_old=)``, traced: a bool, besides the Metropolis
-        test; what it refuses is not the answer either. (SciPy's 'force accept' is not known.)
+        test; what it refuses is not the answer either. (SciPy's 'force accept' is not taken.)
     callback : callable, optional
         ``callback(x, f, accept)`` after each solve; a true value or StopIteration ends the chain.
         (SciPy: not after the first.)
@@ -100,15 +101,8 @@ def basinhopping(
     [-0.195] -1.001
     """
     check_callback(callback)
-    for name, test in (("take_step", take_step), ("accept_test", accept_test)):
-        if test is not None and not callable(test):
-            raise TypeError(f"`{name}` must be callable, got {test!r}.")
-    if not isinstance(minimizer_kwargs, (dict, type(None))):
-        raise TypeError(f"`minimizer_kwargs` must be a dict, got {minimizer_kwargs!r}.")
-    kwargs = dict(minimizer_kwargs or {})
-    foreign = sorted({"callback", "adjoint"} & set(kwargs))
-    if foreign:
-        raise ValueError(f"`minimizer_kwargs` must not have {foreign}.")
+    _check_functions(take_step=take_step, accept_test=accept_test)
+    kwargs = _arguments_of_minimize(minimizer_kwargs)
     counts = {
         "niter": count("niter", niter),
         "interval": count("interval", interval, least=1),
@@ -138,9 +132,29 @@ def basinhopping(
     found: dict[str, Any] = {}
     hopping = Hopping("nan", make, as_key(rng), listener, found)
     lowest = minimize(func, x0, adjoint=hopping, **kwargs)
-    state = found["state"]
+    return _result(lowest, found["state"])
+
+
+def _check_functions(**functions: Any) -> None:
+    for name, function in functions.items():
+        if function is not None and not callable(function):
+            raise TypeError(f"`{name}` must be callable, got {function!r}.")
+
+
+def _arguments_of_minimize(given: Any) -> dict[str, Any]:
+    if not isinstance(given, (dict, type(None))):
+        raise TypeError(f"`minimizer_kwargs` must be a dict, got {given!r}.")
+    kwargs = dict(given or {})
+    foreign = sorted({"callback", "adjoint"} & set(kwargs))
+    if foreign:
+        raise ValueError(f"`minimizer_kwargs` must not have {foreign}.")
+    return kwargs
+
+
+def _result(lowest: MinimizeResult, state: State) -> BasinHoppingResult:
+    """From the local solve that found the lowest minimum, and the last state of the chain."""
     tried = jnp.maximum(state.nit, 1).astype(state.value.dtype)
-    return _plain(
+    return to_host(
         BasinHoppingResult(
             x=lowest.x,
             fun=lowest.fun,
@@ -210,13 +224,3 @@ class _Listener(AbstractListener):
             return False
         x = self.restore(np.asarray(report.x))
         return self.ask(lambda: bool(callback(x, float(report.fun), bool(report.accepted))))
-
-
-def _plain(result: BasinHoppingResult) -> BasinHoppingResult:
-    """With plain numbers for counters, outside of a trace and a batch."""
-    names = ("minimization_failures", "nfev", "njev", "nit", "status")
-    values = [getattr(result, name) for name in names]
-    if not is_concrete(values) or any(jnp.ndim(value) for value in values):
-        return result
-    plain = {name: int(value) for name, value in zip(names, values, strict=True)}
-    return dataclasses.replace(result, **plain)

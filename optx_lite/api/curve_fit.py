@@ -160,9 +160,7 @@ def curve_fit(
     (12,)
     """
     start = first_parameters(f, p0, bounds)
-    data, start = data_of(
-        xdata, ydata, sigma, sigma_x, mask, start, check_finite, nan_policy
-    )  # fmt: skip
+    data, start = data_of(xdata, ydata, sigma, sigma_x, mask, start, check_finite, nan_policy)
     start = jnp.atleast_1d(start) if jax.tree_util.all_leaves([start]) else start
     model = model_of(f, start)
     if is_concrete(data.y):

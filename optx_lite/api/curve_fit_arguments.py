@@ -276,7 +276,7 @@ def _errors_of_x(sigma_x: Any, x: Any, y: Any, weight: Any, mask: Any) -> Any:
     if mask is not None:
         spread = xp.where(mask, spread, xp.zeros_like(spread))
     if is_concrete(spread) and not np.all(np.isfinite(spread) & (np.asarray(spread) >= 0)):
-        raise ValueError("`sigma_x` must be finite and not negative.")
+        raise ValueError(f"`sigma_x` must be finite and not negative, got {sigma_x}.")
     return spread.astype(x.dtype)
 
 

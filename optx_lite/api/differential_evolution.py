@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import inspect
 import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -15,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from ..driver.callbacks import AbstractListener, check_callback
+from ..driver.callbacks import AbstractListener, check_callback, takes_result
 from ..driver.global_search import search
 from ..driver.run import IMPLICIT
 from ..functions import Lifted, lift
@@ -238,7 +236,7 @@ def _start(problem: SearchProblem, init: Any, popsize: int, key: Array, x0: Any)
 
 
 def _fixed(problem: SearchProblem) -> int:
-    """How many parameters have equal bounds; none that is known if they are traced."""
+    """How many parameters have equal bounds; 0 if these are traced."""
     if not is_concrete((problem.lower, problem.upper)):
         return 0
     return int(np.sum(np.asarray(problem.lower) == np.asarray(problem.upper)))
@@ -312,14 +310,11 @@ class _Listener(AbstractListener):
         super().__init__()
         self.callback = callback
         self.disp = disp
-        self.by_result = False
-        if callback is not None:
-            with contextlib.suppress(TypeError, ValueError):
-                self.by_result = "intermediate_result" in inspect.signature(callback).parameters
+        self.by_result = takes_result(callback)
 
     def step(self, report: Any, moved: bool, lane: int) -> bool:
-        """After a generation; True asks for the end. The one before the first is none."""
-        if int(report.nfev) == 0 or int(report.nit) == 0:
+        """After a generation, which the first population is not; True asks for the end."""
+        if int(report.nit) == 0:
             return False
         report = dataclasses.replace(
             report, status=None, nfev=int(report.nfev), nit=int(report.nit)
@@ -331,7 +326,7 @@ class _Listener(AbstractListener):
             return False
         if self.by_result:
             return self.ask(lambda: bool(callback(intermediate_result=report)))
-        return self.ask(lambda: bool(callback(report.x, convergence=report.convergence)))
+        return self.ask(lambda: bool(callback(report.x, report.convergence)))
 
 
 # -- polishing ------------------------------------------------------------------------------

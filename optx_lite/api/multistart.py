@@ -17,6 +17,7 @@ from ..driver.adjoint import ImplicitAdjoint
 from ..driver.many_starts import Census, ManyStarts, flat, take_census, what_is_unseen
 from ..problem.arguments import real_array
 from ..problem.pytrees import as_array_or_tree, is_concrete
+from ..results.base import to_host
 from ..results.global_search import MultistartResult
 from .search_arguments import number, whole
 
@@ -28,7 +29,7 @@ def multistart(
     batch: int | None = None,
     rtol: Any = 1e-3,
 ) -> MultistartResult:
-    """Solve from many starts, and say which minima there are, how sure they are all.
+    """Solve from many starts; list the minima, and estimate how many were not found.
 
     Parameters
     ----------
@@ -52,13 +53,15 @@ def multistart(
     -------
     MultistartResult
         ``best`` has the derivative of its minimum by the problem's data, and only that: those of
-        the lists are NaN where ``solve`` takes ``adjoint=``. A solve that failed
-        never wins; if all have, ``success`` is False and ``best`` the lowest of them.
+        the lists are NaN where ``solve`` takes ``adjoint=``. A solve that failed never wins; if all
+        have, ``success`` is False and ``best`` the lowest of them.
 
     Raises
     ------
+    TypeError
+        For a ``solve`` that is not callable, or gives no result of a solver.
     ValueError
-        For bad starts; and whatever ``solve`` raises.
+        For other bad arguments; and whatever ``solve`` raises.
 
     Examples
     --------
@@ -174,16 +177,13 @@ def _fields(x: Any, value: Array, nfev: Array, tried: Any, census: Census) -> di
 
 
 def _trim(result: MultistartResult) -> MultistartResult:
-    """With the minima that were found, where their number is known."""
+    """With the minima that were found alone, where their number is concrete."""
     if not is_concrete(result) or jnp.ndim(result.n_minima) > 0:
         return result
-    counts = ("n_minima", "n_failed", "n_starts", "nfev")
-    plain = {name: int(getattr(result, name)) for name in counts}
-    found = plain["n_minima"]
-    lists = {
-        name: jax.tree.map(
-            lambda leaf: jnp.asarray(np.asarray(leaf)[:found]), getattr(result, name)
-        )
-        for name in ("x", "fun", "basin")
-    }
-    return dataclasses.replace(result, **lists, **plain)
+    result = to_host(result)
+
+    def found(leaf: Array) -> Array:  # by NumPy: each length of a slice of JAX's compiles
+        return jnp.asarray(np.asarray(leaf)[: result.n_minima])
+
+    x, fun, basin = jax.tree.map(found, (result.x, result.fun, result.basin))
+    return dataclasses.replace(result, x=x, fun=fun, basin=basin)

@@ -32,7 +32,7 @@ class LbfgsbState(NamedTuple):
 
     Attributes
     ----------
-    machine : State
+    solver_state : State
         With ``x``, ``value``, the best point and what ``fun`` is there, and ``nit``.
     status : array, shape (), int
         0 while it runs; then `update` answers with the step to the best point, and after that
@@ -40,7 +40,7 @@ class LbfgsbState(NamedTuple):
         variables fixed) mean convergence.
     """
 
-    machine: Any
+    solver_state: Any
     status: Any
 
 
@@ -128,8 +128,8 @@ def lbfgsb(
     def init(params: Any) -> LbfgsbState:
         params = jax.tree.map(jnp.asarray, params)
         typed, problem, x = problem_at(params, 0, params)
-        machine = typed.init(problem, x)
-        return LbfgsbState(machine, machine.status)
+        inner = typed.init(problem, x)
+        return LbfgsbState(inner, inner.status)
 
     def update(
         updates: Any, state: Any, params: Any = None, *, value: Any = None, **_: Any
@@ -141,8 +141,8 @@ def lbfgsb(
             )
         params = jax.tree.map(jnp.asarray, params)
         typed, problem, x = problem_at(params, value, updates)
-        step, machine = _turn(typed, problem, state.machine, x)
-        return Unravel.like(params)(step), LbfgsbState(machine, machine.status)
+        step, inner = _turn(typed, problem, state.solver_state, x)
+        return Unravel.like(params)(step), LbfgsbState(inner, inner.status)
 
     return optax.GradientTransformationExtraArgs(init, update)
 

@@ -16,6 +16,7 @@ from ..driver.consensus import ConsensusProblem, search_consensus
 from ..driver.global_search import without_derivative
 from ..functions import lift
 from ..problem.pytrees import Unravel, is_concrete, ravel, widest
+from ..results.base import to_host
 from ..results.global_search import CONVERGED, MAX_SAMPLES, NO_MODEL, ConsensusResult
 from .least_squares import least_squares
 from .search_arguments import count, number, whole
@@ -104,9 +105,9 @@ def sample_consensus(
     problem, restore = _problem(minimal_solver, residuals, data, sample_size, threshold, rows)
     dtype = problem.threshold.dtype
     leaves, treedef = jax.tree.flatten(problem)
+    confidence = lax.stop_gradient(jnp.asarray(confidence, dtype))
     found = search_consensus(
-        treedef, lax.stop_gradient(leaves), as_key(rng), most,
-        lax.stop_gradient(jnp.asarray(confidence, dtype)), size=sample_size,
+        treedef, lax.stop_gradient(leaves), as_key(rng), most, confidence, size=sample_size,
         batch=min(batch, int(most)) if is_concrete(most) else batch,
     )  # fmt: skip
     if not is_concrete(leaves):
@@ -119,11 +120,10 @@ def sample_consensus(
     squares = problem.squares(model)
     inliers = (squares <= 1) & jnp.all(jnp.isfinite(model))
     n_inliers = jnp.sum(inliers, dtype=jnp.int32)
-    share = found.inliers.astype(dtype) / rows
-    missed = jnp.log1p(-(share**sample_size)) * found.samples.astype(dtype)
-    status = jnp.where(missed <= jnp.log1p(-jnp.asarray(confidence, dtype)), CONVERGED, MAX_SAMPLES)
+    enough = found.is_enough(rows, sample_size, confidence)
+    status = jnp.where(enough, CONVERGED, MAX_SAMPLES)
     status = jnp.where(found.inliers > sample_size, status, NO_MODEL)
-    return _plain(
+    return to_host(
         ConsensusResult(
             x=restore(model),
             inliers=inliers,
@@ -208,12 +208,3 @@ def _refined(problem: ConsensusProblem, start: Array, model: Array, loss: Any) -
         at = fit.x
     lower = problem.score(lax.stop_gradient(at))[0] <= problem.score(start)[0]
     return jnp.where(usable & fit.success & lower, at, model), fit
-
-
-def _plain(result: ConsensusResult) -> ConsensusResult:
-    names = ("n_inliers", "n_samples", "status")
-    values = [getattr(result, name) for name in names]
-    if not is_concrete(values) or any(jnp.ndim(value) for value in values):
-        return result
-    plain = {name: int(value) for name, value in zip(names, values, strict=True)}
-    return dataclasses.replace(result, **plain)

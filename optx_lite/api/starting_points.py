@@ -19,7 +19,7 @@ METHODS = ("latinhypercube", "uniform", *SEQUENCES)
 def as_key(rng: Any) -> Array:
     """A key of JAX, of anything that SciPy takes for ``rng``, or of a key.
 
-    A generator of NumPy gives other keys when it is asked again; None asks the operating system.
+    A generator of NumPy gives another key each time; None takes entropy of the operating system.
     """
     if isinstance(rng, jax.Array):
         if jnp.issubdtype(rng.dtype, jax.dtypes.prng_key):
@@ -93,6 +93,13 @@ def sample_starts(bounds: Any, count: int, method: str = "sobol", rng: Any = Non
     Returns
     -------
     array, shape (count, n)
+
+    Raises
+    ------
+    ImportError
+        For 'sobol' and 'halton' without SciPy.
+    TypeError, ValueError
+        For bad arguments.
 
     Examples
     --------

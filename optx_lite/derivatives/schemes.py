@@ -74,8 +74,10 @@ class _Traced(AbstractJacobian):
 
     values_and_jacobian: Lifted
 
-    def linearize(self, fun, x, lower, upper):
-        """Both at once: what a program shares between them is not known any more."""
+    def linearize(
+        self, fun: Callable, x: Array, lower: Array, upper: Array
+    ) -> tuple[Array, Callable[[], Array]]:
+        """Both at once: what the two shared cannot be taken apart in a lifted program."""
         f, transposed = self.values_and_jacobian(fun, x, lower, upper)
         return f, lambda: transposed
 

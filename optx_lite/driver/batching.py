@@ -4,8 +4,8 @@ Under `vmap` a while loop turns until its slowest lane is done, and every turn t
 state of all lanes. Ten thousand lanes at once are slow twice: each turn goes through main
 memory, and all wait for the slowest of ten thousand. In chunks of some hundred lanes the state
 stays in the processor's cache, and a chunk waits only for the slowest of its own. The lanes of
-nested `vmap`s are lanes of one. On an accelerator, which wants the lanes all at once, there are
-no chunks.
+nested `vmap`s are lanes of one. On an accelerator, which is fastest with all lanes at once, there
+are no chunks.
 
 Lanes that are sharded over devices stay where they are: each device goes through the chunks of
 its own lanes, without waiting for the others.

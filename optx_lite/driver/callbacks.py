@@ -98,7 +98,7 @@ class Listener(AbstractListener):
         self.verbose = verbose
         self.restore = restore
         self.kind = kind
-        self.by_result = callback is not None and _wants_result(callback)
+        self.by_result = takes_result(callback)
         self.initial_values: dict[int, float] = {}  # by lane
 
     def step(self, report: Report, moved: bool, lane: int) -> bool:
@@ -159,8 +159,10 @@ def check_callback(callback: Any) -> None:
         raise TypeError(f"`callback` must be None or a callable, got {callback!r}.")
 
 
-def _wants_result(callback: Callable) -> bool:
+def takes_result(callback: Callable | None) -> bool:
     """SciPy's rule: the callback's only parameter is called ``intermediate_result``."""
+    if callback is None:
+        return False
     try:
         return set(inspect.signature(callback).parameters) == {"intermediate_result"}
     except (TypeError, ValueError):
@@ -274,7 +276,7 @@ class Watch(eqx.Module):
         """Without reports of lanes that only fill up a chunk."""
         return Watch(self.ticket, jnp.where(spare, SPARE, self.lane).astype(jnp.int32))
 
-    def step(self, report: Report, active: Array, moved: Array, status: Array) -> Array:
+    def step(self, report: Any, active: Array, moved: Array, status: Array) -> Array:
         """The status, perhaps changed to "stopped by callback"."""
         stop = self.asks_for_the_end(report, active, moved)
         return jnp.where(stop, CALLBACK_STOP, status).astype(status.dtype)

@@ -20,7 +20,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Float, Int, Key, PyTree
 
 from ..functions import Lifted
 from ..jax_support.control_flow import while_loop
@@ -42,8 +42,8 @@ class ConsensusProblem(eqx.Module):
 
     minimal_solver: Lifted
     residuals: Lifted
-    data: Any
-    threshold: Array
+    data: PyTree[Array]
+    threshold: Float[Array, ""]
 
     def squares(self, model: Array) -> Array:
         """|r_i|^2 in units of the threshold, (m,); infinite where it is NaN."""
@@ -60,13 +60,30 @@ class ConsensusProblem(eqx.Module):
 
 
 class Consensus(eqx.Module):
-    """The best model so far."""
+    """The best model so far.
 
-    key: Array
-    model: Array
-    score: Array
-    inliers: Array
-    samples: Array
+    Attributes
+    ----------
+    key : array
+        Of the next samples.
+    model : array, shape (n,)
+    score : array, shape ()
+        (1) in units of the threshold.
+    inliers, samples : arrays of int, shape ()
+        How many there are of the model, and how many samples were drawn.
+    """
+
+    key: Key[Array, ""]
+    model: Float[Array, " n"]
+    score: Float[Array, ""]
+    inliers: Int[Array, ""]
+    samples: Int[Array, ""]
+
+    def is_enough(self, rows: int, size: int, confidence: Array) -> Array:
+        """(2), of ``rows`` data in samples of ``size``."""
+        share = self.inliers.astype(self.score.dtype) / rows
+        missed = jnp.log1p(-(share**size)) * self.samples.astype(self.score.dtype)
+        return missed <= jnp.log1p(-confidence)
 
 
 @ft.partial(jax.jit, static_argnames=("treedef", "size", "batch"))
@@ -82,9 +99,7 @@ def search_consensus(
         return problem.minimal_solver(jax.tree.map(lambda leaf: leaf[picked], problem.data))
 
     def more(best: Consensus) -> Array:
-        share = best.inliers.astype(best.score.dtype) / rows
-        missed = jnp.log1p(-(share**size)) * best.samples.astype(best.score.dtype)
-        return (best.samples < most) & ~(missed <= jnp.log1p(-confidence))
+        return (best.samples < most) & ~best.is_enough(rows, size, confidence)
 
     def next_batch(best: Consensus) -> Consensus:
         key, drawn = jax.random.split(best.key)

@@ -8,6 +8,7 @@ NaN where none has.
 from __future__ import annotations
 
 import functools as ft
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -18,9 +19,11 @@ from jax.core import Tracer
 from jaxtyping import Array
 
 from ..jax_support.control_flow import while_loop
-from ..results.base import CALLBACK_STOP, to_host
+from ..results.base import to_host
 from .callbacks import AbstractListener, Watch, watched
 from .unknown import nan_where_moved
+
+Described = Callable[[Any, Any], tuple[Any, Array]]
 
 
 def search(
@@ -39,20 +42,35 @@ def search(
     return to_host(watched(run, listener, (problem, start, key)))
 
 
+def drive_search(
+    search: Any, problem: Any, start: Any, watch: Watch | None, described: Described
+) -> Any:
+    """The last state from ``start`` on.
+
+    ``described`` gives, of the states before and after a step, what the callback gets and whether
+    it is called.
+    """
+
+    def turn(state: Any) -> Any:
+        after = search.step(problem, state)
+        if watch is None:
+            return after
+        report, called = described(state, after)
+        status = watch.step(report, search.running(state), called, after.status)
+        return eqx.tree_at(lambda state: state.status, after, status)
+
+    # Not the method itself, which JAX would hash together with the tracers in `search`.
+    return while_loop(lambda state: search.running(state), turn, start)
+
+
 @ft.partial(jax.jit, static_argnums=0)
 def _run(treedef: Any, leaves: list[Array]) -> Any:
     solver, problem, start, key, watch = jax.tree.unflatten(treedef, leaves)
 
-    def turn(state: Any) -> Any:
-        after = solver.step(problem, state)
-        if watch is None:
-            return after
-        active = solver.running(state)
-        stop = watch.asks_for_the_end(solver.report(problem, after), active, active)
-        status = jnp.where(stop, CALLBACK_STOP, after.status).astype(after.status.dtype)
-        return eqx.tree_at(lambda state: state.status, after, status)
+    def described(before: Any, after: Any) -> tuple[Any, Array]:
+        return solver.report(problem, after), solver.running(before)
 
-    state = while_loop(lambda state: solver.running(state), turn, solver.init(problem, start, key))
+    state = drive_search(solver, problem, solver.init(problem, start, key), watch, described)
     result = solver.finish(problem, state)
     if watch is not None:
         watch.end(result)  # an effect, which the caller waits for

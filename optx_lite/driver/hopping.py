@@ -7,25 +7,22 @@ from typing import Any
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array
+from jaxtyping import Array, Bool, Float, Int
 
-from ..jax_support.control_flow import while_loop
-from ..results.base import CALLBACK_STOP
 from .adjoint import ImplicitAdjoint, with_minimum_derivative
 from .callbacks import AbstractListener, Watch, watched
-from .global_search import without_derivative
+from .global_search import drive_search, without_derivative
 
 
 class Hop(eqx.Module):
-    """What a callback is told."""
+    """What the callback gets after a solve."""
 
-    x: Array
-    fun: Array
-    best: Array
-    accepted: Array
-    nit: Array
+    x: Float[Array, " n"]
+    fun: Float[Array, ""]
+    best: Float[Array, ""]
+    accepted: Bool[Array, ""]
+    nit: Int[Array, ""]
 
 
 class Hopping(ImplicitAdjoint):
@@ -62,18 +59,11 @@ class Hopping(ImplicitAdjoint):
 def _run(treedef: Any, leaves: list[Array]) -> Any:
     hopping, problem, x0, key, watch = jax.tree.unflatten(treedef, leaves)
 
-    def turn(state: Any) -> Any:
-        after = hopping.step(problem, state)
-        if watch is None:
-            return after
+    def described(before: Any, after: Any) -> tuple[Hop, Array]:
         hop = Hop(after.trial, after.trial_value, after.best.fun, after.accepted, after.nit)
-        active = hopping.running(state)
-        stop = watch.asks_for_the_end(hop, active, after.nit > state.nit)
-        status = jnp.where(stop, CALLBACK_STOP, after.status).astype(after.status.dtype)
-        return eqx.tree_at(lambda state: state.status, after, status)
+        return hop, after.nit > before.nit
 
-    start = hopping.init(problem, x0, key)
-    state = while_loop(lambda state: hopping.running(state), turn, start)
+    state = drive_search(hopping, problem, hopping.init(problem, x0, key), watch, described)
     if watch is not None:
         watch.end(state.best)  # an effect, which the caller waits for
     return state

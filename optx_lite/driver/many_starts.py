@@ -25,7 +25,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array
+from jaxtyping import Array, Float, Int
 
 from ..jax_support.control_flow import while_loop
 from ..problem.pytrees import widest
@@ -47,9 +47,9 @@ class Census(eqx.Module):
         How many starts led to it.
     """
 
-    label: Array
-    first: Array
-    basin: Array
+    label: Int[Array, " k"]
+    first: Int[Array, " k"]
+    basin: Int[Array, " k"]
 
 
 class ManyStarts(ImplicitAdjoint):
@@ -153,11 +153,11 @@ def take_census(x: Array, value: Array, success: Array, starts: Array, rtol: Arr
 
 
 class Unseen(eqx.Module):
-    """(1) to (3) of the module, each ()."""
+    """(1) to (3) of the module."""
 
-    expected_minima: Array
-    all_found: Array
-    missed_share: Array
+    expected_minima: Float[Array, ""]
+    all_found: Float[Array, ""]
+    missed_share: Float[Array, ""]
 
 
 def what_is_unseen(basin: Array, dtype: Any) -> Unseen:

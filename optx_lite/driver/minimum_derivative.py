@@ -8,8 +8,8 @@ a bound b and the others, F, are free, with gradient g_F = 0. Differentiated:
 H the exact Hessian of the cost, loss included (Gauss-Newton's J^T J is 6-18 % wrong where the
 residual is not zero); dg the change of the gradient at fixed x; db that of the bound. x0 has no
 influence: its derivative is 0. Where the solve did not converge there is no derivative: it is
-NaN, unless asked otherwise. (Counters, `optimality` and `hess_inv` tell how the solve went; their
-tangents are 0.)
+NaN, unless `ImplicitAdjoint(unconverged="ignore")`. (Counters, `optimality` and `hess_inv` describe
+the solve; their tangents are 0.)
 
 Held. x is right to what the solve was asked for, no better: the g that it has left may be force,
 or not yet 0, and a variable closer to its bound than that may be free. So the quadratic at x

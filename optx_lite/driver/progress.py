@@ -11,20 +11,20 @@ from typing import Any
 import equinox as eqx
 import equinox.internal as eqxi
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Float, Int
 
 from ..jax_support.control_flow import while_loop
 from ..problem.pytrees import ravel
 from ..results.base import to_host
 from ..solvers import AbstractSolver
+from ..solvers.traced import traced
 
 
 class ProgressBar:
     """A callback that shows a bar of tqdm; extra ``optx-lite[progress]``.
 
     Of a single solve it counts accepted steps, with the value and the optimality beside them; of
-    a batch, the lanes that are done. A batch asks the host in every step of every lane, some 20 us
-    each.
+    a batch, the lanes that are done. There every step of every lane calls the host, in some 20 us.
 
     Parameters
     ----------
@@ -57,8 +57,8 @@ class ProgressBar:
         if self.lanes is None:
             value, optimality = intermediate_result.value, intermediate_result.optimality
             name = intermediate_result.VALUE.lower()
-            said = {name: f"{float(value):.4g}", "optimality": f"{float(optimality):.1e}"}
-            self.bar.set_postfix(said, refresh=False)
+            shown = {name: f"{float(value):.4g}", "optimality": f"{float(optimality):.1e}"}
+            self.bar.set_postfix(shown, refresh=False)
             self._advance()
 
     def end_lane(self, lane: int) -> None:
@@ -94,10 +94,10 @@ class History(eqx.Module):
         they hold the first ones.
     """
 
-    value: Array
-    step_norm: Array
-    optimality: Array
-    count: Array
+    value: Float[Array, " length"]
+    step_norm: Float[Array, " length"]
+    optimality: Float[Array, " length"]
+    count: Int[Array, ""]
 
 
 def record(solver: AbstractSolver, problem: Any, x0: Any, length: int = 200) -> tuple[Any, History]:
@@ -135,7 +135,7 @@ def record(solver: AbstractSolver, problem: Any, x0: Any, length: int = 200) -> 
     if length < 1:
         raise ValueError(f"`length` must be at least 1, got {length}.")
     x = ravel(x0, problem.lower.dtype)
-    result, history = _record(solver, problem, x, int(length))
+    result, history = _record(traced(solver, problem, x), problem, x, int(length))
     result = to_host(eqxi.nondifferentiable(result, name="optx_lite.record"))
     if isinstance(result.status, int) and result.status in solver.BAD_STARTS:
         raise ValueError(result.message)

@@ -17,9 +17,10 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from ..jax_support.control_flow import while_loop
+from ..jax_support.control_flow import where, while_loop
+from ..problem.base import AbstractProblem
 from ..solvers import AbstractSolver
 from .batching import CACHE
 
@@ -44,22 +45,25 @@ class Found(eqx.Module):
         Which solve that is; k before the first.
     """
 
-    x: Array
-    value: Array
-    success: Array
-    nfev: Array
-    best: Any
-    number: Array
+    x: Float[Array, "k n"]
+    value: Float[Array, " k"]
+    success: Bool[Array, " k"]
+    nfev: Int[Array, " k"]
+    best: Any  # of whatever family the solver is
+    number: Int[Array, ""]
 
 
 class _Lanes(eqx.Module):
-    states: Any  # (width, ...)
-    number: Array  # (width,) which solve a lane works on; k if on none
-    taken: Array  # () how many solves were fetched
+    states: PyTree[Array]  # (width, ...)
+    number: Int[Array, " width"]  # which solve a lane works on; k if on none
+    taken: Int[Array, ""]  # how many solves were fetched
     found: Found
 
 
-def nothing_found(solver: AbstractSolver, problem: Any, starts: Array) -> Found:
+Fetch = Callable[[Array], tuple[PyTree[Array], Array]]
+
+
+def nothing_found(solver: AbstractSolver, problem: AbstractProblem, starts: Array) -> Found:
     """Before the first of the solves from ``starts``, (k, n)."""
     count = starts.shape[0]
     result = jax.eval_shape(lambda x: solver.finish(problem, solver.init(problem, x)), starts[0])
@@ -75,8 +79,9 @@ def nothing_found(solver: AbstractSolver, problem: Any, starts: Array) -> Found:
 
 
 def solve_batch(
-    solver: AbstractSolver, problem: Any, starts: Array, first: Any, batch: int, found: Found
-) -> Found:
+    solver: AbstractSolver, problem: AbstractProblem, starts: Array, first: int | Array, batch: int,
+    found: Found,
+) -> Found:  # fmt: skip
     """``found``, with the solves from ``starts[first : first + batch]``."""
     wide = batch
     if jax.default_backend() == "cpu":
@@ -103,13 +108,15 @@ def solve_batch(
     return _work(solver, problem, resume, narrow, left, 0, lanes.found).found
 
 
-def _running(solver: AbstractSolver, problem: Any, states: Any) -> Array:
+def _running(
+    solver: AbstractSolver, problem: AbstractProblem, states: Any
+) -> Bool[Array, " width"]:
     return jax.vmap(lambda state: solver.running(problem, state))(states)
 
 
 def _work(
-    solver: AbstractSolver, problem: Any, fetch: Callable, width: int, total: Any, leave: int,
-    found: Found,
+    solver: AbstractSolver, problem: AbstractProblem, fetch: Fetch, width: int, total: int | Array,
+    leave: int, found: Found,
 ) -> _Lanes:  # fmt: skip
     """Go through ``total`` solves, until no more than ``leave`` of them are left.
 
@@ -126,7 +133,7 @@ def _work(
 
     def step(states: Any, number: Array) -> Any:
         after = jax.vmap(lambda state: solver.step(problem, state))(states)
-        return _choose(active_of(states, number), after, states)
+        return where(active_of(states, number), after, states)
 
     def turn(lanes: _Lanes) -> _Lanes:
         most = jnp.where(lanes.taken < total, width - portion, leave)
@@ -153,7 +160,7 @@ def _work(
         return _Lanes(
             states=jax.tree.map(
                 lambda leaf, rows: leaf.at[chosen].set(rows),
-                lanes.states, _choose(filled, new, old),
+                lanes.states, where(filled, new, old),
             ),
             number=lanes.number.at[chosen].set(new_number),
             taken=lanes.taken + jnp.sum(filled, dtype=jnp.int32),
@@ -173,7 +180,7 @@ def _work(
 
 
 def _handed_in(
-    found: Found, solver: AbstractSolver, problem: Any, states: Any, number: Array
+    found: Found, solver: AbstractSolver, problem: AbstractProblem, states: Any, number: Array
 ) -> Found:
     """With the results of states that have ended; ``number`` k where there is none."""
     results = jax.vmap(lambda state: solver.finish(problem, state))(states)
@@ -207,10 +214,3 @@ def _lowest(found: Found, results: Any, fine: Array, number: Array) -> tuple[Any
     eligible &= value == jnp.min(value)
     i = jnp.argmin(jnp.where(eligible, numbers, count + 1))
     return jax.tree.map(lambda leaf: leaf[i], all_), numbers[i]
-
-
-def _choose(which: Array, new: Any, old: Any) -> Any:
-    def pick(a: Array, b: Array) -> Array:
-        return jnp.where(which.reshape(-1, *[1] * (a.ndim - 1)), a, b)
-
-    return jax.tree.map(pick, new, old)

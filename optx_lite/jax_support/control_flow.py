@@ -47,6 +47,15 @@ def zeros_like(tree: Any) -> Any:
     return vary_like(jax.tree.map(jnp.zeros_like, tree), tree)
 
 
+def where(which: Array, new: Any, old: Any) -> Any:
+    """`jnp.where` of two pytrees; ``which`` has the first axes of their arrays."""
+
+    def pick(a: Array, b: Array) -> Array:
+        return jnp.where(which.reshape(*which.shape, *[1] * (a.ndim - which.ndim)), a, b)
+
+    return jax.tree.map(pick, new, old)
+
+
 def cond(pred: Any, true_fun: Callable, false_fun: Callable) -> Any:
     """`jax.lax.cond`, without operands.
 

@@ -185,7 +185,7 @@ def of_one_point(fun: Callable) -> Callable:
 
 def read_box(bounds: Any, like: Any = None) -> tuple[Any, Any]:
     """Lower and upper, each (n,), of pairs (min, max) or of an object with ``lb`` and ``ub``."""
-    wanted = (
+    message = (
         "bounds should be a sequence containing finite real valued (min, max) pairs for each "
         f"value in x, got {bounds!r}."
     )
@@ -198,14 +198,14 @@ def read_box(bounds: Any, like: Any = None) -> tuple[Any, Any]:
             concrete = is_concrete(bounds)
             pairs = np.array(bounds) if concrete else jnp.array([jnp.stack(p) for p in bounds])
         except (TypeError, ValueError) as error:
-            raise ValueError(wanted) from error
+            raise ValueError(message) from error
     if pairs.ndim != 2 or pairs.shape[1] != 2 or pairs.dtype == object:
-        raise ValueError(wanted)
+        raise ValueError(message)
     dtype = _floating(bounds, like)
     lower, upper = as_dtype(pairs[:, 0], dtype), as_dtype(pairs[:, 1], dtype)
     if is_concrete(pairs):
         if not (np.all(np.isfinite(lower)) and np.all(np.isfinite(upper))):
-            raise ValueError(wanted)
+            raise ValueError(message)
         lower, upper = np.minimum(lower, upper), np.maximum(lower, upper)
     return lower, upper
 
@@ -257,7 +257,7 @@ def _as_sequence(constraints: Any) -> Sequence[Any]:
 
 
 def _constraint(constraint: Any, example: Any, vectorized: bool) -> Constraint:
-    """SciPy's NonlinearConstraint, LinearConstraint or Bounds, known by their attributes."""
+    """From SciPy's NonlinearConstraint, LinearConstraint or Bounds, by their attributes."""
     if not (hasattr(constraint, "lb") and hasattr(constraint, "ub")):
         raise ValueError(
             "`constraints` must be NonlinearConstraint, LinearConstraint or Bounds objects, "

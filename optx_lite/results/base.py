@@ -24,6 +24,7 @@ class AbstractRecord(eqx.Module):
     """What every record has: text for its codes, SciPy's two ways to a field, a good print."""
 
     MESSAGES: ClassVar[dict[int, str]]
+    COUNTERS: ClassVar[tuple[str, ...]] = ()  # plain numbers outside of a trace and a batch
 
     status: eqx.AbstractVar[Any]
 
@@ -104,7 +105,6 @@ class AbstractRecord(eqx.Module):
 class AbstractResult(AbstractRecord):
     """The record of a search for one x."""
 
-    COUNTERS: ClassVar[tuple[str, ...]]  # plain numbers outside of a trace
     SUMMARY: ClassVar[tuple[str, ...]]  # fields for the message and the report at the end
     VALUE: ClassVar[str]  # what it calls that which is minimised
 
@@ -129,7 +129,7 @@ def _line(name: str, value: Any) -> str:
     return "\n".join([f"{name:>14}: {first}", *(" " * 16 + line for line in rest)])
 
 
-def to_host(result: AbstractResult) -> Any:
+def to_host(result: AbstractRecord) -> Any:
     """Turn the counters of a concrete, unbatched result into plain Python numbers."""
     names = result.COUNTERS
     values = [getattr(result, name) for name in names]

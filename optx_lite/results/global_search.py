@@ -5,9 +5,12 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import numpy as np
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from ..jax_support.export import exportable
 from .base import CALLBACK_STOP, AbstractRecord, AbstractResult
+from .least_squares import Result
+from .minimize import MinimizeResult
 
 CONVERGED = 1
 MAXITER = 0  # a search that still runs when its iterations are spent has run out of them
@@ -66,17 +69,17 @@ class DifferentialEvolutionResult(AbstractResult):
     SUMMARY = ("nfev", "status", "fun")
     VALUE = "Fun"
 
-    x: Any
-    fun: Any
-    nfev: Any
-    nit: Any
-    population: Any
-    population_energies: Any
-    jac: Any
-    constr: Any
-    maxcv: Any
-    convergence: Any
-    status: Any
+    x: Float[Array, " n"]
+    fun: Float[Array, ""]
+    nfev: int | Int[Array, ""]
+    nit: int | Int[Array, ""]
+    population: Float[Array, "S n"]
+    population_energies: Float[Array, " S"]
+    jac: Float[Array, " n"] | None
+    constr: list[Float[Array, "..."]] | None
+    maxcv: Float[Array, ""] | None
+    convergence: Float[Array, ""]
+    status: int | Int[Array, ""] | None
 
     @property
     def constr_violation(self) -> Any:
@@ -122,12 +125,12 @@ class MultistartResult(AbstractRecord):
     n_minima, n_failed, n_starts : int
         Minima found, solves that failed, starts that were tried.
     expected_minima : array, shape ()
-        How many there are, by Boender & Rinnooy Kan; infinite if there were too few starts to say.
+        How many there are, by Boender & Rinnooy Kan; infinite if there were too few starts.
     all_found : array, shape ()
         The probability that there are no others, by the same.
     missed_share : array, shape ()
         The share of the starting region which leads to what was not found, by Good and Turing:
-        where nothing is known of where the lowest minimum is, the chance to have missed it.
+        the chance to have missed the lowest minimum, if that is as likely to be there as elsewhere.
     lowest_failed : array, shape ()
         The lowest value at which a solve has failed; where it is below ``fun[0]``, look there.
     nfev : int
@@ -137,21 +140,22 @@ class MultistartResult(AbstractRecord):
     """
 
     MESSAGES: ClassVar = {}
+    COUNTERS = ("n_minima", "n_failed", "n_starts", "nfev")
 
-    best: Any
-    x: Any
-    fun: Any
-    basin: Any
-    label: Any
-    n_minima: Any
-    n_failed: Any
-    n_starts: Any
-    expected_minima: Any
-    all_found: Any
-    missed_share: Any
-    lowest_failed: Any
-    nfev: Any
-    status: Any
+    best: Any  # of whatever family the solve is
+    x: PyTree[Array]
+    fun: Float[Array, " w"]
+    basin: Int[Array, " w"]
+    label: Int[Array, " k"]
+    n_minima: int | Int[Array, ""]
+    n_failed: int | Int[Array, ""]
+    n_starts: int | Int[Array, ""]
+    expected_minima: Float[Array, ""]
+    all_found: Float[Array, ""]
+    missed_share: Float[Array, ""]
+    lowest_failed: Float[Array, ""]
+    nfev: int | Int[Array, ""]
+    status: int | Int[Array, ""]
 
     @property
     def success(self) -> Any:
@@ -193,16 +197,18 @@ class BasinHoppingResult(AbstractRecord):
         CALLBACK_STOP: "callback function requested stop early",
     }
 
-    x: Any
-    fun: Any
-    lowest_optimization_result: Any
-    minimization_failures: Any
-    nfev: Any
-    njev: Any
-    nit: Any
-    stepsize: Any
-    accept_rate: Any
-    status: Any
+    COUNTERS = ("minimization_failures", "nfev", "njev", "nit", "status")
+
+    x: PyTree[Array]
+    fun: Float[Array, ""]
+    lowest_optimization_result: MinimizeResult
+    minimization_failures: int | Int[Array, ""]
+    nfev: int | Int[Array, ""]
+    njev: int | Int[Array, ""]
+    nit: int | Int[Array, ""]
+    stepsize: Float[Array, ""]
+    accept_rate: Float[Array, ""]
+    status: int | Int[Array, ""]
 
     @property
     def success(self) -> Any:
@@ -240,13 +246,15 @@ class ConsensusResult(AbstractRecord):
         NO_MODEL: "No model was found that more data agree with than determine it.",
     }
 
-    x: Any
-    inliers: Any
-    score: Any
-    n_inliers: Any
-    n_samples: Any
-    fit: Any
-    status: Any
+    COUNTERS = ("n_inliers", "n_samples", "status")
+
+    x: PyTree[Array]
+    inliers: Bool[Array, " m"]
+    score: Float[Array, ""]
+    n_inliers: int | Int[Array, ""]
+    n_samples: int | Int[Array, ""]
+    fit: Result | None
+    status: int | Int[Array, ""]
 
     @property
     def success(self) -> Any:

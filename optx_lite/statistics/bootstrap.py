@@ -29,19 +29,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import ndtr, ndtri
-from jaxtyping import Array
+from jaxtyping import Array, Bool, Float, Key, PyTree
 
 from ..driver.adjoint import ImplicitAdjoint
 from ..linalg import safe_sqrt
-from ..problem.least_squares import least_squares_problem
 from ..problem.losses import check_loss
 from ..problem.pytrees import Unravel, is_concrete
-from ..solvers import LevenbergMarquardt, TrustRegionReflective
-from .curve import CurveFit, Data, check_one, residuals
+from .curve import CurveFit, Data, check_one, refitting
 from .influence import free_jacobian, leverages
+from .quantiles import probability
 
 KINDS = ("parametric", "residual")
 INTERVALS = ("percentile", "bca")
+TOLERANCE = 1e-8  # of the fits, which is curve_fit's own
 
 
 class Bootstrap(eqx.Module):
@@ -61,10 +61,10 @@ class Bootstrap(eqx.Module):
         From a flat vector to the parameters' own structure.
     """
 
-    x: Any
-    success: Any
-    estimate: Any
-    acceleration: Any
+    x: Float[Array, "samples n"]
+    success: Bool[Array, " samples"]
+    estimate: Float[Array, " n"]
+    acceleration: Float[Array, " n"]
     names: tuple[str, ...] = eqx.field(static=True)
     restore: Unravel = eqx.field(static=True)
 
@@ -74,7 +74,7 @@ class Bootstrap(eqx.Module):
         return jnp.sum(~self.success)
 
     @property
-    def covariance(self) -> Array:
+    def covariance(self) -> Float[Array, "n n"]:
         """Of the parameters, (n, n)."""
         count = jnp.sum(self.success).astype(self.x.dtype)
         there = jnp.where(self.success[:, None], self.x, 0)
@@ -82,23 +82,36 @@ class Bootstrap(eqx.Module):
         return away.T @ away / (count - 1)
 
     @property
-    def stderr(self) -> Any:
+    def stderr(self) -> PyTree[Array]:
         """The standard errors, in the structure of the parameters."""
         return self.restore(jnp.sqrt(jnp.diagonal(self.covariance)))
 
-    def intervals(self, level: float = 0.95, kind: str = "percentile") -> tuple[Any, Any]:
+    def intervals(
+        self, level: float = 0.95, kind: str = "percentile"
+    ) -> tuple[PyTree[Array], PyTree[Array]]:
         """Lower and upper ends, each in the structure of the parameters.
 
         Parameters
         ----------
         level : float
-            Probability.
+            Probability, between 0 and 1.
         kind : {'percentile', 'bca'}
             The latter corrects for bias and skewness.
+
+        Returns
+        -------
+        lower, upper : pytrees like the parameters
+            NaN if no fit succeeded.
+
+        Raises
+        ------
+        ValueError
+            For another ``kind``, and a ``level`` out of range.
         """
         if kind not in INTERVALS:
             raise ValueError(f"`kind` must be one of {INTERVALS}, got {kind!r}.")
-        tails = jnp.asarray([0.5 - level / 2, 0.5 + level / 2], self.x.dtype)[:, None]
+        half = probability(level, self.x.dtype) / 2
+        tails = jnp.stack([0.5 - half, 0.5 + half])[:, None]
         tails = jnp.broadcast_to(tails, (2, self.estimate.size))
         if kind == "bca":
             tails = self._corrected(tails)
@@ -133,7 +146,11 @@ class Bootstrap(eqx.Module):
 
 
 def bootstrap(
-    fit: CurveFit, key: Any, *, samples: int = 1000, kind: str = "parametric"
+    fit: CurveFit,
+    key: int | Key[Array, ""],
+    *,
+    samples: int = 1000,
+    kind: str = "parametric",
 ) -> Bootstrap:
     """Fit resampled data, all in one `vmap`.
 
@@ -144,8 +161,8 @@ def bootstrap(
     ----------
     fit : CurveFit
         Each sample is fitted from its parameters, with its bounds and loss.
-    key : int or JAX key
-        Of the random numbers.
+    key : int or key of jax.random
+        Of the random numbers: the same gives the same samples.
     samples : int
         How many fits.
     kind : {'parametric', 'residual'}
@@ -160,8 +177,10 @@ def bootstrap(
 
     Raises
     ------
+    TypeError
+        If ``fit`` does not come from `curve_fit`, or ``key`` is no key.
     ValueError
-        For bad arguments, and where ``kind`` does not suit the fit.
+        For other bad arguments, and where ``kind`` does not suit the fit.
 
     Examples
     --------
@@ -175,12 +194,20 @@ def bootstrap(
     ((200, 2), 0, True)
     """
     _check(fit, samples, kind)
-    key = jax.random.key(key) if isinstance(key, (int, np.integer)) else key
+    keys = jax.random.split(_key(key), samples)
     draw = functools.partial(_parametric if kind == "parametric" else _residual, fit)
-    x, success = jax.vmap(lambda key: _refit(fit, draw(key)))(jax.random.split(key, samples))
+    x, success = jax.vmap(lambda key: _refit(fit, draw(key)))(keys)
     x = jnp.where(success[:, None], x, jnp.nan)
     estimate = fit.covariance
     return Bootstrap(x, success, estimate.x, _acceleration(fit), estimate.names, estimate.restore)
+
+
+def _key(key: Any) -> Key[Array, ""]:
+    if isinstance(key, (int, np.integer)):
+        return jax.random.key(int(key))
+    if not isinstance(key, jax.Array) or jnp.issubdtype(key.dtype, jnp.floating):
+        raise TypeError(f"`key` must be an int or a key of jax.random, got {key!r}.")
+    return key
 
 
 def _check(fit: Any, samples: Any, kind: Any) -> None:
@@ -202,11 +229,7 @@ def _check(fit: Any, samples: Any, kind: Any) -> None:
 
 def _refit(fit: CurveFit, data: Data) -> tuple[Array, Array]:
     """The parameters of other data, flat, and whether the fit succeeded."""
-    problem, x = least_squares_problem(
-        functools.partial(residuals, fit.model), fit.result.x, args=(data,), bounds=fit.box,
-        loss=fit.loss, f_scale=fit.f_scale,
-    )  # fmt: skip
-    solver = (TrustRegionReflective if problem.bounded else LevenbergMarquardt)(1e-8, 1e-8, 1e-8)
+    problem, solver, x = refitting(fit, data, TOLERANCE)
     result: Any = ImplicitAdjoint().solve(solver, problem, x)
     return result.x, result.success
 

@@ -37,7 +37,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, Bool, Float, Int
 
 from ..linalg import norm, safe_sqrt
 from ..problem.arguments import check_bounds
@@ -69,7 +69,7 @@ def per_lane(compute: Callable[[Any], Any]) -> Any:
 
 
 class Covariance(eqx.Module):
-    """What a fit knows of its parameters.
+    """The covariance of the parameters of a fit.
 
     A pytree. ``np.asarray`` of it is the matrix; printed it says which parameters have no error,
     and why.
@@ -97,14 +97,14 @@ class Covariance(eqx.Module):
         From a flat vector to the parameters' own structure.
     """
 
-    x: Any
-    factor: Any
-    variance: Any
-    null: Any
-    active_mask: Any
-    rank: Any
-    dof: Any
-    known: Any
+    x: Float[Array, " n"]
+    factor: Float[Array, "n n"]
+    variance: Float[Array, ""]
+    null: Float[Array, "n n"]
+    active_mask: Int[Array, " n"]
+    rank: Int[Array, ""]
+    dof: Int[Array, ""]
+    known: Bool[Array, ""]
     names: tuple[str, ...] = eqx.field(static=True)
     restore: Unravel = eqx.field(static=True)
 
@@ -218,8 +218,9 @@ def covariance(
     args, kwargs : tuple and dict, optional
         Its further arguments.
     bounds : optional
-        Those of the fit. `least_squares` says in its result what they hold, and they only tell
-        what is fixed from what is on its bound; for `minimize` they are needed if there were any.
+        Those of the fit. For `minimize` they are needed if there were any; a result of
+        `least_squares` has its ``active_mask``, and they only distinguish parameters that are fixed
+        from those on a bound.
     loss, f_scale : optional
         Those of the fit.
     absolute_sigma : bool

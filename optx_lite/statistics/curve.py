@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -11,9 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
+from ..problem.least_squares import LeastSquaresProblem, least_squares_problem
 from ..problem.pytrees import is_concrete
+from ..solvers import AbstractLeastSquaresSolver, LevenbergMarquardt, TrustRegionReflective
 from .covariance import Covariance
 from .orthogonal import distances, foot, points_of
 from .report import fit_report
@@ -233,6 +236,18 @@ class CurveFit(eqx.Module):
 
     def __getitem__(self, index: Any) -> Any:
         return self._values()[index]
+
+
+def refitting(
+    fit: CurveFit, data: Data, tolerance: float
+) -> tuple[LeastSquaresProblem, AbstractLeastSquaresSolver, Float[Array, " n"]]:
+    """The problem of a fit with these data, a solver, and the parameters of the fit, flat."""
+    problem, x = least_squares_problem(
+        functools.partial(residuals, fit.model), fit.result.x, args=(data,), bounds=fit.box,
+        loss=fit.loss, f_scale=fit.f_scale,
+    )  # fmt: skip
+    solver = TrustRegionReflective if problem.bounded else LevenbergMarquardt
+    return problem, solver(tolerance, tolerance, tolerance), jnp.asarray(x)
 
 
 def check_one(fit: CurveFit) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import equinox as eqx
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from ..linalg import safe_divide, safe_sqrt
 from .curve import CurveFit, check_one
@@ -30,10 +30,10 @@ class Influence(eqx.Module):
         D, how far the parameters go without the datum.
     """
 
-    leverage: Array
-    internal: Array
-    external: Array
-    cooks_distance: Array
+    leverage: Float[Array, " m"]
+    internal: Float[Array, " m"]
+    external: Float[Array, " m"]
+    cooks_distance: Float[Array, " m"]
 
 
 def influence(fit: CurveFit) -> Influence:

@@ -17,6 +17,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.experimental.sparse import BCOO
 from jaxtyping import Array
 
@@ -27,7 +28,7 @@ DENSE = 1000  # parameters: up to here J is written out
 
 def is_large(jac: Any) -> bool:
     """Whether it is no plain matrix."""
-    return not isinstance(jac, jax.Array)
+    return not isinstance(jac, (jax.Array, np.ndarray))
 
 
 def written_out(jac: Any) -> Array:

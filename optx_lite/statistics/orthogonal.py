@@ -38,7 +38,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from ..functions import Lifted, lift
 from ..jax_support.control_flow import while_loop
@@ -61,11 +61,11 @@ class Points(eqx.Module):
     """
 
     curve: Lifted
-    p: Any
-    x: Array
-    y: Array
-    weight: Array
-    sigma_x: Array
+    p: PyTree[Array]
+    x: Float[Array, "... m"]
+    y: Float[Array, " m"]
+    weight: Float[Array, " m"]
+    sigma_x: Float[Array, "... m"]
 
     @property
     def origin(self) -> Array:
@@ -117,12 +117,12 @@ def _axes(u: Array) -> Array:
 class _Search(eqx.Module):
     """The best u, its term, the step from it that is tried next; and which have ended."""
 
-    u: Array
-    term: Array
-    step: Array
-    foot: Array
-    found: Array
-    count: Array
+    u: Float[Array, "k m"]
+    term: Float[Array, " m"]
+    step: Float[Array, "k m"]
+    foot: Float[Array, "k m"]
+    found: Bool[Array, " m"]
+    count: Int[Array, ""]
 
 
 @jax.custom_jvp

@@ -19,27 +19,25 @@ all rays of all parameters are lanes of one `vmap`.
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Sequence
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Float, Int
 
 from ..driver.adjoint import ImplicitAdjoint
 from ..jax_support.control_flow import while_loop
 from ..problem.bounds import step_to_bound
-from ..problem.least_squares import least_squares_problem
 from ..problem.pytrees import is_concrete
-from ..solvers import LevenbergMarquardt, TrustRegionReflective
-from .curve import CurveFit, check_one, residuals
+from .curve import CurveFit, check_one, refitting
 from .propagation import freedom
-from .quantiles import half_width, radius
+from .quantiles import half_width, probability, radius
 
 FOUND, OPEN, BOUND, LOWER, FAILED = range(5)
 ONE_SIGMA = 0.6826894921370859  # the probability of one standard deviation
+TOLERANCE = 1e-10  # of the fits: their costs are subtracted
 MOST_TRIALS = 40
 FURTHEST = 1e3  # standard errors in units of q: beyond it a ray is open
 REASONS = {
@@ -64,14 +62,15 @@ class ProfileIntervals(eqx.Module):
         4 no convergence.
     names : tuple of str, static
     level : float
+        The probability of the intervals.
     """
 
-    value: Any
-    lower: Any
-    upper: Any
-    status: Any
+    value: Float[Array, " k"]
+    lower: Float[Array, " k"]
+    upper: Float[Array, " k"]
+    status: Int[Array, "k 2"]
     names: tuple[str, ...] = eqx.field(static=True)
-    level: Any = ONE_SIGMA
+    level: float | Array = ONE_SIGMA
 
     def __repr__(self) -> str:
         if not is_concrete(self) or jnp.ndim(self.value) != 1:
@@ -181,7 +180,7 @@ def contour(
     circle = jnp.stack([jnp.cos(angle), jnp.sin(angle)], axis=1)
     rays = jnp.zeros((points, x.shape[0]), x.dtype).at[:, rows].set(circle @ root.T)
     held = jnp.zeros(x.shape[0], bool).at[rows].set(True)
-    q = radius(jnp.asarray(level, x.dtype), freedom(fit, x.dtype))
+    q = radius(probability(level, x.dtype), freedom(fit, x.dtype))
     held = jnp.broadcast_to(held[None, :], rays.shape)
     distance, status = _distances(fit, rays, held, q)
     return (x[None, :] + distance[:, None] * rays)[:, rows], status
@@ -229,7 +228,7 @@ def profile_curves(
 
 def _quantile(level: Any, fit: CurveFit) -> Array:
     dtype = fit.covariance.x.dtype
-    return half_width(jnp.asarray(level, dtype), freedom(fit, dtype))
+    return half_width(probability(level, dtype), freedom(fit, dtype))
 
 
 @jax.jit
@@ -270,14 +269,10 @@ def _distances(fit: CurveFit, rays: Array, held: Array, q: Array) -> tuple[Array
 
 def _held_problem(fit: CurveFit) -> tuple[Any, Any, Array, Array]:
     """The problem with bounds which may be closed, its solver, its x and s²."""
-    problem, x = least_squares_problem(
-        functools.partial(residuals, fit.model), fit.result.x, args=(fit.data,), bounds=fit.box
-    )
-    bounded = problem.bounded
+    problem, solver, x = refitting(fit, fit.data, TOLERANCE)
     problem = dataclasses.replace(problem, bounded=True)
-    solver = (TrustRegionReflective if bounded else LevenbergMarquardt)(1e-10, 1e-10, 1e-10)
     variance = jnp.where(jnp.isfinite(fit.covariance.variance), fit.covariance.variance, jnp.nan)
-    return problem, solver, jnp.asarray(x), variance
+    return problem, solver, x, variance
 
 
 class _Ray(eqx.Module):

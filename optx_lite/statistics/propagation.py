@@ -14,13 +14,13 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from ..linalg import safe_sqrt
 from ..problem.pytrees import Unravel, ravel, widest
 from .covariance import Covariance
 from .curve import CurveFit, check_one
-from .quantiles import half_width
+from .quantiles import half_width, probability
 
 KINDS = ("confidence", "prediction")
 
@@ -33,10 +33,10 @@ class Band(eqx.Module):
     curve, stderr, lower, upper : arrays, all of the curve's shape
     """
 
-    curve: Any
-    stderr: Any
-    lower: Any
-    upper: Any
+    curve: Float[Array, "..."]
+    stderr: Float[Array, "..."]
+    lower: Float[Array, "..."]
+    upper: Float[Array, "..."]
 
 
 def propagate(fun: Callable[..., Any], fit: Any, covariance: Any = None) -> tuple[Any, Any]:
@@ -151,7 +151,7 @@ def band(
     curve, error = propagate(functools.partial(_curve_at, fit, x), fit)
     if kind == "prediction":
         error = safe_sqrt(error**2 + _variance_of(fit, sigma) * _sigma_of(fit, x, sigma) ** 2)
-    q = half_width(jnp.asarray(level, curve.dtype), freedom(fit, curve.dtype))
+    q = half_width(probability(level, curve.dtype), freedom(fit, curve.dtype))
     return Band(curve, error, curve - q * error, curve + q * error)
 
 

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.scipy.special import betainc, gammaln, ndtri
-from jaxtyping import Array
+from jaxtyping import Array, Float
+
+from ..problem.pytrees import is_concrete
 
 HALVINGS = 40
+
+
+def probability(level: Any, dtype: Any) -> Float[Array, ""]:
+    """``level`` as an array; NaN if it is traced and not between 0 and 1."""
+    if jnp.ndim(level) or (is_concrete(level) and not 0 < float(level) < 1):
+        raise ValueError(f"`level` must be a probability between 0 and 1, got {level!r}.")
+    level = jnp.asarray(level, dtype)
+    return jnp.where((level > 0) & (level < 1), level, jnp.nan)
 
 
 @jax.jit

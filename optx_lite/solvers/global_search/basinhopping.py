@@ -8,10 +8,10 @@ minimum x', f' with probability
 and never from a success to a failure. Every ``interval`` hops the step size is divided by
 ``factor`` if more than ``target`` of all hops so far were accepted, else multiplied.
 
-The local solver's steps and the hops are one machine: a turn is a step of the solver, and where
-that ends it, a hop. So chains that are batched wait for each other at the end only.
+The local solver's steps and the hops are one state machine: a step is one of the local solver and,
+where that ends the solve, a hop. So chains that are batched wait for each other at the end only.
 
-From SciPy differ: the random numbers.
+Different from SciPy: the random numbers.
 """
 
 from __future__ import annotations

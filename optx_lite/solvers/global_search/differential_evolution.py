@@ -25,7 +25,7 @@ evaluated together. "immediate": one after the other, each made of what the popu
 (Wormington et al. 1999). The points that are picked, the entries that are crossed and the
 replacements do not depend on that, and are drawn for the whole generation at once.
 
-From SciPy differ: the random numbers; NaN counts as infinite, where SciPy's search would keep it
+Different from SciPy: the random numbers; NaN counts as infinite, where SciPy's search would keep it
 as its best; where all energies are 0 the search has converged.
 """
 
@@ -40,7 +40,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from ...functions import Lifted
-from ...jax_support.control_flow import fori_loop
+from ...jax_support.control_flow import fori_loop, where
 from ...problem.global_search import SearchProblem
 from ...results.base import RUNNING
 from ...results.global_search import (
@@ -69,7 +69,7 @@ STRATEGIES = [name + crossover for name in MUTATIONS for crossover in ("bin", "e
 
 
 class Member(eqx.Module):
-    """A point and what is known of it; or many, along a first axis."""
+    """A point with its value and its violations; or many, along a first axis."""
 
     unit: Array  # (n,) in the unit cube
     energy: Array  # () f, infinite where a constraint is violated
@@ -199,7 +199,7 @@ class DifferentialEvolution(eqx.Module):
         )
 
     def report(self, problem: SearchProblem, state: State) -> DifferentialEvolutionResult:
-        """What a callback is told after a generation; its status means nothing yet."""
+        """What a callback gets after a generation; its status means nothing yet."""
         return self.finish(problem, state)
 
     # -- the trials ------------------------------------------------------------------------
@@ -264,7 +264,7 @@ class DifferentialEvolution(eqx.Module):
             nfev = jnp.ones_like(nfev)
         spent = ~first & (allowed == 0)  # then there is no generation any more
         accepted = jax.vmap(_accepted)(new, old) | first
-        members = _best_first(_choose(accepted & ~spent, new, old))
+        members = _best_first(where(accepted & ~spent, new, old))
         return _next(state, members, jnp.where(spent, 0, nfev), spent, MAXFUN_REACHED)
 
     def _one_by_one(self, problem: SearchProblem, state: State, plan: Plan, scale: Array) -> State:
@@ -280,10 +280,10 @@ class DifferentialEvolution(eqx.Module):
             active = jnp.where(first, nfev < self.maxfun, nfev <= self.maxfun)
             evaluated = new.feasible & active
             new = _with_energy(new, evaluated)
-            new = _choose(first | (active & _accepted(new, old)), new, old)
+            new = where(first | (active & _accepted(new, old)), new, old)
             # The best is at the front: a better one changes places with it.
             better = (i > 0) & _better(new, best)
-            front, here = _choose(better, new, best), _choose(better, best, new)
+            front, here = where(better, new, best), where(better, best, new)
             members = jax.tree.map(lambda leaf, row: leaf.at[0].set(row), members, front)
             members = jax.tree.map(lambda leaf, row: leaf.at[i].set(row), members, here)
             return members, nfev + evaluated.astype(nfev.dtype)
@@ -305,8 +305,9 @@ def _next(state: State, members: Member, nfev: Array, spent: Array, code: int) -
     )
 
 
-def _with_energy(member: Member, known: Array) -> Member:
-    energy = jnp.where(known, member.energy, jnp.inf)
+def _with_energy(member: Member, evaluated: Array) -> Member:
+    """With an infinite energy where it does not count as evaluated."""
+    energy = jnp.where(evaluated, member.energy, jnp.inf)
     return Member(member.unit, energy, member.violation)
 
 
@@ -335,13 +336,6 @@ def _best_first(members: Member) -> Member:
         return leaf.at[0].set(leaf[best]).at[best].set(front)
 
     return jax.tree.map(swap, members)
-
-
-def _choose(which: Array, new: Member, old: Member) -> Member:
-    def pick(a: Array, b: Array) -> Array:
-        return jnp.where(which.reshape(*which.shape, *[1] * (a.ndim - which.ndim)), a, b)
-
-    return jax.tree.map(pick, new, old)
 
 
 def _spread(energies: Array) -> tuple[Array, Array, Array]:

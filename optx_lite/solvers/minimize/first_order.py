@@ -4,7 +4,7 @@ r"""First-order methods: any ``optax.GradientTransformation`` as a solver.
 
 P the projection onto the box. The transformation sees the parameters in the user's own
 structure, so masks and groups of parameters work, and is given ``value``, ``grad`` and
-``value_fn`` besides, as optax's line searches want them; the evaluations of such a line search,
+``value_fn`` besides, as optax's line searches need them; the evaluations of such a line search,
 a loop of optax's own inside the step, are counted where its state has their number.
 
 The end is that of `convergence`. The quadratic there is one number here, the flattest curvature
