@@ -92,7 +92,7 @@ def linearized(
     )
     refused = is_refused(problem, state, model.column_norms, cost)
     taken = model.is_finite() & ~refused & (state.probing == 0)
-    passed = model.is_finite() & passes(problem, state, model)
+    passed = model.is_finite() & passes(problem, state, model.column_norms, model.gradient)
     return jax.tree.map(ft.partial(_either, taken), model, old), taken, passed
 
 

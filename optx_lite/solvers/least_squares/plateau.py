@@ -14,11 +14,6 @@ effect to second order only, as a in a^2 at 0. Then a small move of all paramete
 back that are much larger than those at the end. So before a success is claimed with such a
 parameter, one evaluation more is made at a point nearby, the `probe`. A probe may also look for a
 kink, see `convergence`.
-
-Several may run away together, each with an effect, but all with the same: of 1 / (v a + w b) only
-that of a + b is left where v = w, if both are huge. Then a pivot of J is lost, the part of a
-column that those before it do not make. Two peaks that fall into one lose it as well, and get it
-back nearby. Parameters of which the model never had but the sum do not lose anything.
 """
 
 from __future__ import annotations
@@ -29,7 +24,6 @@ from jaxtyping import Array
 from ...linalg import safe_divide, safe_sqrt
 from ...problem.least_squares import LeastSquaresProblem
 from ...results import least_squares as codes
-from .model import LinearModel
 from .state import State
 
 SMALL_DECREASE = 0.01  # a cost that falls by no more in a step, relatively: f is there to stay
@@ -38,7 +32,6 @@ REFUSALS_AT_BOUNDS = 2  # of those that bring a variable to a bound
 PLATEAU, KINK = 1, 2  # what a probe looks for
 NEARBY = 1 / 4  # power of eps: part of a move that changes f by its own size, for a probe
 REVIVED = -1 / 8  # power of eps: by so much an effect that comes back is the larger
-LOST = 3 / 4  # power of eps: part of its largest below which a pivot is lost
 LANDED = 1 / 4  # power of eps: part of the room to a bound that is left, all but on it
 
 
@@ -87,8 +80,7 @@ def verify(
     ``nothing``: whether f is rounding; ``doubtful``: whether a kink may be near; ``passed``: what
     the last trial found if it was there to look for something.
     """
-    dead = _dead(problem, state) | _dependent(problem, state, state.model)
-    dead = jnp.any(dead) & ~nothing
+    dead = jnp.any(_dead(problem, state)) & ~nothing
     wanted = jnp.where(dead, PLATEAU, jnp.where(doubtful, KINK, 0)).astype(jnp.int32)
     looking = before.probing > 0
     probing = jnp.where((status > 0) & ~looking, wanted, 0)
@@ -103,20 +95,10 @@ def _dead(problem: LeastSquaresProblem, state: State) -> Array:
     """Parameters that had an effect on f and have none any more, while others have."""
     model = state.model
     dead = without_effect(problem, model.column_norms, model.secant, state.longest, state.cost)
-    dead = _inside(problem, state, dead & (state.longest > 0))
+    dead = dead & (state.longest > 0)
+    if problem.bounded:
+        dead = dead & (state.x > problem.lower) & (state.x < problem.upper)
     return dead & ~jnp.all(dead)
-
-
-def _dependent(problem: LeastSquaresProblem, state: State, model: LinearModel) -> Array:
-    """Parameters that had an effect of their own, and have none in ``model``."""
-    return _inside(problem, state, model.pivots() <= problem.precision**LOST * state.pivots)
-
-
-def _inside(problem: LeastSquaresProblem, state: State, parameters: Array) -> Array:
-    """Those of the parameters which are not on a bound."""
-    if not problem.bounded:
-        return parameters
-    return parameters & (state.x > problem.lower) & (state.x < problem.upper)
 
 
 def probe(problem: LeastSquaresProblem, before: State, state: State, kind: Array) -> Array:
@@ -133,16 +115,14 @@ def probe(problem: LeastSquaresProblem, before: State, state: State, kind: Array
     return jnp.where(kind == KINK, before.trial.x, nearby)
 
 
-def passes(problem: LeastSquaresProblem, state: State, there: LinearModel) -> Array:
-    """Whether a probe, with the model ``there``, confirms the success."""
+def passes(problem: LeastSquaresProblem, state: State, norms: Array, gradient: Array) -> Array:
+    """Whether a probe, with columns of these norms and this gradient, confirms the success."""
     step = state.trial.x - state.x
-    turned = there.gradient @ step > 0.5 * jnp.abs(state.model.gradient @ step)
-    return jnp.where(state.probing == KINK, ~turned, _revives(problem, state, there))
+    turned = gradient @ step > 0.5 * jnp.abs(state.model.gradient @ step)
+    return jnp.where(state.probing == KINK, ~turned, revives(problem, state, norms))
 
 
-def _revives(problem: LeastSquaresProblem, state: State, there: LinearModel) -> Array:
-    """Whether a model has the effects that are missing at ``state.x``."""
+def revives(problem: LeastSquaresProblem, state: State, norms: Array) -> Array:
+    """Whether columns of these norms have the effects that are missing at ``state.x``."""
     least = problem.precision**REVIVED * state.model.column_norms
-    effect = ~_dead(problem, state) | (there.column_norms > least)
-    here = _dependent(problem, state, state.model)
-    return jnp.all(effect & ~(here & _dependent(problem, state, there)))
+    return jnp.all(~_dead(problem, state) | (norms > least))

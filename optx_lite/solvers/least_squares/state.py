@@ -40,7 +40,6 @@ class State(eqx.Module):
     unit: Array  # () s
     model: LinearModel
     longest: Array  # (n,) largest norm that each column of J has had
-    pivots: Array  # (n,) largest that each of the model's pivots has been
     scale: Array  # (n,) D^-1: the size of each variable
     radius: Array  # () trust radius
     trial: Trial
@@ -83,7 +82,6 @@ def initial_state(x0: Array, m: int, model: LinearModel) -> State:
         unit=constant(1),
         model=model,
         longest=zeros,
-        pivots=zeros,
         scale=zeros + 1,
         radius=infinite,
         trial=Trial(

@@ -214,7 +214,6 @@ class TrustRegionSolver(AbstractLeastSquaresSolver[State]):
             unit=jnp.where(accepted, finer, unit),
             model=model,
             longest=longest,
-            pivots=jnp.maximum(model.pivots(), state.pivots),
             scale=scale,
             last_size=state.size,
             refused=jnp.where(gained, 0, refused),
