@@ -159,6 +159,10 @@ class LinearModel(eqx.Module):
     def curvatures(self) -> Array:
         """Diagonal of the Hessian of (1), (n,)."""
 
+    def pivots(self) -> Array:
+        """What part of each column those before it do not make, (n,); 1 where that is unknown."""
+        return jnp.ones_like(self.gradient)
+
     @abc.abstractmethod
     def gauss_newton(
         self, box: tuple[Array, Array] | None = None, start: Array | None = None
@@ -283,6 +287,11 @@ class DenseModel(LinearModel):
     def curvatures(self) -> Array:
         """Squared norms of the columns of R."""
         return jnp.sum(self.r_factor * self.r_factor, axis=0)
+
+    def pivots(self) -> Array:
+        """By the diagonal of R."""
+        norms = safe_sqrt(self.curvatures())
+        return jnp.where(norms > 0, safe_divide(jnp.abs(diagonal(self.r_factor)), norms), 1)
 
     @property
     def singular(self) -> Array:
