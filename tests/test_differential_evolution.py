@@ -631,6 +631,17 @@ def test_jit_vmap_and_derivative():
     assert_allclose(slopes[1], np.zeros(3), atol=1e-5)
 
 
+def test_second_derivative_in_reverse():
+    """The raw search has none; behind the polished minimum that is not seen."""
+
+    def value(tilt):
+        tilted = lambda x: jnp.sum((x - 1) ** 2) + tilt * x[0]
+        return ox.differential_evolution(tilted, [(-4.0, 4.0)] * 2, rng=0, tol=0.1).fun
+
+    # tilt - tilt² / 4 at x = 1 - tilt / 2
+    assert_allclose(jax.grad(jax.grad(value))(0.3), -0.5, rtol=1e-6)
+
+
 def test_without_polish_there_is_no_derivative():
     def x(center):
         return ox.differential_evolution(

@@ -905,3 +905,22 @@ def test_units_that_are_far_apart(dtype):
     for each in jacobians:
         found = np.asarray(each, float)[known[0]]
         assert_allclose(found, np.broadcast_to(expected, found.shape), atol=atol)
+
+
+@pytest.mark.parametrize("solve", ["least squares", "minimum"])
+def test_reverse_over_reverse_beside_failed_lanes(solve):
+    """Lanes of NaN share the scale s of x / s with a good one: x of that, x''(s) = 0."""
+    data = jnp.array([[1.0, 2.0, 4.0], [jnp.nan] * 3, [1e308] * 3])
+
+    def fit(scale, y):
+        residuals = lambda x: jnp.sinh(x / scale) - y
+        if solve == "minimum":
+            return ox.minimize(lambda x: jnp.sum(residuals(x) ** 2), jnp.ones(1), tol=1e-14)
+        return ox.least_squares(residuals, jnp.ones(1))
+
+    def good(scale):
+        x = jax.vmap(lambda y: fit(scale, y).x[0])(data)
+        return jnp.where(jnp.arange(3) == 0, x, 0).sum() ** 2
+
+    x = good(1.0) ** 0.5
+    np.testing.assert_allclose(jax.grad(jax.grad(good))(1.2), 2 * x**2, rtol=1e-6)

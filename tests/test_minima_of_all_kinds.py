@@ -429,3 +429,21 @@ def test_a_margin_far_below_the_residuals(method, loss):
         # dogbox creeps along the kinks: a quarter of its lanes end honestly, by max_nfev.
         least = 0.6 if method == "dogbox" else 0.8
         assert np.sum(np.asarray(res.success)) >= least * lanes
+
+
+@pytest.mark.parametrize("join", [lambda a, b: a + b, lambda a, b: a * b], ids=["sum", "product"])
+@pytest.mark.parametrize("method", METHODS)
+def test_parameters_that_were_never_apart(method, join):
+    """Two parameters of which the data know one combination lose nothing: a plain success."""
+    t = np.linspace(0.0, 3.0, 40)
+    y = 2 * np.exp(-1.3 * t) + 0.5 + 0.05 * np.cos(17 * t)
+
+    def residuals(p, xp=jnp):
+        return join(p[0], p[1]) * xp.exp(-p[2] * t) + p[3] - y
+
+    starts = np.array([[1.0, 0.3, 1.0, 0.0], [1.0, 1.0, 1.0, 0.0], [2.0, 0.7, 0.5, 1.0]])
+    solve = jax.jit(jax.vmap(lambda x0: ox.least_squares(residuals, x0, method=method)))
+    res = solve(starts)
+    best = so.least_squares(lambda p: residuals(p, np), starts[0])
+    assert np.all(res.success), res.status
+    assert_allclose(res.cost, best.cost, rtol=1e-6)

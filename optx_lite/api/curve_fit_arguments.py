@@ -295,6 +295,11 @@ def bounds_of(bounds: Any, fixed: Any, p0: Any) -> Any:
     """The bounds, closed on p0 where a parameter is fixed."""
     if fixed is None:
         return bounds
+    if not is_concrete(fixed):
+        raise TypeError(
+            "`fixed` must be known when the fit is traced, got a traced value; for flags that are "
+            "data give `bounds` with lb = ub = p0 there."
+        )
     x = ravel(p0, jax.tree.leaves(p0)[0].dtype)
     as_numbers = jax.tree.map(lambda flag: np.asarray(flag, float), fixed)
     where = np.asarray(spread(as_numbers, 0.0, p0, x, "`fixed`")) != 0

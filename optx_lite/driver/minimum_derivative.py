@@ -78,7 +78,7 @@ from ..problem.base import AbstractProblem
 from ..problem.bounds import coleman_li
 from ..results.base import AbstractResult
 from .custom_derivative import Moving
-from .unknown import nan_where_moved
+from .unknown import nan_where_moved, still_unless
 
 MOST_SETS = 30  # of active variables that are tried
 DENSE = 500  # variables: up to here a minimiser's Hessian is written out
@@ -104,8 +104,8 @@ def minimum_tangents(
     moving : Moving
         The leaves.
     """
-    x, values = result.x, moving.values
-    problem = problem_of(moving.leaves)
+    x, *values = [still_unless(known, value) for value in (result.x, *moving.values)]
+    problem = problem_of(moving.with_values(values))
     unit, size = problem.units(result)
     unit = _balanced(unit, size)
     dots = [jnp.where(known, dot, 0) for dot in moving.dots]  # see `unknown`
@@ -154,7 +154,7 @@ def minimum_tangents(
 
     _, described = jax.jvp(describe, (x, values), (d_x, dots))
     moved = {"x": d_x, **described}
-    return jax.tree.map(ft.partial(_where_known, known, values, moving.dots), moved)
+    return jax.tree.map(ft.partial(_where_known, known, moving.values, moving.dots), moved)
 
 
 def _where_known(

@@ -35,6 +35,11 @@ def zero_that_moves(value: Array) -> Array:
     return value - lax.stop_gradient(value)
 
 
+def still_unless(known: Array, value: Array) -> Array:
+    """The value, which moves only where ``known``: no derivative of what follows comes back."""
+    return jnp.where(known, value, lax.stop_gradient(value))
+
+
 def one_unless_zero(tangent: Array) -> Array:
     """1 where a tangent is not 0, so that a sum of such is 0 only where all are.
 
