@@ -108,8 +108,9 @@ def _dead(problem: LeastSquaresProblem, state: State) -> Array:
 
 def _dependent(problem: LeastSquaresProblem, state: State) -> Array:
     """Parameters that had an effect of their own, and have none any more."""
-    least = problem.precision**LOST * state.pivots
-    return _inside(problem, state, state.model.pivots() <= least)
+    part = problem.precision**LOST
+    had = state.pivots > part  # less is rounding: in a c exp(-b t) one of a and c never had any
+    return _inside(problem, state, had & (state.model.pivots() <= part * state.pivots))
 
 
 def _inside(problem: LeastSquaresProblem, state: State, parameters: Array) -> Array:
