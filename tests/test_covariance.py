@@ -200,6 +200,19 @@ class TestSingular:
         assert sentence == f"x0 and x2 enter only as {said}."
         assert re.match("x0 and x2 are not determined: along .* do not change", cov.explain()[0])
 
+    @pytest.mark.parametrize("name", ["product", "sum"])
+    def test_what_never_had_an_effect_of_its_own_has_not_lost_it(self, name):
+        # From any start and in any units, where a pivot of J is 0 or rounding all the way.
+        rng = np.random.default_rng(0)
+        starts, units = rng.uniform(0.3, 2.0, (50, 3)), 10.0 ** rng.integers(-3, 4, (50, 3))
+        fit = lambda x, u: ox.least_squares(
+            lambda p: SINGULAR[name][0](p * u) - Y, x / u, method="lm"
+        )
+        res = jax.jit(jax.vmap(fit))(jnp.asarray(starts), jnp.asarray(units))
+        ref = ox.least_squares(lambda p: p[0] * jnp.exp(-p[1] * T) - Y, [1.0, 1.0])
+        assert res.success.all()
+        assert_allclose(res.cost, ref.cost, rtol=1e-6)
+
     def test_in_many_directions(self):
         f = lambda p: p["a"] * p["b"] * p["c"] * jnp.exp(-p["k"] * T) + 0 * p["z"] - Y
         res = ox.least_squares(f, {"a": 1.0, "b": 2.0, "c": 3.0, "k": 1.0, "z": 4.0})
