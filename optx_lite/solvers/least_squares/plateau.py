@@ -39,6 +39,7 @@ PLATEAU, KINK = 1, 2  # what a probe looks for
 NEARBY = 1 / 4  # power of eps: part of a move that changes f by its own size, for a probe
 REVIVED = -1 / 8  # power of eps: by so much an effect that comes back is the larger
 LOST = 3 / 4  # power of eps: part of its largest below which a pivot is lost
+OWN = 1 / 4  # power of eps: least pivot of a parameter with an effect of its own
 VANISHED = 1 / 2  # power of eps: f, in its unit, that goes to 0
 LANDED = 1 / 4  # power of eps: part of the room to a bound that is left, all but on it
 
@@ -110,7 +111,8 @@ def _dead(problem: LeastSquaresProblem, state: State) -> Array:
 
 def _dependent(problem: LeastSquaresProblem, state: State, model: LinearModel) -> Array:
     """Parameters that had an effect of their own, and have none in ``model``."""
-    lost = model.pivots() <= problem.precision**LOST * state.pivots
+    had = state.pivots > problem.precision**OWN
+    lost = had & (model.pivots() <= problem.precision**LOST * state.pivots)
     # Where f goes to 0, from about 1, J may lose its rank as fast: Powell's singular function.
     return _inside(problem, state, lost & (state.fnorm > problem.precision**VANISHED))
 
