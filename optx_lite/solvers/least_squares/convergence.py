@@ -12,8 +12,9 @@ criterion for nonlinear least squares", Technometrics 23, 1981): the cosine of t
 between f and the tangent plane. Where J is nearly singular that plane holds directions which
 lead nowhere, and MINPACK's measure counts instead: the largest cosine between f and a single
 column. With a robust loss a few heavy rows may make all columns nearly parallel and all cosines
-small, so the offset counts as long as the plane is known. SciPy compares ||g||_inf with gtol, which is met anywhere if f is small enough; here
-that sets only the status code of a solve that has ended.
+small, so the offset counts as long as the plane is known. SciPy compares ||g||_inf with gtol,
+which is met anywhere if f is small enough; here that sets only the status code of a solve that
+has ended.
 
 A step is not small because it was kept small. So (2) and (3) count only for a step which the trust
 region did not cut short, and after which Gauss-Newton promises no more than the step gained, or
