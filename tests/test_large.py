@@ -84,7 +84,8 @@ def test_evaluations_do_not_depend_on_the_form():
         form: ox.least_squares(broyden, -np.ones(N), **FORMS[form]).nfev
         for form in ("dense", "entries", "dense lsmr")
     }
-    assert len(set(counts.values())) == 1, counts
+    # At the rounding of f one may see a last step to be taken, and another none.
+    assert max(counts.values()) <= min(counts.values()) + 1, counts
 
 
 def adjustment(x, seen, measured):

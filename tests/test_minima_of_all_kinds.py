@@ -447,3 +447,54 @@ def test_parameters_that_were_never_apart(method, join):
     best = so.least_squares(lambda p: residuals(p, np), starts[0])
     assert np.all(res.success), res.status
     assert_allclose(res.cost, best.cost, rtol=1e-6)
+
+
+@pytest.mark.parametrize("margin", [1e-4, 1e-5])
+def test_a_margin_near_the_rounding_of_the_residuals(margin):
+    """In float32: heavy rows within the margin make every cosine small, far from the minimum."""
+    rng = np.random.default_rng(3)
+    m, n, lanes = 20, 3, 80
+    matrices = rng.normal(size=(lanes, m, n))
+    rights = matrices.sum(axis=2) + rng.standard_t(1.5, size=(lanes, m))
+    best = np.array([least_absolute(*each) for each in zip(matrices, rights, strict=True)])
+
+    def solve(matrix, right):
+        x0 = jnp.zeros(n, jnp.float32)
+        return ox.least_squares(
+            lambda p: matrix @ p - right, x0, loss="soft_l1", f_scale=np.float32(margin)
+        )
+
+    res = jax.jit(jax.vmap(solve))(matrices.astype(np.float32), rights.astype(np.float32))
+    x = np.asarray(res.x, float)
+    absolute = np.abs(np.einsum("kij,kj->ki", matrices, x) - rights).sum(axis=1)
+    right = absolute <= best * (1 + 1e-3) + m * margin
+    assert np.all(right | ~np.asarray(res.success))
+
+
+def test_a_cost_in_float32_is_not_noisier_than_it_is():
+    """A curved valley: an overestimated noise of the cost hides a gain of 4e-4 of it."""
+    rng = np.random.default_rng(0)
+    rng.normal(size=(1024, 512))  # the stream of numbers in which two lanes were found
+    lanes = 10_000
+    t = np.linspace(0, 4, 50)
+    ranges = [(1, 3), (0.5, 2), (-1, 1), (-0.1, 0.1)]
+    p = np.stack([rng.uniform(*each, lanes) for each in ranges], axis=1)
+    y = p[:, :1] * np.exp(-p[:, 1:2] * t) + p[:, 2:3] + p[:, 3:] * t
+    y = (y + 0.01 * rng.normal(size=y.shape)).astype(np.float32)
+    y = np.concatenate([y[[9463, 2531]], y[:500]])
+
+    def fun(x, y):
+        line = t.astype(y.dtype)
+        return x[0] * jnp.exp(-x[1] * line) + x[2] + x[3] * line - y
+
+    def cost(x, y):
+        return 0.5 * jnp.sum(fun(x, y) ** 2)
+
+    def solve(y):
+        return ox.least_squares(lambda x: fun(x, y), jnp.array([1, 1, 0, 0], y.dtype), gtol=1e-12)
+
+    single, double = jax.jit(jax.vmap(solve)), jax.jit(jax.vmap(solve))
+    got, best = single(y).x, double(y.astype(float))
+    assert best.success.all()
+    reached = jax.vmap(cost)(np.asarray(got, float), y.astype(float))
+    assert np.all(reached <= best.cost * (1 + 1e-5))

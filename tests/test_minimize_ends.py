@@ -434,17 +434,6 @@ def test_on_a_kink_itself_the_gradient_is_some_mean(dtype, bounded):
         return ox.minimize(fun, x0, bounds=[(-100, 100)] if bounded else None)
 
     res = jax.jit(jax.vmap(solve))(x0, slopes, offsets)
-    x = np.asarray(res.x, float)[:, 0]
-    claimed = np.flatnonzero(np.asarray(res.success) & (np.abs(x) < 100))
-    # Piecewise linear: no minimum in between has a gradient of 0. A kink where several meet
-    # may look smooth all the same; of 200 it was 6 to 12 without the rule, and is 0 to 3 by how
-    # the compiler rounds. A claim away from the lowest kink is false.
-    assert claimed.size <= 3
-    a, b = np.triu_indices(lines, 1)
-    for i in claimed:
-        k, c = slopes[i].astype(float), offsets[i].astype(float)
-        kinks = np.append((c[a] - c[b]) / (k[a] - k[b]), [0.0, -100.0, 100.0])
-        kinks = kinks[np.abs(kinks) <= 100]
-        values = np.max(k * kinks[:, None] - c, axis=1) + 0.01 * np.abs(kinks)
-        reached = np.max(k * x[i] - c) + 0.01 * abs(x[i])
-        assert reached <= np.min(values) + 1e3 * np.finfo(dtype).eps * (1 + abs(np.min(values)))
+    free = np.abs(np.asarray(res.x)[:, 0]) < 100
+    # Piecewise linear: no minimum in between has a gradient of 0.
+    assert not np.any(np.asarray(res.success) & free)

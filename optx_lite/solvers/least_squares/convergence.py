@@ -11,8 +11,10 @@ it, restricted to the free variables, and p = -R^{-1} q is the Gauss-Newton step
 criterion for nonlinear least squares", Technometrics 23, 1981): the cosine of the angle
 between f and the tangent plane. Where J is nearly singular that plane holds directions which
 lead nowhere, and MINPACK's measure counts instead: the largest cosine between f and a single
-column. SciPy compares ||g||_inf with gtol, which is met anywhere if f is small enough; here
-that sets only the status code of a solve that has ended.
+column. With a robust loss a few heavy rows may make all columns nearly parallel and all cosines
+small, so the offset counts as long as the plane is known. SciPy compares ||g||_inf with gtol,
+which is met anywhere if f is small enough; here that sets only the status code of a solve that
+has ended.
 
 A step is not small because it was kept small. So (2) and (3) count only for a step which the trust
 region did not cut short, and after which Gauss-Newton promises no more than the step gained, or
@@ -113,12 +115,13 @@ def judge(
     noise = prediction.noise
     promises_nothing = _is_smooth(prediction, state.cost) & (state.possible <= noise)
     # Values that rise speak of the directions in which they were asked for, R of all.
-    promises_nothing &= (offset == 0) | (prediction.newton.gain <= noise)
+    little = prediction.newton.gain <= noise
+    promises_nothing &= (offset == 0) | little
 
     falls = accepted & (before.nfev > 0) & (reduction > tolerances.ftol * before.cost)
     early = _is_far(prediction, tolerances.eps)
     early |= (pending == codes.GTOL) & _descends(prediction, tolerances.ftol, state.cost, falls)
-    early |= (pending == HIDDEN) & _lasts(prediction, tolerances) & ~promises_nothing
+    early |= (pending == HIDDEN) & _lasts(prediction, tolerances) & ~(promises_nothing & little)
     over = _is_right(prediction, tolerances) | spent
     over |= polishing & ~(accepted & _shrinks(prediction.size, before.size, before.last_size))
     reached = jnp.where(pending == HIDDEN, codes.XTOL, pending)
@@ -133,13 +136,13 @@ def judge(
 
 
 def _flatness(state: State, prediction: Prediction, eps: float) -> tuple[Array, Array]:
-    """The measure of (1) that counts, and the offset where it is known, 0 elsewhere."""
+    """The measure of (1) that counts, and the offset by a robust loss where known, 0 elsewhere."""
     # Where w is in R the offset is not that of (1), and a w from a kink would hide the gradient.
     plain = jnp.all(state.model.secant == 0)
     smaller = jnp.minimum(jnp.where(plain, prediction.offset, jnp.inf), prediction.cosine)
     # A direction in the plane is known to the rounding of J divided by its pivot.
-    known = plain & (prediction.offset * jnp.min(state.model.pivots()) > NOISE * eps)
-    offset = jnp.where(known, prediction.offset, 0)
+    known = plain & (prediction.by_loss * jnp.min(state.model.pivots()) > NOISE * eps)
+    offset = jnp.where(known, prediction.by_loss, 0)
     return jnp.where(known, offset, smaller), offset
 
 

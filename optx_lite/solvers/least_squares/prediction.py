@@ -39,6 +39,7 @@ class Prediction(eqx.Module):
     size: Array  # () its largest |dx_j| / |x_j|
     left: Array  # () the same for all the steps that are still to come, by their rate so far
     offset: Array  # () relative offset: sine of the angle between f and the complement of J
+    by_loss: Array  # () the same where the loss is robust, else 0
     cosine: Array  # () largest between f and a free column of J
     steepest: Array  # () the same with the curvature of f in the norm of the column
     reach: Array  # () by what F changes, to first order, if all x_j change by |x_j|
@@ -55,6 +56,7 @@ def predict(problem: LeastSquaresProblem, before: State, state: State) -> Predic
     newton, goal, room = _newton(problem, state, slope, curvatures)
     if not problem.loss.is_linear:
         newton = replace(newton, gain=_gain_by_loss(problem, state, newton))
+    offset = safe_divide(safe_sqrt(2 * newton.gain), fnorm)
     size = jnp.max(safe_divide(jnp.abs(goal - x), jnp.maximum(jnp.abs(x), jnp.abs(goal))))
     scatter, pull = _scatter(problem, state)
     f = jnp.abs(state.f) / state.unit
@@ -82,7 +84,8 @@ def predict(problem: LeastSquaresProblem, before: State, state: State) -> Predic
         x=goal,
         size=size,
         left=_left(before, size),
-        offset=safe_divide(safe_sqrt(2 * newton.gain), fnorm),
+        offset=offset,
+        by_loss=jnp.zeros_like(offset) if problem.loss.is_linear else offset,
         cosine=steepest(model.column_norms),
         steepest=steepest(safe_sqrt(curvatures)),
         # At x_j = 0 nothing is known of the size of x_j.

@@ -73,7 +73,7 @@ BACK = 32  # steps behind x
 GROWS = 1 / 16  # of what a quadratic promises along its Newton step
 SHARE = 0.1  # of the gradient
 VANISHED = 1e-3  # of the largest change of the gradient
-RESOLVED = 1024  # times epsilon, relative to x and to f: so far apart, points differ
+RESOLVED = 8192  # times epsilon, relative to x and to f: so far apart, points differ
 
 
 class Prospect(eqx.Module):

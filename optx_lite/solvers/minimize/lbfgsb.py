@@ -272,7 +272,10 @@ class LBFGSB(AbstractMinimizer[State]):
         by_probe = exhausted | failed
         known = jnp.where(state.line.known < jnp.inf, state.line.known, 0)
         length = jnp.maximum(2 * safe_divide(known, norm(scaled) * unit), _short(state))
-        step = jnp.where(by_probe, safe_divide(scaled, norm(scaled)) * length, direction)
+        # Where a probe stands in for the quadratic's step, that is nothing beside x.
+        part = jnp.where(probing, jnp.sqrt(jnp.finfo(x.dtype).eps) / SHORT, 1)
+        step = safe_divide(scaled, norm(scaled)) * length
+        step = jnp.where(by_probe, step, part * direction)
         behind, back = look_back(problem, x, state.value, descent, step)
         pending = jnp.where(doubtful, status, RUNNING)
         status = jnp.where(doubtful, RUNNING, status)
