@@ -103,6 +103,23 @@ def test_polish_gives_the_digits_that_values_do_not_have():
     assert error(minimum(a)) < 16 * EPS * jnp.max(jnp.abs(jnp.log(a) / B[None, :]))
 
 
+CANCELLING = {
+    "exponential": (lambda x, a, b: jnp.exp(b * x) / b - a * x, lambda a, b: jnp.log(a) / b),
+    "square": (lambda x, a, b: x * x - 2 * a * x + a * a, lambda a, b: a),
+}
+
+
+@pytest.mark.parametrize("family", CANCELLING)
+def test_polish_where_the_terms_of_the_value_cancel(family):
+    """What is left of a value says nothing of its rounding: one lane in eight was not polished."""
+    fun, lowest = CANCELLING[family]
+    rng = np.random.default_rng(0)
+    a, b = jnp.asarray(rng.uniform(0.5, 3, 4000)), jnp.asarray(10 ** rng.uniform(-1, 1, 4000))
+    res = ox.elementwise.find_minimum(fun, (-29.0, 0.1, 29.0), args=(a, b), polish=True)
+    assert res.success.all()
+    np.testing.assert_allclose(res.x, lowest(a, b), rtol=1e-13, atol=1e-13)
+
+
 # -- minimize_scalar -----------------------------------------------------------------------
 
 

@@ -100,11 +100,18 @@ def _polish(
     """x and f after Newton's steps on f'; as they are where JAX can take no second derivative.
 
     A step counts where the curvature is positive, |f'| falls, and the point stays in the bracket,
-    or so close that rounding may have cut off the minimum: eps |f| = f_xx d^2 / 2. Both count
-    where f has not risen by more than rounding.
+    or so close that rounding may have cut off the minimum: noise = f_xx d^2 / 2. Both count
+    where f has not risen by more than rounding. The terms of f may cancel: their size, and so the
+    noise, is that of f, or of f_xx x^2.
     """
+    try:
+        start = (x, *value_and_slope(problem.slope, x))
+    except NoDerivativeError:
+        return x, f
     low, high = bracket
-    noise = DOUBT * jnp.finfo(x.dtype).eps * jnp.abs(f)
+    terms = jnp.abs(start[2]) * x * x
+    terms = jnp.abs(f) + jnp.where(jnp.isfinite(terms), terms, 0)
+    noise = DOUBT * jnp.finfo(x.dtype).eps * terms
 
     def newton(_: Any, now: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         x, slope, curvature = now
@@ -115,10 +122,6 @@ def _polish(
         good = good & wanted & (jnp.abs(new[1]) < jnp.abs(slope))
         return jax.tree.map(lambda a, b: jnp.where(good, a, b), new, now)
 
-    try:
-        start = (x, *value_and_slope(problem.slope, x))
-    except NoDerivativeError:
-        return x, f
     to = fori_loop(0, NEWTON, newton, start)[0]
     f_to = problem(to)
     keep = f_to <= f + noise
