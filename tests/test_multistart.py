@@ -415,3 +415,17 @@ def test_a_chain_from_nan_finds_its_way():
     assert_allclose(
         res.x, so.minimize_scalar(lambda x: float(root([x])), bounds=(1, 3)).x, atol=1e-5
     )
+
+
+def test_a_closure_over_new_data_compiles_nothing(caplog):
+    starts = starts_in_a_grid(3)
+
+    def run(c):
+        solve = lambda x: ox.minimize(lambda x: jnp.sum((x - c) ** 2), x)
+        return ox.multistart(solve, starts)
+
+    run(0.3)
+    with jax.log_compiles(), caplog.at_level("WARNING"):
+        res = run(1.3)
+    assert "Compiling" not in caplog.text
+    assert_allclose(res.best.x, 1.3, rtol=1e-5)

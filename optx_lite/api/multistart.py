@@ -144,7 +144,7 @@ def _replaceable_adjoint(solve: Callable) -> str | None:
 def _census(results: Any, starts: Any, rtol: Any) -> Census:
     x, begun = flat(results.x), flat(starts)
     inputs = lax.stop_gradient((x, results.value, results.success, begun.astype(x.dtype)))
-    return take_census(*inputs, jnp.asarray(rtol, x.dtype))
+    return jax.jit(take_census)(*inputs, jnp.asarray(rtol, x.dtype))
 
 
 @jax.jit
