@@ -65,4 +65,4 @@ from .statistics.propagation import propagate as propagate
 from .statistics.report import FitReport as FitReport
 from .statistics.report import fit_report as fit_report
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
