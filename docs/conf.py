@@ -80,4 +80,5 @@ html_theme_options = {
     "pygments_light_style": "a11y-high-contrast-light",
     "pygments_dark_style": "a11y-high-contrast-dark",
 }
-html_sidebars = {"index": []}
+_ALONE = ("index", "benchmarks", "correctness", "stability", "contributing", "changelog")
+html_sidebars = {page: [] for page in _ALONE}

@@ -25,7 +25,9 @@ def model(t, x):
 
 
 def fit(y, loss):
-    residuals = lambda x, y: model(T, x) - y
+    def residuals(x, y):
+        return model(T, x) - y
+
     return ox.least_squares(residuals, [1.0, 1.0, 0.0], args=(y,), loss=loss, f_scale=0.1).x
 
 

@@ -17,6 +17,7 @@ from sphinx.util.docutils import SphinxDirective
 
 ROOT = Path(__file__).parents[2]
 LITERAL = re.compile(r"``.+?``|`.+?`", re.DOTALL)
+GAP = re.compile(r" {5,}(\([^ ]*\))$", re.MULTILINE)  # before the number of an equation
 ITEM = re.compile(r"(- |\d+\. )")
 MARKUP = re.compile(r"([*|_\\])")
 
@@ -34,8 +35,10 @@ def as_rst(text):
     for is_formula, lines in itertools.groupby(text.splitlines(), _is_formula):
         run = "\n".join(lines)
         if is_formula:
-            formula = textwrap.indent(run.rstrip(), indent + "    ")
-            out.append(f"\n{indent}::\n\n{formula}\n")
+            formula = textwrap.indent(
+                GAP.sub(r"    \1", textwrap.dedent(run.rstrip())), indent + "    "
+            )
+            out.append(f"\n{indent}.. code-block:: text\n\n{formula}\n")
         else:
             out.append(_escaped(run))
             indent = _indent_at_end(run, indent)

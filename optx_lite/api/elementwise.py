@@ -137,9 +137,9 @@ def find_root(
     init : (xl, xr) of arrays
         A bracket, in any order: the signs of f at its ends differ.
     tolerances : dict, optional
-        The end is where the bracket is narrower than ``xatol + xrtol |x|``, or ``|f|`` at its better
-        end at most ``fatol`` plus ``frtol`` times the smaller ``|f|`` of the first two. Default: 4
-        times the smallest normal number, 4 eps, the smallest normal number, 0.
+        The end is where the bracket is narrower than ``xatol + xrtol |x|``, or ``|f|`` at its
+        better end at most ``fatol`` plus ``frtol`` times the smaller ``|f|`` of the first two.
+        Default: 4 times the smallest normal number, 4 eps, the smallest normal number, 0.
     maxiter : int, optional
         Most iterations. Default: as many bisections as there are powers of 2 in the dtype.
 
