@@ -55,6 +55,7 @@ notebook: $(WITH)-notebook ## execute the notebooks in place
 
 docs: $(WITH)-docs ## build the site, in docs/_build/html
 	$(ONE_THREAD) $(BIN)/python -m sphinx -q -W --keep-going docs docs/_build/html
+	$(BIN)/python docs/links.py docs/_build/html
 
 docs-serve: docs ## build the site and show it at http://localhost:8000
 	$(BIN)/python -m http.server --directory docs/_build/html --bind localhost
