@@ -19,6 +19,8 @@ WITH           := $(VENV)/.with
 # Cholesky call, wait for one another in a spin: on busy cores that is a hundred times slower.
 ONE_THREAD := OPENBLAS_NUM_THREADS=1 XLA_FLAGS="$(strip --xla_cpu_multi_thread_eigen=false $(XLA_FLAGS))"
 
+SOLVE := import optx_lite as ox; assert ox.least_squares(lambda x: x - 2.0, [1.0]).success
+
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-oldest lint format hooks bench notebook docs docs-serve build clean
@@ -60,13 +62,16 @@ docs: $(WITH)-docs ## build the site, in docs/_build/html
 docs-serve: docs ## build the site and show it at http://localhost:8000
 	$(BIN)/python -m http.server --directory docs/_build/html --bind localhost
 
-build: $(WITH)-release ## make wheel and sdist, in dist, and check them
+build: $(WITH)-release ## make wheel and sdist, in dist, and solve with the wheel alone
 	rm -rf dist
 	$(BIN)/python -m build
 	$(BIN)/python -m twine check --strict dist/*
+	$(PYTHON) -m venv --clear $(VENV)-wheel
+	$(VENV)-wheel/bin/python -m pip --disable-pip-version-check install dist/*.whl
+	cd / && $(abspath $(VENV)-wheel)/bin/python -c '$(SOLVE)'
 
 clean: ## remove .venv and everything else that was made
-	rm -rf $(VENV) $(VENV)-oldest build dist docs/_build docs/reference/generated docs/tutorials/*.ipynb .pytest_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf $(VENV) $(VENV)-oldest $(VENV)-wheel build dist docs/_build docs/reference/generated docs/tutorials/*.ipynb .pytest_cache .ruff_cache .hypothesis .benchmarks
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(READY): pyproject.toml

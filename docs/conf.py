@@ -62,6 +62,7 @@ python_maximum_signature_line_length = 88
 
 # -- how it looks --------------------------------------------------------------------------
 
+highlight_language = "none"  # where a block names none
 html_theme = "pydata_sphinx_theme"
 html_title = f"optx_lite {release}"
 html_static_path = ["_static"]

@@ -76,7 +76,8 @@ class ModuleText(SphinxDirective):
 
     def run(self):
         path, text = docstring(self.arguments[0])
-        self.env.note_dependency(str(path))
+        for file in (str(path), __file__):
+            self.env.note_dependency(file)
         source = as_rst(text)
         node = nodes.container()
         self.state.nested_parse(StringList(source.splitlines(), str(path)), 0, node)
