@@ -13,6 +13,8 @@ from types import ModuleType
 import pytest
 
 import optx_lite as ox
+from benchmarks import speed
+from benchmarks.table import put
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -119,6 +121,14 @@ def test_the_oldest_versions_are_those_that_are_tested():
     assert {name for name, _ in tested} == {name for name, _ in supported}
     for name, version in supported:
         assert any(n == name and f"{v}.".startswith(f"{version}.") for n, v in tested), name
+
+
+def test_the_tables_of_speed_have_their_places(tmp_path):
+    page = tmp_path / "benchmarks.md"
+    page.write_text((DOCS / "benchmarks.md").read_text())
+    for name in {row.table for row in speed.ROWS.values()} | {"cold"}:
+        put(f"the table {name}", name, page)
+        assert f"the table {name}" in page.read_text()
 
 
 def test_a_version_is_one():
