@@ -7,7 +7,7 @@ that a busy moment of the machine strikes them alike. `limit` is the work that n
 without: residuals, Jacobian and a small Cholesky, once for each evaluation that ours took.
 
 ``--only`` chooses rows, ``--lanes 500 --rounds 1`` makes a quick look of it, and
-``--write README.md`` puts the summary between that file's marks.
+``--write docs/benchmarks.md`` puts the summary between that file's marks.
 """
 
 import argparse

@@ -47,6 +47,7 @@ from .solvers import AbstractSolver as AbstractSolver
 from .solvers import Dogbox as Dogbox
 from .solvers import LevenbergMarquardt as LevenbergMarquardt
 from .solvers import TrustRegionReflective as TrustRegionReflective
+from .solvers.base import Report as Report
 from .statistics.bootstrap import Bootstrap as Bootstrap
 from .statistics.bootstrap import bootstrap as bootstrap
 from .statistics.covariance import Covariance as Covariance
@@ -64,4 +65,4 @@ from .statistics.propagation import propagate as propagate
 from .statistics.report import FitReport as FitReport
 from .statistics.report import fit_report as fit_report
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

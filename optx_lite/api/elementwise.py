@@ -71,7 +71,7 @@ def find_minimum(
     kwargs : dict of arrays, optional
         Further arguments of ``f`` by name.
     tolerances : dict, optional
-        The end is where half of the larger side of the bracket, |x3 - x2| / 2, is at most
+        The end is where half of the larger side of the bracket, ``|x3 - x2| / 2``, is at most
         ``xrtol |x2| + xatol``, or the curvature f1/2 - f2 + f3/2 at most ``frtol |f2| + fatol``.
         Default: xrtol the root of the dtype's eps, the others its smallest normal number.
     maxiter : int
@@ -137,9 +137,9 @@ def find_root(
     init : (xl, xr) of arrays
         A bracket, in any order: the signs of f at its ends differ.
     tolerances : dict, optional
-        The end is where the bracket is narrower than ``xatol + xrtol |x|``, or |f| at its better
-        end at most ``fatol`` plus ``frtol`` times the smaller |f| of the first two. Default: 4
-        times the smallest normal number, 4 eps, the smallest normal number, 0.
+        The end is where the bracket is narrower than ``xatol + xrtol |x|``, or ``|f|`` at its
+        better end at most ``fatol`` plus ``frtol`` times the smaller ``|f|`` of the first two.
+        Default: 4 times the smallest normal number, 4 eps, the smallest normal number, 0.
     maxiter : int, optional
         Most iterations. Default: as many bisections as there are powers of 2 in the dtype.
 

@@ -42,7 +42,7 @@ class Dogbox(TrustRegionSolver):
     PATIENCE = 10
 
     def first_radius(self, problem: LeastSquaresProblem, state: State) -> Array:
-        """The largest |x0_j| / s_j, or of the Cauchy step if x0 is nothing beside it."""
+        """The largest ``|x0_j| / s_j``, or of the Cauchy step if x0 is nothing beside it."""
         metric, slope = _metric(state)
         if problem.bounded:
             slope = jnp.where(_resting(problem, state), 0, slope)
