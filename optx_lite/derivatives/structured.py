@@ -1,6 +1,6 @@
 """The interface of a Jacobian that is no dense array: `linearize` gives an operator.
 
-An operator (m, n) with products, `scaled`, `squared_columns` and `absolute`; with `solve_normal`
+An operator (m, n) with products, `scaled`, `squared_columns` and `absolute`; with `normal`
 where its form allows it.
 """
 

@@ -23,6 +23,7 @@ Different from the dense model: no secant row; a correction by normal equations 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -39,7 +40,7 @@ from ...linalg import (
     solve_trust_region,
     triangularize,
 )
-from ...linalg.jacobians import JacobianOperator
+from ...linalg.jacobians import JacobianOperator, NormalEquations
 from ...linalg.lsmr import Stops, lsmr_solve
 from .model import Correction, GaussNewtonStep, LinearModel, TrustRegionStep
 
@@ -79,14 +80,17 @@ class OperatorModel(LinearModel):
     column_norms: Array  # (n,)
     effective: Array  # (n,) norms without the columns that rest
     gradient: Array  # (n,)
+    normal: NormalEquations | None  # where systems are solved directly
+    newton: GaussNewtonStep | None  # without bounds: it is that of all trials from here
     solver: LinearSolver
 
     @classmethod
     def empty(
-        cls, jacobian: Any, m: int, n: int, dtype: Any, solver: LinearSolver
+        cls, jacobian: Any, m: int, n: int, dtype: Any, solver: LinearSolver, bounded: bool
     ) -> OperatorModel:
         """Before anything has been evaluated; ``jacobian`` has the structure of those to come."""
         zeros = jnp.zeros(n, dtype)
+        unknown = GaussNewtonStep(zeros, zeros[0], zeros[0] > 0, zeros > 0)
         return cls(
             units=zeros + 1,
             jacobian=jacobian,
@@ -95,6 +99,8 @@ class OperatorModel(LinearModel):
             column_norms=zeros,
             effective=zeros,
             gradient=zeros,
+            normal=jacobian.normal() if solver.direct else None,
+            newton=None if bounded else unknown,
             solver=solver,
         )
 
@@ -109,11 +115,11 @@ class OperatorModel(LinearModel):
         with_secant: Array,
         rests: Callable[[Array, Array], Array],
     ) -> OperatorModel:
-        """Nothing is factorised yet."""
+        """With the Gauss-Newton step where it is that of all trials."""
         norms = safe_sqrt(jacobian.squared_columns())
         moves = ~rests(norms, self.secant)
         jacobian = jacobian.scaled(jnp.ones_like(f), moves.astype(f.dtype))
-        return OperatorModel(
+        model = OperatorModel(
             units=units,
             jacobian=jacobian,
             f=f,
@@ -121,8 +127,11 @@ class OperatorModel(LinearModel):
             column_norms=norms,
             effective=jnp.where(moves, norms, 0),
             gradient=jacobian.adjoint().apply(f),
+            normal=jacobian.normal() if self.solver.direct else None,
+            newton=None,
             solver=self.solver,
         )
+        return model if self.newton is None else replace(model, newton=model.gauss_newton())
 
     def is_finite(self) -> Array:
         """By sums, which no finite parts hide."""
@@ -161,8 +170,10 @@ class OperatorModel(LinearModel):
         self, box: tuple[Array, Array] | None = None, start: Array | None = None
     ) -> GaussNewtonStep:
         """Without a box one system; with one, by active sets."""
-        everything = jnp.ones(self.gradient.shape, bool)
         if box is None:
+            if self.newton is not None:
+                return self.newton
+            everything = jnp.ones(self.gradient.shape, bool)
             step = self._solve(everything, self.f, self.gradient)
             return self._step(step, everything, jnp.all(jnp.isfinite(step)))
         start = jnp.zeros_like(self.gradient) if start is None else start
@@ -196,10 +207,10 @@ class OperatorModel(LinearModel):
         return lsmr_solve(jacobian.apply, jacobian.adjoint().apply, f, n, damp, stops)
 
     def _solve_directly(self, free: Array, gradient: Array) -> Array:
-        mask = free.astype(gradient.dtype)
-        masked = self.jacobian.scaled(jnp.ones_like(self.f), mask)
+        assert self.normal is not None
         diag = jnp.where(free, self._floor(), 1)
-        return -masked.solve_normal(diag, jnp.where(free, gradient, 0))
+        masked = self.normal.scaled(free.astype(gradient.dtype))
+        return -masked.solve(diag, jnp.where(free, gradient, 0))
 
     def _floor(self) -> Array:
         """What keeps normal equations definite where columns depend on each other."""
@@ -264,10 +275,11 @@ class OperatorModel(LinearModel):
     ) -> TrustRegionStep:
         """By a damping, or in a plane."""
         diag = jnp.zeros_like(metric) if diagonal is None else diagonal
-        scaled = self.jacobian.scaled(jnp.ones_like(self.f), metric)
-        if not self.solver.direct:
+        if self.normal is None:
+            scaled = self.jacobian.scaled(jnp.ones_like(self.f), metric)
             return self._in_plane(scaled, metric, diag, newton, radius)
-        return self._in_ball(scaled, metric, diag, newton, radius, damping, correction)
+        curvatures, normal = (metric * self.effective) ** 2 + diag, self.normal.scaled(metric)
+        return self._in_ball(normal, curvatures, metric, diag, newton, radius, damping, correction)
 
     def _in_plane(
         self,
@@ -325,7 +337,8 @@ class OperatorModel(LinearModel):
 
     def _in_ball(
         self,
-        scaled: JacobianOperator,
+        normal: NormalEquations,
+        curvatures: Array,
         metric: Array,
         diag: Array,
         newton: Array | None,
@@ -333,7 +346,6 @@ class OperatorModel(LinearModel):
         damping: Array,
         correction: Correction,
     ) -> TrustRegionStep:
-        curvatures = scaled.squared_columns() + diag
         floor = jnp.finfo(diag.dtype).eps ** FLOOR * curvatures
         still = curvatures == 0
         slope, bend = metric * self.gradient, metric * correction.gradient
@@ -341,7 +353,7 @@ class OperatorModel(LinearModel):
 
         def solve(alpha: Array, gradient: Array) -> Array:
             diagonal = jnp.where(still, 1, diag + floor + alpha)
-            return -scaled.solve_normal(diagonal, jnp.where(still, 0, gradient))
+            return -normal.solve(diagonal, jnp.where(still, 0, gradient))
 
         def turn(search: _Search) -> _Search:
             z = solve(search.alpha, jnp.where(search.correcting, bend, slope))
