@@ -87,6 +87,10 @@ class BandMatrix(JacobianOperator):
         """A^T A."""
         return BandGram(self.gram())
 
+    def blank_normal(self) -> BandGram:
+        """Zeros."""
+        return BandGram(jnp.zeros((self.diagonals.shape[0], self.columns), self.dtype))
+
     def as_result(self) -> BCOO:
         """As JAX's sparse array."""
         w, m = self.diagonals.shape

@@ -159,6 +159,13 @@ class TwoGroupMatrix(JacobianOperator):
             pairs,
         )
 
+    def blank_normal(self) -> BlockGram:
+        """Zeros."""
+        pairs = self.pairs
+        (few, dc), (many, dp) = pairs.few.shape, pairs.many.shape
+        shapes = (few, dc, dc), (many, dp, dp), (pairs.of_few.size, dc, dp)
+        return BlockGram(*(jnp.zeros(shape, self.dtype) for shape in shapes), pairs)
+
 
 class BlockGram(NormalEquations):
     """The blocks U, V and W of (1)."""

@@ -10,8 +10,8 @@ from J.
 The step in a trust region, in variables z = p / metric:
 
 - by normal equations, z of (J^T J + C + alpha I) z = -g with ||z|| = Delta to `RTOL`. 1 / ||z||
-  is nearly linear in alpha, so a few secants find it (J. J. More, 1977, takes derivatives, which
-  ask for a second solution);
+  is nearly linear in alpha near there, so a few secants find it (J. J. More, 1977, takes
+  derivatives, which ask for a second solution);
 - by LSMR, the minimiser in the plane of the gradient and the Gauss-Newton step (R. H. Byrd, R. B.
   Schnabel and G. A. Shultz, "Approximate solution of the trust region problem by minimization over
   two-dimensional subspaces", Math. Prog. 40, 1988), as SciPy has it: the factorisation is of two
@@ -44,8 +44,10 @@ from ...linalg.jacobians import JacobianOperator, NormalEquations
 from ...linalg.lsmr import Stops, lsmr_solve
 from .model import Correction, GaussNewtonStep, LinearModel, TrustRegionStep
 
+LEAST = 1e-3  # of the highest alpha: where the search begins
 RTOL = 0.1  # of Delta, within which a step ends
 MOST_SECANTS = 10
+FAR = 2  # times Delta, or a part of it: where z is to be found in decades of alpha
 FLOOR = 3 / 4  # power of eps: of the squared norm of a column, where the system is singular
 NOISE = 8  # times epsilon: by so much a multiplier, or a bound, may be missed
 TURNS = 60  # most changes of the active sets
@@ -99,7 +101,7 @@ class OperatorModel(LinearModel):
             column_norms=zeros,
             effective=zeros,
             gradient=zeros,
-            normal=jacobian.normal() if solver.direct else None,
+            normal=jacobian.blank_normal() if solver.direct else None,
             newton=None if bounded else unknown,
             solver=solver,
         )
@@ -366,10 +368,13 @@ class OperatorModel(LinearModel):
                 search.next(z, size, radius, highest),
             )
 
-        zero, no = jnp.zeros_like(radius), radius < 0
+        no = radius < 0
         fits = no if newton is None else norm(newton) <= radius
+        zero = jnp.zeros_like(radius)
+        # Where the Gauss-Newton step is known, alpha = 0 need not be tried.
+        least = zero if newton is None else LEAST * highest
         newton = jnp.zeros_like(slope) if newton is None else newton
-        guess = jnp.where((damping > 0) & (damping <= highest), damping, 0)
+        guess = jnp.where((damping > 0) & (damping <= highest), damping, least)
         inverse = safe_divide(jnp.ones_like(radius), norm(newton))
         search = _Search(
             z=newton,
@@ -430,7 +435,15 @@ class _Search(NamedTuple):
         high = jnp.where(size < radius, self.alpha, self.high)
         rise = safe_divide(inverse - self.last_inverse, self.alpha - self.last_alpha)
         better = self.alpha + safe_divide(1 / radius - inverse, rise)
-        middle = jnp.maximum(1e-3 * high, jnp.sqrt(low) * jnp.sqrt(high))
+        # Over decades of alpha || z || is nearly a power of it.
+        far = (jnp.maximum(size, radius) > FAR * jnp.minimum(size, radius)) & (self.last_alpha > 0)
+        of_alpha, of_size = (
+            jnp.log(self.alpha / self.last_alpha),
+            jnp.log(inverse / self.last_inverse),
+        )
+        power = safe_divide(of_alpha, of_size) * jnp.log(size / radius)
+        better = jnp.where(far, self.alpha * jnp.exp(power), better)
+        middle = jnp.maximum(LEAST * high, jnp.sqrt(low) * jnp.sqrt(high))
         usable = (self.last_inverse > 0) & (rise > 0) & (better > low) & (better < high)
         more = ~found & (self.count < MOST_SECANTS) & jnp.isfinite(size)
         return self._replace(
