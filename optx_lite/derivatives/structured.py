@@ -63,12 +63,13 @@ class MatrixFree(AbstractStructured):
     def linearize(self, fun, x, lower, upper):
         """The operator keeps the point; each product is one sweep."""
         f = fun(x)
-        ones = jnp.ones_like(f), jnp.ones_like(x)
-        return f, lambda: JacobianProducts(fun, x, *ones)
+        ones = {"left": jnp.ones_like(f), "right": jnp.ones_like(x)}
+        return f, lambda: JacobianProducts(fun=fun, x=x, **ones)
 
     def blank(self, fun, x, m):
         """At x, with no part in anything."""
-        return JacobianProducts(fun, x, jnp.zeros((m,), x.dtype), jnp.zeros_like(x))
+        zeros = {"left": jnp.zeros((m,), x.dtype), "right": jnp.zeros_like(x)}
+        return JacobianProducts(fun=fun, x=x, **zeros)
 
 
 class UserSparse(AbstractStructured):
@@ -102,11 +103,13 @@ class UserOperator(AbstractStructured):
     def linearize(self, fun, x, lower, upper):
         """The operator of each point."""
         f = fun(x)
-        return f, lambda: OperatorProducts(self.jac(x), jnp.ones_like(f), jnp.ones_like(x))
+        ones = {"left": jnp.ones_like(f), "right": jnp.ones_like(x)}
+        return f, lambda: OperatorProducts(operator=self.jac(x), **ones)
 
     def blank(self, fun, x, m):
         """At x, with no part in anything."""
-        return OperatorProducts(self.jac(x), jnp.zeros((m,), x.dtype), jnp.zeros_like(x))
+        zeros = {"left": jnp.zeros((m,), x.dtype), "right": jnp.zeros_like(x)}
+        return OperatorProducts(operator=self.jac(x), **zeros)
 
 
 class _Products(JacobianOperator):

@@ -119,8 +119,11 @@ def _of_parts(matrix: Array) -> Array:
     """
     m, k = matrix.shape
     parts = jax.device_count()
-    if parts > 1 and m % parts == 0 and m // parts >= k:
-        matrix = _qr(matrix.reshape(parts, m // parts, k)).reshape(parts * k, k)
+    each = m // parts
+    if parts > 1 and each >= k:
+        spread, rest = matrix[: parts * each], matrix[parts * each :]
+        triangles = _qr(spread.reshape(parts, each, k)).reshape(parts * k, k)
+        matrix = jnp.concatenate([triangles, rest])
     return _qr(matrix)
 
 
