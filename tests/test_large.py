@@ -215,6 +215,6 @@ def test_an_operator_from_jac():
 
 
 def test_what_does_not_fit_into_memory():
-    """It is said at once, with both sizes: 8 bytes for two Jacobians of 1e6 by 1e6 are 14,901 GiB."""
+    """It is said at once, with both sizes: two Jacobians of 1e6 by 1e6 are 14,901 GiB."""
     with pytest.raises(MemoryError, match=r"1.49e\+04 GiB, the memory has .* GiB.*jac_sparsity"):
         ox.least_squares(lambda x: x - 1.0, jnp.ones(1_000_000))

@@ -27,6 +27,7 @@ from jaxtyping import Array, Float, Int
 
 from ..jax_support.control_flow import scan
 from .jacobians import JacobianOperator, NormalEquations
+from .norms import safe_divide
 from .operators import AbstractOperator
 
 CHUNK = 1024  # pairs whose products stay in the cache
@@ -189,15 +190,29 @@ class BlockGram(NormalEquations):
 
     def solve(self, diag: Float[Array, " n"], b: Float[Array, " n"]) -> Float[Array, " n"]:
         """By (2)."""
+        return self.factor(diag).solve(b)
+
+    def factor(self, diag: Float[Array, " n"]) -> BlockFactor:
+        """Of J^T J + diag(diag), for any number of right-hand sides."""
         pairs = self.pairs
         u, v = self.u + _diagonals(diag[pairs.few]), self.v + _diagonals(diag[pairs.many])
-        root = _inverse_root(v)  # L^-1 with L L^T = V
-        w = _times_transposed(self.w, root[pairs.of_many])  # W L^-T
-        gb = _added(root * b[pairs.many][:, None], 2)  # L^-1 g_b
-        ga = b[pairs.few] - pairs.over_few(_added(w * gb[pairs.of_many][:, None], 2))
-        a = _solve_equilibrated(self._schur(u, w), ga.reshape(-1)).reshape(pairs.few.shape)
-        change = pairs.over_many(_added(w * a[pairs.of_few][:, :, None], 1))
-        return pairs.joined(a, _added(root * (gb - change)[:, :, None], 1))
+        root = _inverse_root(v)
+        w = _times_transposed(self.w, root[pairs.of_many])
+        schur = self._schur(u, w)
+        size = jnp.diagonal(schur)
+        scale = lax.rsqrt(jnp.where(size > 0, size, 1))
+        lower = jnp.linalg.cholesky(schur * scale[:, None] * scale[None, :])
+        # What elimination leaves of each diagonal entry of J^T J: where nothing but rounding is
+        # left, the variable is not determined.
+        of_few = size * jnp.diagonal(lower) ** 2
+        own = jnp.diagonal(u, axis1=1, axis2=2).reshape(-1)
+        pivots = jnp.diagonal(root, axis1=1, axis2=2)  # 1 / l_jj; 0 where that is no number
+        of_many = safe_divide(jnp.ones_like(pivots), pivots**2)
+        left = jnp.minimum(
+            jnp.min(safe_divide(of_few, own)),
+            jnp.min(safe_divide(of_many, jnp.diagonal(v, axis1=1, axis2=2))),
+        )
+        return BlockFactor(root, w, lower, scale, left, pairs)
 
     def _schur(self, u: Float[Array, "C dc dc"], w: Float[Array, "O dc dp"]) -> Array:
         """U - W V^-1 W^T, dense: its upper triangle of blocks is summed, then mirrored."""
@@ -226,6 +241,28 @@ class BlockGram(NormalEquations):
         same = jnp.eye(count, dtype=bool)[:, :, None, None]
         whole = jnp.where(same, blocks + u[:, None], mirrored)
         return jnp.transpose(whole, (0, 2, 1, 3)).reshape(count * dc, count * dc)
+
+
+class BlockFactor(eqx.Module):
+    """What (2) solves with."""
+
+    root: Float[Array, "P dp dp"]  # L^-1 with L L^T = V
+    w: Float[Array, "O dc dp"]  # W L^-T
+    lower: Float[Array, "k k"]  # Cholesky factor of the equilibrated Schur complement
+    scale: Float[Array, " k"]
+    left: Float[Array, ""]  # the least part of a diagonal entry that is left as its pivot
+    pairs: Pairs
+
+    def solve(self, b: Float[Array, " n"]) -> Float[Array, " n"]:
+        """By substitution."""
+        pairs, w, root = self.pairs, self.w, self.root
+        gb = _added(root * b[pairs.many][:, None], 2)  # L^-1 g_b
+        ga = b[pairs.few] - pairs.over_few(_added(w * gb[pairs.of_many][:, None], 2))
+        factor = self.lower, True
+        a = self.scale * jax.scipy.linalg.cho_solve(factor, ga.reshape(-1) * self.scale)
+        a = a.reshape(pairs.few.shape)
+        change = pairs.over_many(_added(w * a[pairs.of_few][:, :, None], 1))
+        return pairs.joined(a, _added(root * (gb - change)[:, :, None], 1))
 
 
 class _Adjoint(AbstractOperator):
@@ -288,11 +325,3 @@ def _inverse_root(v: Float[Array, "P d d"]) -> Float[Array, "P d d"]:
             terms = (lower[i][k] * inverse[k][j] for k in range(j, i))
             inverse[i][j] = -lower[i][i] * sum(terms, jnp.zeros_like(v[:, 0, 0]))
     return jnp.stack([jnp.stack(row, axis=1) for row in inverse], axis=1)
-
-
-def _solve_equilibrated(matrix: Float[Array, "k k"], b: Float[Array, " k"]) -> Float[Array, " k"]:
-    size = jnp.diagonal(matrix)
-    scale = lax.rsqrt(jnp.where(size > 0, size, 1))
-    unit = matrix * scale[:, None] * scale[None, :]
-    factor = jax.scipy.linalg.cho_factor(unit, lower=True)
-    return jax.scipy.linalg.cho_solve(factor, b * scale) * scale
