@@ -199,14 +199,16 @@ def broyden(x):
 def obstacle(side: int, height=1.0):
     """What lies under a membrane on the unit square: two hills, on side^2 points inside.
 
+    ``height`` is that of the first, as a part of 0.5.
+
     The membrane is the function of least area, to first order, above them and 0 at the edge. As
     least squares: half the sum of squares of its differences, with the hills as lower bounds.
     """
     t = jnp.arange(1, side + 1) / (side + 1)
     x, y = jnp.meshgrid(t, t, indexing="ij")
-    hills = 0.5 * jnp.exp(-40 * ((x - 0.35) ** 2 + (y - 0.4) ** 2))
+    hills = 0.5 * height * jnp.exp(-40 * ((x - 0.35) ** 2 + (y - 0.4) ** 2))
     hills = hills + 0.35 * jnp.exp(-60 * ((x - 0.7) ** 2 + (y - 0.65) ** 2))
-    return height * (hills - 0.1).ravel()
+    return (hills - 0.1).ravel()
 
 
 def differences(u):
