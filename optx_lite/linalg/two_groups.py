@@ -164,8 +164,9 @@ class TwoGroupMatrix(JacobianOperator):
         """Zeros."""
         pairs = self.pairs
         (few, dc), (many, dp) = pairs.few.shape, pairs.many.shape
-        shapes = (few, dc, dc), (many, dp, dp), (pairs.of_few.size, dc, dp)
-        return BlockGram(*(jnp.zeros(shape, self.dtype) for shape in shapes), pairs)
+        u = jnp.zeros((few, dc, dc), self.dtype)
+        v = jnp.zeros((many, dp, dp), self.dtype)
+        return BlockGram(u, v, jnp.zeros((pairs.of_few.size, dc, dp), self.dtype), pairs)
 
 
 class BlockGram(NormalEquations):
