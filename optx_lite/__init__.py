@@ -29,6 +29,7 @@ from .driver.progress import History as History
 from .driver.progress import ProgressBar as ProgressBar
 from .driver.progress import record as record
 from .driver.run import run as run
+from .linalg import AbstractOperator as AbstractOperator
 from .linalg.inverse_hessian import LbfgsInvHessProduct as LbfgsInvHessProduct
 from .problem.least_squares import LeastSquaresProblem as LeastSquaresProblem
 from .problem.least_squares import least_squares_problem as least_squares_problem

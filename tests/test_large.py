@@ -1,5 +1,6 @@
 """Large and sparse least squares: every form of a Jacobian ends where the dense one does."""
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -179,3 +180,41 @@ def test_derivative(n):
     # J has 3 - 2 x on its diagonal, and constants beside it.
     d_jac = BCOO((moved.jac.data, found.jac.indices), shape=(n, n)).todense()
     np.testing.assert_allclose(d_jac, np.diag(-2 * moved.x), atol=1e-12)
+
+
+class Tridiagonal(ox.AbstractOperator):
+    """The Jacobian of `broyden` by its products."""
+
+    x: jax.Array
+    ahead: int = eqx.field(static=True)  # the place of -2; that of -1 is on the other side
+
+    @property
+    def shape(self):
+        return self.x.size, self.x.size
+
+    @property
+    def dtype(self):
+        return self.x.dtype
+
+    def apply(self, v):
+        above, below = jnp.append(v[1:], 0), jnp.append(0, v[:-1])
+        above, below = (above, below) if self.ahead == 1 else (below, above)
+        return (3 - 2 * self.x) * v - below - 2 * above
+
+    def adjoint(self):
+        return Tridiagonal(self.x, -self.ahead)
+
+
+def test_an_operator_from_jac():
+    found = ox.least_squares(broyden, START, jac=lambda x: Tridiagonal(x, 1))
+    assert found.cost < 1e-20
+    v = jnp.cos(jnp.arange(N, dtype=float))
+    np.testing.assert_allclose(found.jac.matvec(v), jax.jvp(broyden, (found.x,), (v,))[1])
+    with pytest.raises(ValueError, match="exact"):
+        ox.least_squares(broyden, START, jac=lambda x: Tridiagonal(x, 1), tr_solver="exact")
+
+
+def test_what_does_not_fit_into_memory():
+    """It is said at once, with both sizes: two Jacobians of 1e6 by 1e6 are 14,901 GiB."""
+    with pytest.raises(MemoryError, match=r"1.49e\+04 GiB, the memory has .* GiB.*jac_sparsity"):
+        ox.least_squares(lambda x: x - 1.0, jnp.ones(1_000_000))

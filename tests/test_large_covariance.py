@@ -1,8 +1,10 @@
 """Errors of fits with a sparse or matrix-free Jacobian, by those of the dense one."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.sparse import BCOO
 from numpy.testing import assert_allclose
 
 import optx_lite as ox
@@ -54,3 +56,31 @@ def test_what_is_not_determined_is_nan():
 def test_unknown_parameters(fits):
     with pytest.raises(ValueError, match="`parameters` must be names or positions"):
         ox.covariance(fits[0], parameters=["rate"])
+
+
+def seen(x, cameras, points):
+    """Points of the plane by distance and slope from three places; each row touches one of each."""
+    places, marks = x[:6].reshape(3, 2), x[6:].reshape(-1, 2)
+    apart = marks[points] - places[cameras]
+    return jnp.stack([jnp.hypot(*apart.T), apart[:, 1] / apart[:, 0]], 1).ravel()
+
+
+def test_by_elimination():
+    """Bundle adjustment's shape: the inverse of J^T J where two places are known; without, NaN."""
+    rng = np.random.default_rng(1)
+    count = 40
+    points, cameras = (a.ravel() for a in np.meshgrid(np.arange(count), np.arange(3)))
+    x = jnp.asarray(np.concatenate([[0, 0, 0, 1, 0.5, 3], rng.uniform(3, 6, 2 * count)]))
+    jac = np.asarray(jax.jacfwd(seen)(x, cameras, points))
+    sparse = BCOO.fromdense(jnp.asarray(jac))
+    assert large._in_two_groups(sparse) is not None
+    chosen = np.array([4, 5, 6, 30])
+    held = np.arange(x.size) < 4
+    own = jac[:, ~held]
+    exact = np.zeros((x.size, x.size))
+    exact[np.ix_(~held, ~held)] = np.linalg.inv(own.T @ own)
+    found = large.inverse_block(sparse, jnp.asarray(held), jnp.asarray(chosen))
+    assert_allclose(found, exact[np.ix_(chosen, chosen)], rtol=1e-9, atol=1e-12)
+    # All together may be moved along.
+    free = large.inverse_block(sparse, jnp.zeros(x.size, bool), jnp.asarray(chosen))
+    assert np.all(np.isnan(free))

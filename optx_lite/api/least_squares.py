@@ -18,6 +18,7 @@ from ..derivatives.structured import AbstractStructured, Dense
 from ..driver.adjoint import AbstractAdjoint, ImplicitAdjoint
 from ..driver.callbacks import Listener, check_callback
 from ..driver.run import IMPLICIT, solve
+from ..jax_support.memory import check_fits
 from ..problem.arguments import spread
 from ..problem.least_squares import LeastSquaresProblem, least_squares_problem
 from ..problem.pytrees import as_dtype, is_concrete
@@ -74,8 +75,9 @@ def least_squares(
     jac : {'jacfwd', 'jacrev', '2-point', '3-point', 'cs', 'matrix-free'} or callable
         How the Jacobian is computed. 'jacfwd' (automatic, forward mode) is right for m >= n,
         'jacrev' for m < n. A callable gives ``jac(x, *args, **kwargs)``, shape (m, n), or for
-        pytrees whatever ``jax.jacfwd(fun)`` would give; or a BCOO. 'matrix-free': products with
-        the Jacobian and its transpose alone, nothing of size m n.
+        pytrees whatever ``jax.jacfwd(fun)`` would give; or a BCOO; or an `AbstractOperator`, whose
+        products with vectors are all that is known. 'matrix-free': products with the Jacobian and
+        its transpose alone, nothing of size m n.
     bounds : 2-tuple (lb, ub) or object with ``lb`` and ``ub``
         Each a scalar, an array of shape (n,), or a pytree prefix of ``x0``; None for no bound.
         ``lb == ub`` fixes a variable. 'lm' takes no other bounds.
@@ -142,6 +144,8 @@ def least_squares(
         For bad arguments, as SciPy; the message names the argument.
     TypeError
         If ``fun`` cannot be traced, or for an unknown option.
+    MemoryError
+        If a dense Jacobian is larger than the memory of all devices.
 
     References
     ----------
@@ -182,6 +186,7 @@ def least_squares(
         jac_sparsity=jac_sparsity, args=args, kwargs=kwargs,
     )  # fmt: skip
     problem, linear_solver = _linear_solver(tr_solver, tr_options, problem)
+    _check_fits(problem, x)
     if own:
         _check_no_settings(ftol=ftol, xtol=xtol, gtol=gtol, x_scale=x_scale, max_nfev=max_nfev)
         solver = method
@@ -211,6 +216,18 @@ def least_squares(
 def _lacking(problem: LeastSquaresProblem, x: Array) -> str:
     i, j = problem.missing_entry(x)
     return f"`jac_sparsity` lacks an entry: residual {i} changes with variable {j} at `x0`."
+
+
+def _check_fits(problem: LeastSquaresProblem, x: Array) -> None:
+    """The dense Jacobians of two points, which are held at once, are in memory."""
+    if not (problem.dense or isinstance(problem.jacobian, Dense)):
+        return
+    m, n = jax.eval_shape(problem.residuals, x).shape[0], x.size
+    check_fits(
+        f"The Jacobians of two points, of shape {(m, n)}, take",
+        2 * m * n * x.dtype.itemsize,
+        "give their pattern as `jac_sparsity`, or take jac='matrix-free'",
+    )
 
 
 def _unrolls(adjoint: AbstractAdjoint) -> bool:

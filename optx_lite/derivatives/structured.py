@@ -1,6 +1,6 @@
 """The interface of a Jacobian that is no dense array: `linearize` gives an operator.
 
-An operator (m, n) with products, `scaled`, `squared_columns` and `absolute`; with `solve_normal`
+An operator (m, n) with products, `scaled`, `squared_columns` and `absolute`; with `normal`
 where its form allows it.
 """
 
@@ -63,12 +63,13 @@ class MatrixFree(AbstractStructured):
     def linearize(self, fun, x, lower, upper):
         """The operator keeps the point; each product is one sweep."""
         f = fun(x)
-        ones = jnp.ones_like(f), jnp.ones_like(x)
-        return f, lambda: JacobianProducts(fun, x, *ones)
+        ones = {"left": jnp.ones_like(f), "right": jnp.ones_like(x)}
+        return f, lambda: JacobianProducts(fun=fun, x=x, **ones)
 
     def blank(self, fun, x, m):
         """At x, with no part in anything."""
-        return JacobianProducts(fun, x, jnp.zeros((m,), x.dtype), jnp.zeros_like(x))
+        zeros = {"left": jnp.zeros((m,), x.dtype), "right": jnp.zeros_like(x)}
+        return JacobianProducts(fun=fun, x=x, **zeros)
 
 
 class UserSparse(AbstractStructured):
@@ -94,54 +95,111 @@ class UserSparse(AbstractStructured):
         return ScatteredMatrix(values, found.indices, found.shape)
 
 
-class JacobianProducts(JacobianOperator):
-    """diag(left) J(x) diag(right)."""
+class UserOperator(AbstractStructured):
+    """A callable of the user that returns an operator: its products, and those of its adjoint."""
 
-    fun: FlatFunction
-    x: Float[Array, " n"]
-    left: Float[Array, " m"]
-    right: Float[Array, " n"]
+    jac: Callable[[Float[Array, " n"]], AbstractOperator]
+
+    def linearize(self, fun, x, lower, upper):
+        """The operator of each point."""
+        f = fun(x)
+        ones = {"left": jnp.ones_like(f), "right": jnp.ones_like(x)}
+        return f, lambda: OperatorProducts(operator=self.jac(x), **ones)
+
+    def blank(self, fun, x, m):
+        """At x, with no part in anything."""
+        zeros = {"left": jnp.zeros((m,), x.dtype), "right": jnp.zeros_like(x)}
+        return OperatorProducts(operator=self.jac(x), **zeros)
+
+
+class _Products(JacobianOperator):
+    """diag(left) A diag(right), A known by its products alone."""
+
+    left: eqx.AbstractVar[Float[Array, " m"]]
+    right: eqx.AbstractVar[Float[Array, " n"]]
 
     PROBES: ClassVar[int] = 8  # random signs by which the norms of columns are estimated
+
+    @abc.abstractmethod
+    def times(self, v: Float[Array, " n"]) -> Float[Array, " m"]:
+        """A v."""
+
+    @abc.abstractmethod
+    def transposed_times(self, u: Float[Array, " m"]) -> Float[Array, " n"]:
+        """A^T u."""
 
     @property
     def shape(self) -> tuple[int, int]:
         """(m, n)."""
-        return self.left.size, self.x.size
+        return self.left.size, self.right.size
 
     @property
     def dtype(self):
         """Of products."""
-        return self.x.dtype
+        return self.right.dtype
 
     def apply(self, v: Float[Array, " n"]) -> Float[Array, " m"]:
-        """By forward mode."""
-        return self.left * jax.jvp(self.fun, (self.x,), (self.right * v,))[1].astype(v.dtype)
+        """By one product."""
+        return self.left * self.times(self.right * v).astype(v.dtype)
 
     def apply_adjoint(self, u: Float[Array, " m"]) -> Float[Array, " n"]:
-        """By reverse mode."""
-        f, pullback = jax.vjp(self.fun, self.x)
-        return self.right * pullback((self.left * u).astype(f.dtype))[0].astype(u.dtype)
+        """By one product."""
+        return self.right * self.transposed_times(self.left * u).astype(u.dtype)
 
     def adjoint(self) -> AbstractOperator:
-        """J^T."""
+        """The transposed."""
         return _Adjoint(self)
 
     def squared_columns(self) -> Float[Array, " n"]:
         """Estimated: the mean of (J^T u)_j^2 over random signs u is the square of the norm."""
         return _mean_square(self.apply_adjoint, self.shape[0], self.dtype)
 
-    def scaled(self, left: Float[Array, " m"], right: Float[Array, " n"]) -> JacobianProducts:
+    def scaled(self, left: Float[Array, " m"], right: Float[Array, " n"]) -> JacobianOperator:
         """diag(left) J diag(right)."""
-        return JacobianProducts(self.fun, self.x, self.left * left, self.right * right)
+        sides = self.left * left, self.right * right
+        return eqx.tree_at(lambda a: (a.left, a.right), self, sides)
 
     def absolute(self) -> AbstractOperator:
         """|J| in its product with one vector, estimated: the norm of its terms, by random signs."""
         return _Absolute(self)
 
 
+class JacobianProducts(_Products):
+    """diag(left) J(x) diag(right) of a function, by forward and reverse mode."""
+
+    fun: FlatFunction
+    x: Float[Array, " n"]
+    left: Float[Array, " m"]
+    right: Float[Array, " n"]
+
+    def times(self, v: Float[Array, " n"]) -> Float[Array, " m"]:
+        """By forward mode."""
+        return jax.jvp(self.fun, (self.x,), (v,))[1]
+
+    def transposed_times(self, u: Float[Array, " m"]) -> Float[Array, " n"]:
+        """By reverse mode."""
+        f, pullback = jax.vjp(self.fun, self.x)
+        return pullback(u.astype(f.dtype))[0]
+
+
+class OperatorProducts(_Products):
+    """diag(left) A diag(right) of a user's operator."""
+
+    operator: AbstractOperator
+    left: Float[Array, " m"]
+    right: Float[Array, " n"]
+
+    def times(self, v: Float[Array, " n"]) -> Float[Array, " m"]:
+        """A v."""
+        return self.operator.matvec(v)
+
+    def transposed_times(self, u: Float[Array, " m"]) -> Float[Array, " n"]:
+        """A^T u."""
+        return self.operator.rmatvec(u)
+
+
 class _Adjoint(AbstractOperator):
-    of: JacobianProducts
+    of: _Products
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -160,7 +218,7 @@ class _Adjoint(AbstractOperator):
 
 
 class _Absolute(AbstractOperator):
-    of: JacobianProducts
+    of: _Products
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -178,5 +236,5 @@ class _Absolute(AbstractOperator):
 
 
 def _mean_square(times: Callable[[Array], Array], size: int, dtype) -> Array:
-    signs = jax.random.rademacher(jax.random.key(0), (JacobianProducts.PROBES, size), dtype)
+    signs = jax.random.rademacher(jax.random.key(0), (_Products.PROBES, size), dtype)
     return jnp.mean(jax.vmap(times)(signs) ** 2, axis=0)

@@ -27,7 +27,7 @@ from jax.experimental.sparse import BCOO
 from jaxtyping import Array, Float
 
 from ..jax_support.control_flow import scan
-from .jacobians import JacobianOperator
+from .jacobians import JacobianOperator, NormalEquations
 
 SEQUENTIAL = 48  # blocks: up to here they are eliminated one after the other
 
@@ -83,9 +83,13 @@ class BandMatrix(JacobianOperator):
         """|A|, entry by entry."""
         return BandMatrix(jnp.abs(self.diagonals), self.lower, self.columns)
 
-    def solve_normal(self, diag: Float[Array, " n"], b: Float[Array, " n"]) -> Float[Array, " n"]:
-        """x with (A^T A + diag(diag)) x = b."""
-        return solve_band(self.gram().at[0].add(diag), b)
+    def normal(self) -> BandGram:
+        """A^T A."""
+        return BandGram(self.gram())
+
+    def blank_normal(self) -> BandGram:
+        """Zeros."""
+        return BandGram(jnp.zeros((self.diagonals.shape[0], self.columns), self.dtype))
 
     def as_result(self) -> BCOO:
         """As JAX's sparse array."""
@@ -107,6 +111,22 @@ class BandMatrix(JacobianOperator):
             parts = (columns[d] * _shifted(columns[d + e], e, self.columns) for d in range(w - e))
             rows.append(sum(parts, jnp.zeros((self.columns,), self.dtype)))
         return jnp.stack(rows)
+
+
+class BandGram(NormalEquations):
+    """A^T A by its diagonals 0, 1, ...: entry [e, j] is (A^T A)[j, j + e]."""
+
+    diagonals: Float[Array, "w n"]
+
+    def scaled(self, factors: Float[Array, " n"]) -> BandGram:
+        """Of A diag(factors)."""
+        w, n = self.diagonals.shape
+        others = jnp.stack([_shifted(factors, e, n) for e in range(w)])
+        return BandGram(self.diagonals * factors[None] * others)
+
+    def solve(self, diag: Float[Array, " n"], b: Float[Array, " n"]) -> Float[Array, " n"]:
+        """By block elimination."""
+        return solve_band(self.diagonals.at[0].add(diag), b)
 
 
 def solve_band(gram: Float[Array, "w n"], b: Float[Array, " n"]) -> Float[Array, " n"]:

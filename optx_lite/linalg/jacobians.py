@@ -82,9 +82,25 @@ class JacobianOperator(AbstractOperator):
         """As the user is to see it: itself, or JAX's sparse array."""
         return self
 
-    def solve_normal(self, diag: Float[Array, " n"], b: Float[Array, " n"]) -> Float[Array, " n"]:
-        """x with (J^T J + diag(diag)) x = b, of the forms that allow it."""
+    def normal(self) -> NormalEquations:
+        """J^T J, of the forms that allow it."""
         raise NotImplementedError
+
+    def blank_normal(self) -> NormalEquations:
+        """What `normal` gives, of zeros, without computing anything."""
+        raise NotImplementedError
+
+
+class NormalEquations(eqx.Module):
+    """J^T J in a form that can be solved."""
+
+    @abc.abstractmethod
+    def scaled(self, factors: Float[Array, " n"]) -> NormalEquations:
+        """Of J diag(factors)."""
+
+    @abc.abstractmethod
+    def solve(self, diag: Float[Array, " n"], b: Float[Array, " n"]) -> Float[Array, " n"]:
+        """x with (J^T J + diag(diag)) x = b."""
 
 
 class DenseOperator(JacobianOperator):

@@ -10,7 +10,8 @@
   Householder for 2000 x 50. It squares the condition number, so it is taken only while that
   leaves half of the digits of R; the gradient A^T f is formed from A, so the point at which an
   iteration with this R settles is not affected.
-- More, ill conditioned: Householder's QR of [A f] by LAPACK; with dependent columns, modified
+- More, ill conditioned: Householder's QR of [A f] by LAPACK, of the parts that devices have and
+  then of what these give; with dependent columns, modified
   Gram-Schmidt again, column by column.
 
 A is handed over transposed, shape (n, m): its columns are then contiguous rows.
@@ -93,8 +94,7 @@ def _cholesky_or_householder(rows: Array, f: Array) -> tuple[Array, Array]:
 
 def _householder(rows: Array, f: Array) -> tuple[Array, Array]:
     n, m = rows.shape
-    packed, _ = jnp.linalg.qr(jnp.concatenate([rows, f[None]]).T, mode="raw")
-    table = jnp.triu(packed.T[:n])
+    table = _of_parts(jnp.concatenate([rows, f[None]]).T)[:n]
     if m < n:
         table = jnp.pad(table, ((0, n - m), (0, 0)))
     upper = table[:, :n]
@@ -108,6 +108,28 @@ def _householder(rows: Array, f: Array) -> tuple[Array, Array]:
     # A loop of at most one turn: a `cond` would be "both" under `vmap`.
     table, _ = while_loop(lambda state: state[1], again, (table, deficient))
     return table[:, :n], table[:, n]
+
+
+def _of_parts(matrix: Array) -> Array:
+    """R of a matrix (m, k): of each device's part of the rows, then of these stacked.
+
+    So a matrix whose rows are spread over devices stays where it is, and k^2 numbers of each meet
+    (J. Demmel, L. Grigori, M. Hoemmen and J. Langou, "Communication-optimal parallel and sequential
+    QR and LU factorizations", SIAM J. Sci. Comput. 34, 2012).
+    """
+    m, k = matrix.shape
+    parts = jax.device_count()
+    each = m // parts
+    if parts > 1 and each >= k:
+        spread, rest = matrix[: parts * each], matrix[parts * each :]
+        triangles = _qr(spread.reshape(parts, each, k)).reshape(parts * k, k)
+        matrix = jnp.concatenate([triangles, rest])
+    return _qr(matrix)
+
+
+def _qr(matrix: Array) -> Array:
+    packed, _ = jnp.linalg.qr(matrix, mode="raw")
+    return jnp.triu(jnp.swapaxes(packed, -1, -2)[..., : matrix.shape[-1], :])
 
 
 def _one_by_one(rows: Array, f: Array) -> Array:

@@ -26,7 +26,8 @@ from jax.experimental.sparse import BCOO
 from jaxtyping import Array, Float, Int
 
 from ..jax_support.control_flow import scan
-from .jacobians import JacobianOperator
+from .jacobians import JacobianOperator, NormalEquations
+from .norms import safe_divide
 from .operators import AbstractOperator
 
 CHUNK = 1024  # pairs whose products stay in the cache
@@ -69,6 +70,19 @@ class Pairs(eqx.Module):
         """(m, n)."""
         return self.rows.size, self.few.size + self.many.size
 
+    def over_few(self, parts: Array) -> Array:
+        """Sums over the observations of each of the few."""
+        return jax.ops.segment_sum(parts, self.of_few, self.few.shape[0])
+
+    def over_many(self, parts: Array) -> Array:
+        """Sums over the observations of each of the many."""
+        count = self.many.shape[0]
+        return jax.ops.segment_sum(parts, self.of_many, count, indices_are_sorted=True)
+
+    def joined(self, a: Float[Array, "C dc"], b: Float[Array, "P dp"]) -> Float[Array, " n"]:
+        """A vector of all variables."""
+        return jnp.zeros((self.shape[1],), a.dtype).at[self.few].set(a).at[self.many].set(b)
+
 
 class TwoGroupMatrix(JacobianOperator):
     """J of (1): the parts of each observation that touch one group and the other."""
@@ -91,7 +105,7 @@ class TwoGroupMatrix(JacobianOperator):
         """J v."""
         pairs = self.pairs
         a, b = v[pairs.few][pairs.of_few], v[pairs.many][pairs.of_many]
-        parts = jnp.sum(self.of_few * a[:, None], 2) + jnp.sum(self.of_many * b[:, None], 2)
+        parts = _added(self.of_few * a[:, None], 2) + _added(self.of_many * b[:, None], 2)
         return jnp.zeros((self.shape[0],), v.dtype).at[pairs.rows].set(parts)
 
     def adjoint(self) -> AbstractOperator:
@@ -101,13 +115,13 @@ class TwoGroupMatrix(JacobianOperator):
     def apply_adjoint(self, u: Float[Array, " m"]) -> Float[Array, " n"]:
         """J^T u."""
         parts = u[self.pairs.rows][:, :, None]
-        a, b = jnp.sum(self.of_few * parts, axis=1), jnp.sum(self.of_many * parts, axis=1)
-        return self._joined(self._over_few(a), self._over_many(b))
+        a, b = _added(self.of_few * parts, 1), _added(self.of_many * parts, 1)
+        return self.pairs.joined(self.pairs.over_few(a), self.pairs.over_many(b))
 
     def squared_columns(self) -> Float[Array, " n"]:
         """Sums of the squares of the columns."""
-        a, b = jnp.sum(self.of_few**2, axis=1), jnp.sum(self.of_many**2, axis=1)
-        return self._joined(self._over_few(a), self._over_many(b))
+        a, b = _added(self.of_few**2, 1), _added(self.of_many**2, 1)
+        return self.pairs.joined(self.pairs.over_few(a), self.pairs.over_many(b))
 
     def scaled(self, left: Float[Array, " m"], right: Float[Array, " n"]) -> TwoGroupMatrix:
         """diag(left) J diag(right)."""
@@ -136,22 +150,70 @@ class TwoGroupMatrix(JacobianOperator):
         places = jnp.concatenate([indices(j) for j in columns])
         return BCOO((values, places), shape=self.shape, unique_indices=True)
 
-    def solve_normal(self, diag: Float[Array, " n"], b: Float[Array, " n"]) -> Float[Array, " n"]:
-        """x with (J^T J + diag(diag)) x = b, by (2)."""
+    def normal(self) -> BlockGram:
+        """J^T J by its blocks (1)."""
         pairs = self.pairs
-        count, dc = pairs.few.shape
-        u = self._over_few(_transposed_times(self.of_few, self.of_few))
-        v = self._over_many(_transposed_times(self.of_many, self.of_many))
-        u, v = u + _diagonals(diag[pairs.few]), v + _diagonals(diag[pairs.many])
-        root = _inverse_root(v)  # L^-1 with L L^T = V
-        of_many = _times_transposed(self.of_many, root[pairs.of_many])  # B L^-T
-        w = _transposed_times(self.of_few, of_many)  # W L^-T
-        gb = jnp.sum(root * b[pairs.many][:, None], axis=2)  # L^-1 g_b
-        ga = b[pairs.few] - self._over_few(jnp.sum(w * gb[pairs.of_many][:, None], axis=2))
+        return BlockGram(
+            pairs.over_few(_transposed_times(self.of_few, self.of_few)),
+            pairs.over_many(_transposed_times(self.of_many, self.of_many)),
+            _transposed_times(self.of_few, self.of_many),
+            pairs,
+        )
+
+    def blank_normal(self) -> BlockGram:
+        """Zeros."""
+        pairs = self.pairs
+        (few, dc), (many, dp) = pairs.few.shape, pairs.many.shape
+        u = jnp.zeros((few, dc, dc), self.dtype)
+        v = jnp.zeros((many, dp, dp), self.dtype)
+        return BlockGram(u, v, jnp.zeros((pairs.of_few.size, dc, dp), self.dtype), pairs)
+
+
+class BlockGram(NormalEquations):
+    """The blocks U, V and W of (1)."""
+
+    u: Float[Array, "C dc dc"]
+    v: Float[Array, "P dp dp"]
+    w: Float[Array, "O dc dp"]
+    pairs: Pairs
+
+    def scaled(self, factors: Float[Array, " n"]) -> BlockGram:
+        """Of J diag(factors)."""
+        pairs = self.pairs
+        few, many = factors[pairs.few], factors[pairs.many]
+        w = self.w * few[pairs.of_few][:, :, None] * many[pairs.of_many][:, None]
+        return BlockGram(
+            self.u * few[:, :, None] * few[:, None],
+            self.v * many[:, :, None] * many[:, None],
+            w,
+            pairs,
+        )
+
+    def solve(self, diag: Float[Array, " n"], b: Float[Array, " n"]) -> Float[Array, " n"]:
+        """By (2)."""
+        return self.factor(diag).solve(b)
+
+    def factor(self, diag: Float[Array, " n"]) -> BlockFactor:
+        """Of J^T J + diag(diag), for any number of right-hand sides."""
+        pairs = self.pairs
+        u, v = self.u + _diagonals(diag[pairs.few]), self.v + _diagonals(diag[pairs.many])
+        root = _inverse_root(v)
+        w = _times_transposed(self.w, root[pairs.of_many])
         schur = self._schur(u, w)
-        a = _solve_equilibrated(schur, ga.reshape(-1)).reshape(count, dc)
-        change = self._over_many(jnp.sum(w * a[pairs.of_few][:, :, None], axis=1))
-        return self._joined(a, jnp.sum(root * (gb - change)[:, :, None], axis=1))
+        size = jnp.diagonal(schur)
+        scale = lax.rsqrt(jnp.where(size > 0, size, 1))
+        lower = jnp.linalg.cholesky(schur * scale[:, None] * scale[None, :])
+        # What elimination leaves of each diagonal entry of J^T J: where nothing but rounding is
+        # left, the variable is not determined.
+        of_few = size * jnp.diagonal(lower) ** 2
+        own = jnp.diagonal(u, axis1=1, axis2=2).reshape(-1)
+        pivots = jnp.diagonal(root, axis1=1, axis2=2)  # 1 / l_jj; 0 where that is no number
+        of_many = safe_divide(jnp.ones_like(pivots), pivots**2)
+        left = jnp.minimum(
+            jnp.min(safe_divide(of_few, own)),
+            jnp.min(safe_divide(of_many, jnp.diagonal(v, axis1=1, axis2=2))),
+        )
+        return BlockFactor(root, w, lower, scale, left, pairs)
 
     def _schur(self, u: Float[Array, "C dc dc"], w: Float[Array, "O dc dp"]) -> Array:
         """U - W V^-1 W^T, dense: its upper triangle of blocks is summed, then mirrored."""
@@ -181,16 +243,27 @@ class TwoGroupMatrix(JacobianOperator):
         whole = jnp.where(same, blocks + u[:, None], mirrored)
         return jnp.transpose(whole, (0, 2, 1, 3)).reshape(count * dc, count * dc)
 
-    def _over_few(self, parts: Array) -> Array:
-        return jax.ops.segment_sum(parts, self.pairs.of_few, self.pairs.few.shape[0])
 
-    def _over_many(self, parts: Array) -> Array:
-        count = self.pairs.many.shape[0]
-        return jax.ops.segment_sum(parts, self.pairs.of_many, count, indices_are_sorted=True)
+class BlockFactor(eqx.Module):
+    """What (2) solves with."""
 
-    def _joined(self, a: Float[Array, "C dc"], b: Float[Array, "P dp"]) -> Float[Array, " n"]:
-        out = jnp.zeros((self.shape[1],), a.dtype)
-        return out.at[self.pairs.few].set(a).at[self.pairs.many].set(b)
+    root: Float[Array, "P dp dp"]  # L^-1 with L L^T = V
+    w: Float[Array, "O dc dp"]  # W L^-T
+    lower: Float[Array, "k k"]  # Cholesky factor of the equilibrated Schur complement
+    scale: Float[Array, " k"]
+    left: Float[Array, ""]  # the least part of a diagonal entry that is left as its pivot
+    pairs: Pairs
+
+    def solve(self, b: Float[Array, " n"]) -> Float[Array, " n"]:
+        """By substitution."""
+        pairs, w, root = self.pairs, self.w, self.root
+        gb = _added(root * b[pairs.many][:, None], 2)  # L^-1 g_b
+        ga = b[pairs.few] - pairs.over_few(_added(w * gb[pairs.of_many][:, None], 2))
+        factor = self.lower, True
+        a = self.scale * jax.scipy.linalg.cho_solve(factor, ga.reshape(-1) * self.scale)
+        a = a.reshape(pairs.few.shape)
+        change = pairs.over_many(_added(w * a[pairs.of_few][:, :, None], 1))
+        return pairs.joined(a, _added(root * (gb - change)[:, :, None], 1))
 
 
 class _Adjoint(AbstractOperator):
@@ -225,6 +298,11 @@ def _transposed_times(a: Float[Array, "k r i"], b: Float[Array, "k r j"]) -> Arr
     return _times_transposed(jnp.swapaxes(a, 1, 2), jnp.swapaxes(b, 1, 2))
 
 
+def _added(a: Array, axis: int) -> Array:
+    """The sum along a short axis, written out for the same reason."""
+    return sum(jnp.moveaxis(a, axis, 0)[1:], jnp.moveaxis(a, axis, 0)[0])
+
+
 def _diagonals(rows: Float[Array, "k d"]) -> Float[Array, "k d d"]:
     return rows[:, :, None] * jnp.eye(rows.shape[1], dtype=rows.dtype)[None]
 
@@ -248,11 +326,3 @@ def _inverse_root(v: Float[Array, "P d d"]) -> Float[Array, "P d d"]:
             terms = (lower[i][k] * inverse[k][j] for k in range(j, i))
             inverse[i][j] = -lower[i][i] * sum(terms, jnp.zeros_like(v[:, 0, 0]))
     return jnp.stack([jnp.stack(row, axis=1) for row in inverse], axis=1)
-
-
-def _solve_equilibrated(matrix: Float[Array, "k k"], b: Float[Array, " k"]) -> Float[Array, " k"]:
-    size = jnp.diagonal(matrix)
-    scale = lax.rsqrt(jnp.where(size > 0, size, 1))
-    unit = matrix * scale[:, None] * scale[None, :]
-    factor = jax.scipy.linalg.cho_factor(unit, lower=True)
-    return jax.scipy.linalg.cho_solve(factor, b * scale) * scale

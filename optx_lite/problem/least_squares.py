@@ -19,7 +19,7 @@ from jaxtyping import Array
 from ..derivatives import AbstractJacobian, ComplexStep, resolve, traced
 from ..derivatives.compressed import Compressed
 from ..derivatives.sparsity import detected, sparsity
-from ..derivatives.structured import AbstractStructured, MatrixFree, UserSparse
+from ..derivatives.structured import AbstractStructured, MatrixFree, UserOperator, UserSparse
 from ..jax_support.control_flow import vary_with
 from ..linalg import exponent, next_power_of_two, power_of_two
 from ..linalg.jacobians import (
@@ -31,6 +31,7 @@ from ..linalg.jacobians import (
     scale_rows,
     without_columns,
 )
+from ..linalg.operators import AbstractOperator
 from ..results.least_squares import Result
 from .arguments import (
     as_tuple,
@@ -320,16 +321,16 @@ def _compressed(
 def _users_scheme(
     jac: Callable, restore: Unravel, args: tuple, kwargs: Any, f: Any, shape: tuple[int, int]
 ) -> AbstractJacobian | AbstractStructured:
-    """A callable's: sparse if that is what it returns."""
+    """A callable's: sparse, or by products, if that is what it returns."""
     lifted = UserFunction.lifted(jac, restore, args, kwargs, name="`jac`")
-    if not isinstance(lifted.out_shape, BCOO):
+    if not isinstance(lifted.out_shape, (BCOO, AbstractOperator)):
         return resolve(_lift_jacobian(lifted, f, restore))
     if tuple(lifted.out_shape.shape) != shape:
         raise ValueError(
             f"The return value of `jac` has wrong shape: expected {shape}, "
             f"actual {tuple(lifted.out_shape.shape)}."
         )
-    return UserSparse(lifted)
+    return (UserSparse if isinstance(lifted.out_shape, BCOO) else UserOperator)(lifted)
 
 
 def _lift_jacobian(lifted: UserFunction, f: Any, restore: Unravel) -> _Jacobian:

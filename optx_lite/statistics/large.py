@@ -7,7 +7,8 @@ are columns of an inverse,
 
 by conjugate gradients on the equilibrated normal equations: their condition is that of J, squared,
 and where it leaves no digits (above about 1e4 in float32 and 1e8 in float64) the answer is NaN, as
-it is for parameters that are not determined.
+it is for parameters that are not determined. A sparse Jacobian of bundle adjustment's shape is
+solved by elimination instead, see `linalg.two_groups`: one factorisation for all columns.
 """
 
 from __future__ import annotations
@@ -21,9 +22,15 @@ import numpy as np
 from jax.experimental.sparse import BCOO
 from jaxtyping import Array
 
+from ..derivatives.blocks import two_groups
+from ..derivatives.compressed import LARGEST
+from ..derivatives.sparsity import sparsity
 from ..linalg import equilibrate, solve_by_products
+from ..linalg.two_groups import Pairs, TwoGroupMatrix
+from ..problem.pytrees import is_concrete
 
 DENSE = 1000  # parameters: up to here J is written out
+ROUNDING = 100  # times epsilon: a pivot below that part of its diagonal entry is rounding
 
 
 def is_large(jac: Any) -> bool:
@@ -77,9 +84,55 @@ def positions(parameters: Sequence[Any], names: Sequence[str]) -> list[int]:
     return [names.index(p) if isinstance(p, str) else int(p) for p in parameters]
 
 
-@jax.jit
 def inverse_block(jac: Any, held: Array, chosen: Array) -> Array:
     """The rows and columns of (J^T J)^-1 of some parameters, (k, k); 0 for what is held."""
+    groups = _in_two_groups(jac)
+    if groups is None:
+        return _by_conjugate_gradients(jac, held, chosen)
+    return _by_elimination(groups, held, chosen)
+
+
+def _in_two_groups(jac: Any) -> TwoGroupMatrix | None:
+    """A sparse Jacobian of bundle adjustment's shape; None if it is none, or traced."""
+    if not isinstance(jac, BCOO) or not is_concrete(jac):
+        return None
+    m, n = jac.shape
+    indices, values = np.asarray(jac.indices), np.asarray(jac.data)
+    inside = np.all(indices < (m, n), axis=1)
+    (rows, cols), values = indices[inside].T, values[inside]
+    pattern = sparsity((rows, cols), (m, n))
+    groups = two_groups(pattern) if pattern.nnz == rows.size else None
+    if groups is None or groups.few.size > LARGEST:
+        return None
+    flat = rows.astype(np.int64) * n + cols
+    order = np.argsort(flat)
+
+    def part(columns: np.ndarray) -> Array:
+        at = groups.rows[:, :, None].astype(np.int64) * n + columns[:, None]
+        return jnp.asarray(values[order[np.searchsorted(flat[order], at)]])
+
+    of_few, of_many = groups.few[groups.of_few], groups.many[groups.of_many]
+    return TwoGroupMatrix(part(of_few), part(of_many), Pairs.of(*groups))
+
+
+@jax.jit
+def _by_elimination(jac: TwoGroupMatrix, held: Array, chosen: Array) -> Array:
+    """By the Schur complement, factorised once; NaN where a pivot is but rounding."""
+    length = jnp.sqrt(jac.squared_columns())
+    moves = ~held
+    s = jnp.where(moves & (length > 0), 1 / jnp.where(length > 0, length, 1), 0)
+    factor = jac.normal().scaled(s).factor(held.astype(s.dtype))
+
+    def column(j: Array) -> Array:
+        return s * factor.solve(jnp.zeros_like(s).at[j].set(s[j]))
+
+    block = jax.lax.map(column, chosen)[:, chosen]
+    determined = factor.left > ROUNDING * jnp.finfo(s.dtype).eps
+    return jnp.where(determined, 0.5 * (block + block.T), jnp.nan)
+
+
+@jax.jit
+def _by_conjugate_gradients(jac: Any, held: Array, chosen: Array) -> Array:
     forward, backward = _products(jac)
 
     def normal(v: Array) -> Array:

@@ -15,7 +15,6 @@ from __future__ import annotations
 import functools as ft
 from typing import NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
@@ -98,4 +97,5 @@ def linearized(
 
 def _either(taken: Array, new: Array, old: Array) -> Array:
     """Of the two models' arrays; the places of entries, integers, are those of any."""
-    return jnp.where(taken, new, old) if eqx.is_inexact_array(old) else old
+    places = jnp.issubdtype(old.dtype, jnp.integer)
+    return old if places else jnp.where(taken, new, old)

@@ -241,7 +241,10 @@ class DenseModel(LinearModel):
         rounding = rounding * norm(f) * (norms @ jnp.abs(step))
         change = jacobian - self.jacobian * rescale
         secant = jnp.where(with_secant, _secant(change @ f, step, rounding), 0)
-        rows = jnp.concatenate([jacobian, secant[:, None]], axis=1)
+        # By padding: to join it to rows that are spread over devices would gather these.
+        rows = jnp.pad(jacobian, ((0, 0), (0, 1)))
+        last = jnp.arange(rows.shape[1]) == f.size
+        rows = jnp.where(last[None], secant[:, None], rows)
         rows = jnp.where(rests(norms, secant)[:, None], 0, rows)
         r_factor, qtf = triangularize(rows, jnp.pad(f, (0, 1)))
         return DenseModel(

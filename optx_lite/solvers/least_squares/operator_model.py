@@ -10,8 +10,8 @@ from J.
 The step in a trust region, in variables z = p / metric:
 
 - by normal equations, z of (J^T J + C + alpha I) z = -g with ||z|| = Delta to `RTOL`. 1 / ||z||
-  is nearly linear in alpha, so a few secants find it (J. J. More, 1977, takes derivatives, which
-  ask for a second solution);
+  is nearly linear in alpha near there, so a few secants find it (J. J. More, 1977, takes
+  derivatives, which ask for a second solution);
 - by LSMR, the minimiser in the plane of the gradient and the Gauss-Newton step (R. H. Byrd, R. B.
   Schnabel and G. A. Shultz, "Approximate solution of the trust region problem by minimization over
   two-dimensional subspaces", Math. Prog. 40, 1988), as SciPy has it: the factorisation is of two
@@ -23,6 +23,7 @@ Different from the dense model: no secant row; a correction by normal equations 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -39,12 +40,14 @@ from ...linalg import (
     solve_trust_region,
     triangularize,
 )
-from ...linalg.jacobians import JacobianOperator
+from ...linalg.jacobians import JacobianOperator, NormalEquations
 from ...linalg.lsmr import Stops, lsmr_solve
 from .model import Correction, GaussNewtonStep, LinearModel, TrustRegionStep
 
+LEAST = 1e-3  # of the highest alpha: where the search begins
 RTOL = 0.1  # of Delta, within which a step ends
 MOST_SECANTS = 10
+FAR = 2  # times Delta, or a part of it: where z is to be found in decades of alpha
 FLOOR = 3 / 4  # power of eps: of the squared norm of a column, where the system is singular
 NOISE = 8  # times epsilon: by so much a multiplier, or a bound, may be missed
 TURNS = 60  # most changes of the active sets
@@ -79,14 +82,17 @@ class OperatorModel(LinearModel):
     column_norms: Array  # (n,)
     effective: Array  # (n,) norms without the columns that rest
     gradient: Array  # (n,)
+    normal: NormalEquations | None  # where systems are solved directly
+    newton: GaussNewtonStep | None  # without bounds: it is that of all trials from here
     solver: LinearSolver
 
     @classmethod
     def empty(
-        cls, jacobian: Any, m: int, n: int, dtype: Any, solver: LinearSolver
+        cls, jacobian: Any, m: int, n: int, dtype: Any, solver: LinearSolver, bounded: bool
     ) -> OperatorModel:
         """Before anything has been evaluated; ``jacobian`` has the structure of those to come."""
         zeros = jnp.zeros(n, dtype)
+        unknown = GaussNewtonStep(zeros, zeros[0], zeros[0] > 0, zeros > 0)
         return cls(
             units=zeros + 1,
             jacobian=jacobian,
@@ -95,6 +101,8 @@ class OperatorModel(LinearModel):
             column_norms=zeros,
             effective=zeros,
             gradient=zeros,
+            normal=jacobian.blank_normal() if solver.direct else None,
+            newton=None if bounded else unknown,
             solver=solver,
         )
 
@@ -109,11 +117,11 @@ class OperatorModel(LinearModel):
         with_secant: Array,
         rests: Callable[[Array, Array], Array],
     ) -> OperatorModel:
-        """Nothing is factorised yet."""
+        """With the Gauss-Newton step where it is that of all trials."""
         norms = safe_sqrt(jacobian.squared_columns())
         moves = ~rests(norms, self.secant)
         jacobian = jacobian.scaled(jnp.ones_like(f), moves.astype(f.dtype))
-        return OperatorModel(
+        model = OperatorModel(
             units=units,
             jacobian=jacobian,
             f=f,
@@ -121,8 +129,11 @@ class OperatorModel(LinearModel):
             column_norms=norms,
             effective=jnp.where(moves, norms, 0),
             gradient=jacobian.adjoint().apply(f),
+            normal=jacobian.normal() if self.solver.direct else None,
+            newton=None,
             solver=self.solver,
         )
+        return model if self.newton is None else replace(model, newton=model.gauss_newton())
 
     def is_finite(self) -> Array:
         """By sums, which no finite parts hide."""
@@ -161,8 +172,10 @@ class OperatorModel(LinearModel):
         self, box: tuple[Array, Array] | None = None, start: Array | None = None
     ) -> GaussNewtonStep:
         """Without a box one system; with one, by active sets."""
-        everything = jnp.ones(self.gradient.shape, bool)
         if box is None:
+            if self.newton is not None:
+                return self.newton
+            everything = jnp.ones(self.gradient.shape, bool)
             step = self._solve(everything, self.f, self.gradient)
             return self._step(step, everything, jnp.all(jnp.isfinite(step)))
         start = jnp.zeros_like(self.gradient) if start is None else start
@@ -196,10 +209,10 @@ class OperatorModel(LinearModel):
         return lsmr_solve(jacobian.apply, jacobian.adjoint().apply, f, n, damp, stops)
 
     def _solve_directly(self, free: Array, gradient: Array) -> Array:
-        mask = free.astype(gradient.dtype)
-        masked = self.jacobian.scaled(jnp.ones_like(self.f), mask)
+        assert self.normal is not None
         diag = jnp.where(free, self._floor(), 1)
-        return -masked.solve_normal(diag, jnp.where(free, gradient, 0))
+        masked = self.normal.scaled(free.astype(gradient.dtype))
+        return -masked.solve(diag, jnp.where(free, gradient, 0))
 
     def _floor(self) -> Array:
         """What keeps normal equations definite where columns depend on each other."""
@@ -264,10 +277,11 @@ class OperatorModel(LinearModel):
     ) -> TrustRegionStep:
         """By a damping, or in a plane."""
         diag = jnp.zeros_like(metric) if diagonal is None else diagonal
-        scaled = self.jacobian.scaled(jnp.ones_like(self.f), metric)
-        if not self.solver.direct:
+        if self.normal is None:
+            scaled = self.jacobian.scaled(jnp.ones_like(self.f), metric)
             return self._in_plane(scaled, metric, diag, newton, radius)
-        return self._in_ball(scaled, metric, diag, newton, radius, damping, correction)
+        curvatures, normal = (metric * self.effective) ** 2 + diag, self.normal.scaled(metric)
+        return self._in_ball(normal, curvatures, metric, diag, newton, radius, damping, correction)
 
     def _in_plane(
         self,
@@ -325,7 +339,8 @@ class OperatorModel(LinearModel):
 
     def _in_ball(
         self,
-        scaled: JacobianOperator,
+        normal: NormalEquations,
+        curvatures: Array,
         metric: Array,
         diag: Array,
         newton: Array | None,
@@ -333,7 +348,6 @@ class OperatorModel(LinearModel):
         damping: Array,
         correction: Correction,
     ) -> TrustRegionStep:
-        curvatures = scaled.squared_columns() + diag
         floor = jnp.finfo(diag.dtype).eps ** FLOOR * curvatures
         still = curvatures == 0
         slope, bend = metric * self.gradient, metric * correction.gradient
@@ -341,7 +355,7 @@ class OperatorModel(LinearModel):
 
         def solve(alpha: Array, gradient: Array) -> Array:
             diagonal = jnp.where(still, 1, diag + floor + alpha)
-            return -scaled.solve_normal(diagonal, jnp.where(still, 0, gradient))
+            return -normal.solve(diagonal, jnp.where(still, 0, gradient))
 
         def turn(search: _Search) -> _Search:
             z = solve(search.alpha, jnp.where(search.correcting, bend, slope))
@@ -354,10 +368,13 @@ class OperatorModel(LinearModel):
                 search.next(z, size, radius, highest),
             )
 
-        zero, no = jnp.zeros_like(radius), radius < 0
+        no = radius < 0
         fits = no if newton is None else norm(newton) <= radius
+        zero = jnp.zeros_like(radius)
+        # Where the Gauss-Newton step is known, alpha = 0 need not be tried.
+        least = zero if newton is None else LEAST * highest
         newton = jnp.zeros_like(slope) if newton is None else newton
-        guess = jnp.where((damping > 0) & (damping <= highest), damping, 0)
+        guess = jnp.where((damping > 0) & (damping <= highest), damping, least)
         inverse = safe_divide(jnp.ones_like(radius), norm(newton))
         search = _Search(
             z=newton,
@@ -418,7 +435,15 @@ class _Search(NamedTuple):
         high = jnp.where(size < radius, self.alpha, self.high)
         rise = safe_divide(inverse - self.last_inverse, self.alpha - self.last_alpha)
         better = self.alpha + safe_divide(1 / radius - inverse, rise)
-        middle = jnp.maximum(1e-3 * high, jnp.sqrt(low) * jnp.sqrt(high))
+        # Over decades of alpha || z || is nearly a power of it.
+        far = (jnp.maximum(size, radius) > FAR * jnp.minimum(size, radius)) & (self.last_alpha > 0)
+        of_alpha, of_size = (
+            jnp.log(self.alpha / self.last_alpha),
+            jnp.log(inverse / self.last_inverse),
+        )
+        power = safe_divide(of_alpha, of_size) * jnp.log(size / radius)
+        better = jnp.where(far, self.alpha * jnp.exp(power), better)
+        middle = jnp.maximum(LEAST * high, jnp.sqrt(low) * jnp.sqrt(high))
         usable = (self.last_inverse > 0) & (rise > 0) & (better > low) & (better < high)
         more = ~found & (self.count < MOST_SECANTS) & jnp.isfinite(size)
         return self._replace(

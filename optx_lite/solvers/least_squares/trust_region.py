@@ -103,7 +103,8 @@ class TrustRegionSolver(AbstractLeastSquaresSolver[State]):
         jacobian = problem.blank_jacobian(x0)
         if jacobian is None:
             return DenseModel.empty(n, m, dtype)
-        return OperatorModel.empty(jacobian, m, n, dtype, self.linear_solver)
+        bounded = problem.bounded
+        return OperatorModel.empty(jacobian, m, n, dtype, self.linear_solver, bounded)
 
     def running(self, problem: LeastSquaresProblem, state: State) -> Array:
         """Whether there is to be another step."""
