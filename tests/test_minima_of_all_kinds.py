@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from numpy.testing import assert_allclose
+from numpy.testing import assert_allclose, assert_array_equal
 from scipy import optimize as so
 
 import optx_lite as ox
@@ -182,6 +182,25 @@ def test_a_runaway_parameter_is_told_from_a_minimum():
 
 # ---------------------------------------------------------------------------------------
 # Convex problems in a box
+
+
+def distances_to_a_line(p, xy):
+    return (xy[1] - p[0] * xy[0] - p[1]) / jnp.sqrt(1 + p[0] ** 2)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_slope_that_grows_for_ever_is_no_success(method):
+    """The best line has a negative slope; from a positive one the cost falls towards infinity."""
+    rng = np.random.default_rng(7)
+    noise = 0.1 * rng.standard_normal((LANES, 2, 30))
+    xy = np.stack([0 * T[:30], 5 * np.linspace(-1, 1, 30)]) + noise
+    res = batch(distances_to_a_line, np.tile([1.0, 0.0], (LANES, 1)), xy, method)
+    centred = xy - xy.mean(axis=2, keepdims=True)
+    smallest = np.linalg.eigvalsh(centred @ centred.transpose(0, 2, 1))[:, 0] / 2
+    best = np.asarray(res.cost) <= smallest * (1 + 1e-9)
+    assert_array_equal(res.success, best)
+    assert 0 < np.sum(best) < LANES
+    assert np.all(np.asarray(res.status)[~best] == -5)
 
 
 @pytest.mark.parametrize("method", BOXED)

@@ -268,6 +268,34 @@ def false_successes(res, lower, upper, data, derivatives, dtype):
     return false
 
 
+@pytest.mark.parametrize("dtype, apart", [(np.float32, 3), (np.float64, 7)])
+def test_no_success_where_one_unit_hides_another(dtype, apart):
+    """Each variable in a unit of its own: beside the steep ones the others have no gradient."""
+    rng = np.random.default_rng(4)
+    lanes, n = 300, 3
+    a, b = rng.standard_normal((lanes, n + 2, n)), rng.standard_normal((lanes, n + 2))
+    z0 = 2 * rng.standard_normal((lanes, n))
+    unit = 10.0 ** rng.uniform(-apart, apart, (lanes, n))
+
+    def solve(x0, a, b, unit):
+        def fun(x):
+            r = a @ (x / unit) - b
+            return r @ r
+
+        return ox.minimize(fun, x0)
+
+    given = [leaf.astype(dtype) for leaf in (z0 * unit, a, b, unit)]
+    res = jax.jit(jax.vmap(solve))(*given)
+    least = np.array(
+        [np.sum((m @ np.linalg.lstsq(m, r)[0] - r) ** 2) for m, r in zip(a, b, strict=True)]
+    )
+    began = np.sum((np.einsum("kij,kj->ki", a, z0) - b) ** 2, axis=1)
+    excess = (np.asarray(res.fun, float) - least) / began
+    success = np.asarray(res.success)
+    assert np.all(excess[success] < max(1e-6, 1e3 * np.finfo(dtype).eps))
+    assert np.mean(success) > 0.5
+
+
 # ---------------------------------------------------------------------------------------
 # Searches that meet NaN
 

@@ -33,7 +33,8 @@ MESSAGES = {
     STUCK: "ABNORMAL: the line search of `method` has found no lower value for many iterations. "
     "Those of optax do not know of `bounds`.",
     KINK: "ABNORMAL: `fun` has a kink at `x` (as abs, max, relu have) or next to it: its gradient "
-    "does not go to 0 there. `x` may be a minimum, but no test can say so.",
+    "does not go to 0 there, or the units of the variables are too far apart: measure each in a "
+    "unit of its size. `x` may be a minimum, but no test can say so.",
     CALLBACK_STOP: "`callback` raised `StopIteration`.",
 }
 NOWHERE = (

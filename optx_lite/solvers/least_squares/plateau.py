@@ -32,6 +32,8 @@ REFUSALS_AT_BOUNDS = 2  # of those that bring a variable to a bound
 PLATEAU, KINK = 1, 2  # what a probe looks for
 NEARBY = 1 / 4  # power of eps: part of a move that changes f by its own size, for a probe
 REVIVED = -1 / 8  # power of eps: by so much an effect that comes back is the larger
+GROWTH = 0.2  # relative to x, of a step that leads away
+FADED = 1 / 4  # power of eps: what is left of the effect of a parameter that may run away
 LANDED = 1 / 4  # power of eps: part of the room to a bound that is left, all but on it
 
 
@@ -66,10 +68,8 @@ def is_refused(problem: LeastSquaresProblem, state: State, norms: Array, cost: A
 
 
 def verify(
-    problem: LeastSquaresProblem,
     before: State,
-    state: State,
-    nothing: Array,
+    dead: Array,
     status: Array,
     pending: Array,
     doubtful: Array,
@@ -77,10 +77,10 @@ def verify(
 ) -> tuple[Array, Array, Array]:
     """Status, what waits, and what the next trial is to look for, if anything.
 
-    ``nothing``: whether f is rounding; ``doubtful``: whether a kink may be near; ``passed``: what
+    ``dead``: parameters without effect; ``doubtful``: whether a kink may be near; ``passed``: what
     the last trial found if it was there to look for something.
     """
-    dead = jnp.any(_dead(problem, state)) & ~nothing
+    dead = jnp.any(dead)
     wanted = jnp.where(dead, PLATEAU, jnp.where(doubtful, KINK, 0)).astype(jnp.int32)
     looking = before.probing > 0
     probing = jnp.where((status > 0) & ~looking, wanted, 0)
@@ -91,14 +91,26 @@ def verify(
     return status, pending.astype(jnp.int32), probing
 
 
-def _dead(problem: LeastSquaresProblem, state: State) -> Array:
-    """Parameters that had an effect on f and have none any more, while others have."""
+def dead_parameters(problem: LeastSquaresProblem, state: State, goal: Array) -> Array:
+    """Those that had an effect on f and have none any more, while others have.
+
+    Or have so little that the model sends them further and further out, to its ``goal``.
+    """
     model = state.model
     dead = without_effect(problem, model.column_norms, model.secant, state.longest, state.cost)
     dead = dead & (state.longest > 0)
+    dead = (dead & ~jnp.all(dead)) | _runs_away(problem, state, goal)
     if problem.bounded:
         dead = dead & (state.x > problem.lower) & (state.x < problem.upper)
-    return dead & ~jnp.all(dead)
+    return dead
+
+
+def _runs_away(problem: LeastSquaresProblem, state: State, goal: Array) -> Array:
+    """A step by a part of x, outwards, that would have changed f by its own size, and does not."""
+    grows = jnp.abs(goal) - jnp.abs(state.x) >= GROWTH * jnp.abs(goal)
+    step = jnp.abs(goal - state.x)
+    faded = state.model.column_norms <= problem.precision**FADED * state.longest
+    return grows & faded & (step * state.longest > state.fnorm)
 
 
 def probe(problem: LeastSquaresProblem, before: State, state: State, kind: Array) -> Array:
@@ -125,4 +137,4 @@ def passes(problem: LeastSquaresProblem, state: State, norms: Array, gradient: A
 def revives(problem: LeastSquaresProblem, state: State, norms: Array) -> Array:
     """Whether columns of these norms have the effects that are missing at ``state.x``."""
     least = problem.precision**REVIVED * state.model.column_norms
-    return jnp.all(~_dead(problem, state) | (norms > least))
+    return jnp.all(~state.dead | (norms > least))

@@ -47,6 +47,7 @@ class State(eqx.Module):
     last_size: Array  # () of the one before
     pending: Array  # () status of the test which opened the last phase, 0 before
     probing: Array  # () what the trial is there to look for, see `plateau`; 0: for less cost
+    dead: Array  # (n,) bool: parameters whose effects a probe is to bring back
     possible: Array  # () the reduction that failed trials leave possible; inf: none says
     refused: Array  # () trials with a lower cost that were not taken, as they lay on a plateau
     slow: Array  # () evaluations since the trust region was last out of the way
@@ -97,6 +98,7 @@ def initial_state(x0: Array, m: int, model: LinearModel) -> State:
         last_size=infinite,
         pending=none,
         probing=none,
+        dead=constant(False, (n,), bool),
         possible=infinite,
         refused=none,
         slow=none,

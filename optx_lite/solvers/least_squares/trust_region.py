@@ -38,7 +38,7 @@ from .convergence import Tolerances, judge, possible_reduction
 from .correction import correction_of, radius_after
 from .model import Correction, DenseModel, LinearModel
 from .operator_model import LinearSolver, OperatorModel
-from .plateau import REFUSALS, SMALL_DECREASE, lands, probe, verify
+from .plateau import REFUSALS, SMALL_DECREASE, dead_parameters, lands, probe, verify
 from .prediction import Prediction, predict
 from .scaling import FALL, Scaling
 from .state import State, Trial, initial_state
@@ -241,9 +241,9 @@ class TrustRegionSolver(AbstractLeastSquaresSolver[State]):
         status, pending, doubtful = computed_once(
             judge(tolerances, before, state, prediction, accepted, ratio, spent)
         )
-        status, pending, probing = verify(
-            problem, before, state, prediction.nothing, status, pending, doubtful, passed
-        )
+        dead = dead_parameters(problem, state, prediction.x) & ~prediction.nothing
+        status, pending, probing = verify(before, dead, status, pending, doubtful, passed)
+        state = replace(state, dead=dead)
         bad_start = jnp.where(outcome.finite, codes.NONFINITE_JACOBIAN, codes.NONFINITE)
         status = jnp.where((before.nfev == 0) & ~accepted, bad_start, status).astype(jnp.int32)
         state, status = self._last_resort(problem, before, state, status)

@@ -47,8 +47,13 @@ smooth f has at x - k d, d the step of the quadratic to its minimum, the gradien
 kink that is still g, since x - k d lies on the same side, or some multiple of it, where x is on the
 kink itself and g a mean of those at its sides. So one evaluation more looks back, k =
 `BACK`, before a success is claimed whose gradient has not visibly gone to 0: it is more than
-`VANISHED` times its largest change in the memory. (Of those 76 problems six were not so.) The
-components which have not grown `GROWS` times there must be a small part, `SHARE`, of g_F and of G.
+`VANISHED` times its largest change in the memory, or G more than `VANISHED_IN_REACH` times that in
+the units of x. (Of those 76 problems six were not so by the first.) The components which have not
+grown `GROWS` times there must be a small part, `SHARE`, of g_F and of G.
+
+Units far apart. Beside a steep variable the one in a large unit has next to no gradient, and a
+quadratic that has not seen it move no step for it: q is small, G is not. That gradient does not
+grow behind x either, and the solve fails as at a kink.
 """
 
 from __future__ import annotations
@@ -73,6 +78,7 @@ BACK = 32  # steps behind x
 GROWS = 1 / 16  # of what a quadratic promises along its Newton step
 SHARE = 0.1  # of the gradient
 VANISHED = 1e-3  # of the largest change of the gradient
+VANISHED_IN_REACH = 1e-4  # of the largest |y|.|x|
 RESOLVED = 8192  # times epsilon, relative to x and to f: so far apart, points differ
 
 

@@ -60,7 +60,7 @@ from ...results.minimize import ALL_FIXED, FAILED, FTOL, GTOL, KINK, NONFINITE, 
 from .base import AbstractMinimizer, BestSeen, status_of_bounds
 from .bfgs_matrix import matrix_of
 from .cauchy_point import cauchy_point
-from .convergence import VANISHED, is_cut_short, look_back, rounding, vanishes
+from .convergence import VANISHED, VANISHED_IN_REACH, is_cut_short, look_back, rounding, vanishes
 from .limited_memory import Memory
 from .line_search import DOUBT, NOISE, LineSearch, advance, begin, is_gain
 
@@ -263,19 +263,18 @@ class LBFGSB(AbstractMinimizer[State]):
         failure = jnp.where((settled > 0) & flat, GTOL, jnp.where(noisy, FTOL, FAILED))
         status = jnp.where(failed & state.line.probing & (status == RUNNING), failure, status)
         status = jnp.where(exhausted, FTOL, status)
-        # Has the gradient visibly gone to 0? If not, that is looked at.
+        # Has the gradient visibly gone to 0, in every variable's unit? If not, that is looked at.
         changed = state.memory.steepest() * state.unit_g
         visible = norm(scaled) * unit <= VANISHED * changed
+        changed = state.memory.widest(x * reciprocal(state.unit_x)) * state.unit_x * state.unit_g
+        visible = visible & (reach <= VANISHED_IN_REACH * changed)
         doubtful = ((status == GTOL) | (status == FTOL)) & moving & ~visible
         doubtful = doubtful & (state.status == RUNNING)
-        # Along what has made the claim: the quadratic, or the probe and the curvature it has found.
-        by_probe = exhausted | failed
-        known = jnp.where(state.line.known < jnp.inf, state.line.known, 0)
-        length = jnp.maximum(2 * safe_divide(known, norm(scaled) * unit), _short(state))
-        # Where a probe stands in for the quadratic's step, that is nothing beside x.
+        # Along what has made the claim: the quadratic, or, where it was a probe along the gradient,
+        # which the variables in small units rule, the gradient in the unit of each variable.
         part = jnp.where(probing, jnp.sqrt(jnp.finfo(x.dtype).eps) / SHORT, 1)
-        step = safe_divide(scaled, norm(scaled)) * length
-        step = jnp.where(by_probe, step, part * direction)
+        step = _step_that_gains(self.nothing(state, reach), x, scaled, unit)
+        step = jnp.where(exhausted | failed, step, part * direction)
         behind, back = look_back(problem, x, state.value, descent, step)
         pending = jnp.where(doubtful, status, RUNNING)
         status = jnp.where(doubtful, RUNNING, status)
@@ -311,6 +310,17 @@ class LBFGSB(AbstractMinimizer[State]):
     def slopes(self, state: State) -> Array:
         """Found by the last probe, if there was one."""
         return state.slopes
+
+
+def _step_that_gains(reduction: Array, x: Array, scaled: Array, unit: Array) -> Array:
+    """Along the projected gradient, in the unit of each variable: f falls by so much at most.
+
+    If the step leads to the minimum there.
+    """
+    weight = jnp.abs(x) * reciprocal(unit_of(x))
+    weight = jnp.where(jnp.all(weight == 0), 1, weight)
+    direction = weight * (weight * scaled)
+    return direction * safe_divide(2 * reduction * reciprocal(unit), direction @ scaled)
 
 
 def _as_a_quadratic(line: Line, value: Array, slope: Array) -> Array:

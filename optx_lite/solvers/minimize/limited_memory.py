@@ -120,6 +120,11 @@ class Memory(eqx.Module):
         yy, _, _, _ = self.blocks()
         return jnp.max(safe_sqrt(jnp.diagonal(yy)) * self.unit)
 
+    def widest(self, x: Array) -> Array:
+        """The largest |y|.|x|, 0 without pairs."""
+        reaches = jnp.abs(self.pairs[::2]) @ jnp.abs(x)
+        return jnp.max(jnp.where(self.full, reaches * self.unit, 0))
+
     def in_order(self) -> tuple[Array, Array]:
         """S and Y as rows, the oldest first; zeros, before all, for the empty slots."""
         order = jnp.argsort(self.age)
