@@ -47,13 +47,14 @@ smooth f has at x - k d, d the step of the quadratic to its minimum, the gradien
 kink that is still g, since x - k d lies on the same side, or some multiple of it, where x is on the
 kink itself and g a mean of those at its sides. So one evaluation more looks back, k =
 `BACK`, before a success is claimed whose gradient has not visibly gone to 0: it is more than
-`VANISHED` times its largest change in the memory, or G more than `VANISHED_IN_REACH` times that in
-the units of x. (Of those 76 problems six were not so by the first.) The components which have not
-grown `GROWS` times there must be a small part, `SHARE`, of g_F and of G.
+`VANISHED` times its largest change in the memory. (Of those 76 problems six were not so.) The
+components which have not grown `GROWS` times there must be a small part, `SHARE`, of g_F and of G.
 
 Units far apart. Beside a steep variable the one in a large unit has next to no gradient, and a
-quadratic that has not seen it move no step for it: q is small, G is not. That gradient does not
-grow behind x either, and the solve fails as at a kink.
+quadratic that has not seen it move no step for it: q is small, G is not. By q, f curves by
+G^2 / 2q where all x_j change by |x_j|. If that is far more than the largest |y|.|x| in the memory,
+and G more than `VANISHED_IN_REACH` times this, the look back is made as well: such a gradient does
+not grow there, and the solve fails as at a kink.
 """
 
 from __future__ import annotations
@@ -79,6 +80,7 @@ GROWS = 1 / 16  # of what a quadratic promises along its Newton step
 SHARE = 0.1  # of the gradient
 VANISHED = 1e-3  # of the largest change of the gradient
 VANISHED_IN_REACH = 1e-4  # of the largest |y|.|x|
+UNLIKE = 1 / 4  # power of eps: by so much one curvature is smaller than another
 RESOLVED = 8192  # times epsilon, relative to x and to f: so far apart, points differ
 
 
@@ -202,6 +204,16 @@ def look_back(
     if problem.bounded:
         behind = jnp.clip(behind, problem.lower, problem.upper)
     return behind, many
+
+
+def hides_a_variable(reach: Array, changed: Array, promised: Array) -> Array:
+    """Whether a promise is so small beside G that the curvature which it has seen is not all.
+
+    ``changed``: the largest |y|.|x| of the pairs.
+    """
+    seen = changed / float(jnp.finfo(reach.dtype).eps) ** UNLIKE
+    stiff = ~(reach * reach <= 2 * promised * seen) | jnp.isinf(promised)
+    return (reach > VANISHED_IN_REACH * changed) & stiff
 
 
 def is_cut_short(problem: MinimizationProblem, x: Array, behind: Array) -> Array:

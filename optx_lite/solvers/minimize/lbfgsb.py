@@ -60,7 +60,14 @@ from ...results.minimize import ALL_FIXED, FAILED, FTOL, GTOL, KINK, NONFINITE, 
 from .base import AbstractMinimizer, BestSeen, status_of_bounds
 from .bfgs_matrix import matrix_of
 from .cauchy_point import cauchy_point
-from .convergence import VANISHED, VANISHED_IN_REACH, is_cut_short, look_back, rounding, vanishes
+from .convergence import (
+    VANISHED,
+    hides_a_variable,
+    is_cut_short,
+    look_back,
+    rounding,
+    vanishes,
+)
 from .limited_memory import Memory
 from .line_search import DOUBT, NOISE, LineSearch, advance, begin, is_gain
 
@@ -267,7 +274,8 @@ class LBFGSB(AbstractMinimizer[State]):
         changed = state.memory.steepest() * state.unit_g
         visible = norm(scaled) * unit <= VANISHED * changed
         changed = state.memory.widest(x * reciprocal(state.unit_x)) * state.unit_x * state.unit_g
-        visible = visible & (reach <= VANISHED_IN_REACH * changed)
+        claimed = jnp.where(exhausted | failed, state.line.known, promised)
+        visible = visible & ~hides_a_variable(reach, changed, claimed)
         doubtful = ((status == GTOL) | (status == FTOL)) & moving & ~visible
         doubtful = doubtful & (state.status == RUNNING)
         # Along what has made the claim: the quadratic, or, where it was a probe along the gradient,
