@@ -7,8 +7,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, DTypeLike
 
+from ..jax_support.types import Bounds
 from ..problem.global_search import in_box, read_box
 from .search_arguments import whole
 
@@ -47,7 +48,7 @@ def _one_key(key: Array, shape: tuple[int, ...]) -> Array:
     return key
 
 
-def unit_points(method: str, count: int, n: int, key: Array, dtype: Any) -> Array:
+def unit_points(method: str, count: int, n: int, key: Array, dtype: DTypeLike) -> Array:
     """``count`` points of the unit cube, (count, n)."""
     if method == "uniform":
         return jax.random.uniform(key, (count, n), dtype)
@@ -75,7 +76,9 @@ def _sequence(method: str, count: int, n: int) -> np.ndarray:
     return qmc.Sobol(n, scramble=False).random_base2(powers)[:count]
 
 
-def sample_starts(bounds: Any, count: int, method: str = "sobol", rng: Any = None) -> Array:
+def sample_starts(
+    bounds: Bounds, count: int, method: str = "sobol", rng: int | Array | None = None
+) -> Array:
     """Points that fill a box evenly, to start solves from.
 
     Parameters

@@ -12,7 +12,6 @@ A step of a wide block is cheaper by lane and a narrow one wastes less at the en
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import equinox as eqx
 import jax
@@ -49,7 +48,7 @@ class Found(eqx.Module):
     value: Float[Array, " k"]
     success: Bool[Array, " k"]
     nfev: Int[Array, " k"]
-    best: Any  # of whatever family the solver is
+    best: PyTree  # of whatever family the solver is
     number: Int[Array, ""]
 
 
@@ -89,7 +88,7 @@ def solve_batch(
         lane_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
         wide = min(batch, max(LEAST, 2 * CACHE // lane_bytes))
 
-    def begin(numbers: Array) -> tuple[Any, Array]:
+    def begin(numbers: Array) -> tuple[PyTree, Array]:
         numbers = first + numbers
         return jax.vmap(lambda x: solver.init(problem, x))(starts[numbers]), numbers
 
@@ -100,7 +99,7 @@ def solve_batch(
     active = _running(solver, problem, lanes.states) & (lanes.number < starts.shape[0])
     order = jnp.argsort(~active, stable=True).astype(jnp.int32)
 
-    def resume(places: Array) -> tuple[Any, Array]:
+    def resume(places: Array) -> tuple[PyTree, Array]:
         own = order[places]
         return jax.tree.map(lambda leaf: leaf[own], lanes.states), lanes.number[own]
 
@@ -109,7 +108,7 @@ def solve_batch(
 
 
 def _running(
-    solver: AbstractSolver, problem: AbstractProblem, states: Any
+    solver: AbstractSolver, problem: AbstractProblem, states: PyTree
 ) -> Bool[Array, " width"]:
     return jax.vmap(lambda state: solver.running(problem, state))(states)
 
@@ -125,13 +124,13 @@ def _work(
     count = found.x.shape[0]
     portion = max(1, width // PART)
 
-    def active_of(states: Any, number: Array) -> Array:
+    def active_of(states: PyTree, number: Array) -> Array:
         return _running(solver, problem, states) & (number < count)
 
-    def left(states: Any, number: Array) -> Array:
+    def left(states: PyTree, number: Array) -> Array:
         return jnp.sum(active_of(states, number), dtype=jnp.int32)
 
-    def step(states: Any, number: Array) -> Any:
+    def step(states: PyTree, number: Array) -> PyTree:
         after = jax.vmap(lambda state: solver.step(problem, state))(states)
         return where(active_of(states, number), after, states)
 
@@ -180,7 +179,7 @@ def _work(
 
 
 def _handed_in(
-    found: Found, solver: AbstractSolver, problem: AbstractProblem, states: Any, number: Array
+    found: Found, solver: AbstractSolver, problem: AbstractProblem, states: PyTree, number: Array
 ) -> Found:
     """With the results of states that have ended; ``number`` k where there is none."""
     results = jax.vmap(lambda state: solver.finish(problem, state))(states)
@@ -197,7 +196,7 @@ def _handed_in(
     )  # fmt: skip
 
 
-def _lowest(found: Found, results: Any, fine: Array, number: Array) -> tuple[Any, Array]:
+def _lowest(found: Found, results: PyTree, fine: Array, number: Array) -> tuple[PyTree, Array]:
     """The best result so far and its number: of equal ones the first."""
     count = found.x.shape[0]
     best = found.best

@@ -18,11 +18,9 @@ cost falls in every turn, so that none repeats itself; from a guess that is righ
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, PyTree
 
 from ..jax_support.control_flow import while_loop
 from .norms import norm, safe_divide
@@ -77,7 +75,7 @@ def _solve(
     eps = jnp.finfo(qtf.dtype).eps
     size = jnp.sqrt(jnp.sum(r_factor * r_factor, axis=0))
 
-    def turn(state: Any) -> Any:
+    def turn(state: PyTree) -> PyTree:
         p, _, free, turns, _ = state
         residual = r_factor @ p + qtf
         factor, rest = triangularize(jnp.where(free, r_factor, 0).T, residual)
@@ -105,7 +103,7 @@ def _solve(
         done = inside & ~jnp.any(freed)
         return moved_to, factor, jnp.where(done, free, still_free), turns + 1, done
 
-    def unsolved(state: Any) -> Array:
+    def unsolved(state: PyTree) -> Array:
         turns, done = state[-2:]
         return ~done & (turns < 10 + 10 * n)
 

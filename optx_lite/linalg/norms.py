@@ -10,8 +10,6 @@ it rounds nothing, and the result is right wherever it can be represented.
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -56,7 +54,7 @@ def reciprocal(unit: Array) -> Array:
     return lax.bitcast_convert_type(2 * _bits(one) - _bits(unit), unit.dtype)
 
 
-def _bits(number: Any) -> Any:
+def _bits(number: Array | np.ndarray) -> Array | np.ndarray:
     integer = _INTEGERS[number.dtype.itemsize]
     if isinstance(number, np.ndarray):
         return number.view(integer)

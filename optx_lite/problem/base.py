@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Callable
-from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, PyTree
 
 from ..linalg import next_power_of_two
 from .pytrees import Unravel
@@ -53,7 +52,7 @@ class AbstractProblem(eqx.Module):
         """d (objective / unit) / d x; differentiable again."""
 
     @abc.abstractmethod
-    def units(self, result: Any) -> tuple[Any, Array]:
+    def units(self, result: PyTree) -> tuple[PyTree, Array]:
         """Of the objective, and of each variable: powers of two which keep a Hessian in range."""
 
     @abc.abstractmethod
@@ -61,7 +60,7 @@ class AbstractProblem(eqx.Module):
         """The fields of the result that follow from x, as differentiable functions of it."""
 
     @abc.abstractmethod
-    def restore(self, result: Any) -> Any:
+    def restore(self, result: PyTree) -> PyTree:
         """The result in the user's structures."""
 
 

@@ -7,10 +7,10 @@ positive where it does not, which frees it.
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
+
+from .base import AbstractProblem
 
 
 def within(x: Float[Array, " n"], lower: Float[Array, " n"], upper: Float[Array, " n"]) -> Array:
@@ -45,7 +45,9 @@ def step_to_bound(
     return smallest, ahead & (t == smallest)
 
 
-def projected_descent(problem: Any, x: Float[Array, " n"], grad: Float[Array, " n"]) -> Array:
+def projected_descent(
+    problem: AbstractProblem, x: Float[Array, " n"], grad: Float[Array, " n"]
+) -> Array:
     """P(x - g) - x, P the projection onto the box, so that a small g is not lost beside x."""
     if not problem.bounded:
         return -grad

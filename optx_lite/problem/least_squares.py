@@ -14,13 +14,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental.sparse import BCOO
-from jaxtyping import Array
+from jaxtyping import Array, DTypeLike, PyTree
 
 from ..derivatives import AbstractJacobian, ComplexStep, resolve, traced
 from ..derivatives.compressed import Compressed
 from ..derivatives.sparsity import detected, sparsity
 from ..derivatives.structured import AbstractStructured, MatrixFree, UserSparse
 from ..jax_support.control_flow import vary_with
+from ..jax_support.types import Bounds, Number, Options
 from ..linalg import exponent, next_power_of_two, power_of_two
 from ..linalg.jacobians import (
     Jacobian,
@@ -220,17 +221,17 @@ class _Jacobian(eqx.Module):
 
 
 def least_squares_problem(
-    fun: Callable[..., Any],
-    x0: Any,
+    fun: Callable[..., PyTree],
+    x0: PyTree,
     *,
-    jac: Any = "jacfwd",
-    bounds: Any = (-np.inf, np.inf),
-    loss: Any = "linear",
-    f_scale: Any = 1.0,
-    diff_step: Any = None,
-    jac_sparsity: Any = None,
+    jac: str | Callable | AbstractJacobian = "jacfwd",
+    bounds: Bounds = (-np.inf, np.inf),
+    loss: str | Callable = "linear",
+    f_scale: Number = 1.0,
+    diff_step: PyTree = None,
+    jac_sparsity: PyTree = None,
     args: tuple = (),
-    kwargs: dict[str, Any] | None = None,
+    kwargs: Options | None = None,
 ) -> tuple[LeastSquaresProblem, Array]:
     """Make a problem of the user's functions, to be solved by hand.
 
@@ -294,14 +295,14 @@ def least_squares_problem(
     return problem, x
 
 
-def _scheme(jac: Any, diff_step: Any) -> AbstractJacobian | AbstractStructured:
+def _scheme(jac: Any, diff_step: PyTree) -> AbstractJacobian | AbstractStructured:
     return MatrixFree() if isinstance(jac, str) and jac == MATRIX_FREE else resolve(jac, diff_step)
 
 
 def _compressed(
     jac: Any,
     scheme: AbstractJacobian | AbstractStructured,
-    pattern: Any,
+    pattern: PyTree,
     fun: Callable,
     x: Array,
     m: int,
@@ -318,7 +319,12 @@ def _compressed(
 
 
 def _users_scheme(
-    jac: Callable, restore: Unravel, args: tuple, kwargs: Any, f: Any, shape: tuple[int, int]
+    jac: Callable,
+    restore: Unravel,
+    args: tuple,
+    kwargs: Options | None,
+    f: PyTree,
+    shape: tuple[int, int],
 ) -> AbstractJacobian | AbstractStructured:
     """A callable's: sparse if that is what it returns."""
     lifted = UserFunction.lifted(jac, restore, args, kwargs, name="`jac`")
@@ -332,14 +338,14 @@ def _users_scheme(
     return UserSparse(lifted)
 
 
-def _lift_jacobian(lifted: UserFunction, f: Any, restore: Unravel) -> _Jacobian:
+def _lift_jacobian(lifted: UserFunction, f: PyTree, restore: Unravel) -> _Jacobian:
     out = lifted.out_shape
     if any(jnp.issubdtype(leaf.dtype, jnp.complexfloating) for leaf in jax.tree.leaves(out)):
         raise ValueError("`jac` must return real values, got complex ones.")
     return _Jacobian(lifted, _blocks(out, f, restore.shapes()))
 
 
-def _blocks(out: Any, f: Any, x: Any) -> tuple[tuple[tuple[int, int], ...], ...]:
+def _blocks(out: PyTree, f: PyTree, x: PyTree) -> tuple[tuple[tuple[int, int], ...], ...]:
     """The shapes of the blocks that make up the Jacobian (m, n), in the order of out's leaves.
 
     ``out`` is one matrix; or what `jax.jacfwd` gives, a tree like x in each place of a tree like
@@ -377,11 +383,11 @@ def _atleast_2d(shape: tuple[int, ...]) -> tuple[int, ...]:
     return (1,) * (2 - len(shape)) + shape
 
 
-def _size(leaf: Any) -> int:
+def _size(leaf: PyTree) -> int:
     return int(np.prod(leaf.shape))
 
 
-def _ravel_native(leaves: list[Any]) -> Array:
+def _ravel_native(leaves: list[PyTree]) -> Array:
     """One vector of the leaves' common floating dtype."""
     arrays = [jnp.asarray(leaf) for leaf in leaves]
     dtypes = [
@@ -391,7 +397,7 @@ def _ravel_native(leaves: list[Any]) -> Array:
     return ravel(arrays, dtype)
 
 
-def _restorer(out: Any, dtype: Any) -> Unravel:
+def _restorer(out: PyTree, dtype: DTypeLike) -> Unravel:
     """Back to what `fun` returned; SciPy's kinds of return value become one flat array."""
     leaves = jax.tree.leaves(out)
     if jax.tree_util.all_leaves([out]) or _is_scalars(out):
@@ -400,13 +406,13 @@ def _restorer(out: Any, dtype: Any) -> Unravel:
     return Unravel.like(jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), out))
 
 
-def _is_scalars(out: Any) -> bool:
+def _is_scalars(out: PyTree) -> bool:
     return type(out) in (list, tuple) and all(
         jax.tree_util.all_leaves([leaf]) and leaf.shape == () for leaf in out
     )
 
 
-def _check_residuals(out: Any) -> None:
+def _check_residuals(out: PyTree) -> None:
     leaves = jax.tree.leaves(out)
     if any(jnp.issubdtype(leaf.dtype, jnp.complexfloating) for leaf in leaves):
         raise ValueError(

@@ -23,17 +23,18 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array
+from jaxtyping import Array, DTypeLike, PyTree
 
 from ..functions import Lifted, lift
 from ..jax_support.control_flow import vary_with
+from ..jax_support.types import Number
 from ..linalg import safe_divide, safe_sqrt, unit_of
 from .arguments import shape_of
 from .pytrees import is_concrete
@@ -158,7 +159,7 @@ class Loss(eqx.Module):
     """
 
     named: NamedLoss | None = eqx.field(static=True)
-    rho: Any
+    rho: PyTree
     f_scale: Array
 
     @property
@@ -213,7 +214,7 @@ class Loss(eqx.Module):
 class ScipyLoss(eqx.Module):
     """A user's loss in SciPy's form: z -> array (3, m)."""
 
-    loss: Callable[[Array], Any]
+    loss: Callable[[Array], PyTree]
 
     def __call__(self, z: Array) -> Rho:
         """rho, rho' and rho'' at z, (m,)."""
@@ -224,7 +225,7 @@ class ScipyLoss(eqx.Module):
 class ScalarLoss(eqx.Module):
     """A user's loss as one JAX function of a scalar, differentiated by us."""
 
-    loss: Callable[[Array], Any]
+    loss: Callable[[Array], PyTree]
 
     def __call__(self, z: Array) -> Rho:
         """rho, rho' and rho'' at z, (m,)."""
@@ -236,7 +237,7 @@ class ScalarLoss(eqx.Module):
         return jax.vmap(rho)(z), jax.vmap(slope)(z), jax.vmap(jax.grad(slope))(z)
 
 
-def _check_f_scale(f_scale: Any, dtype: Any) -> Array:
+def _check_f_scale(f_scale: PyTree, dtype: DTypeLike) -> Array:
     if not isinstance(f_scale, jax.Array):
         f_scale = np.asarray(f_scale)
     if not jnp.issubdtype(f_scale.dtype, np.number) or jnp.iscomplexobj(f_scale):
@@ -249,7 +250,7 @@ def _check_f_scale(f_scale: Any, dtype: Any) -> Array:
     return f_scale
 
 
-def check_loss(loss: Any, f_scale: Any, z: Any) -> Loss:
+def check_loss(loss: str | Callable, f_scale: Number, z: PyTree) -> Loss:
     """The loss of squares like z, (m,)."""
     (m,), dtype = z.shape, z.dtype
     f_scale = _check_f_scale(f_scale, dtype)
@@ -275,7 +276,7 @@ def check_loss(loss: Any, f_scale: Any, z: Any) -> Loss:
     )
 
 
-def _try_scalar_loss(loss: Callable, z: Any) -> Lifted | None:
+def _try_scalar_loss(loss: Callable, z: PyTree) -> Lifted | None:
     """The loss on a scalar z, or None if it is not made for one."""
     try:
         lifted = lift(loss, z, label="`loss`")

@@ -22,7 +22,6 @@ Fits that fail are left out, and counted: if they are many, what is left is no f
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import equinox as eqx
 import jax
@@ -202,7 +201,7 @@ def bootstrap(
     return Bootstrap(x, success, estimate.x, _acceleration(fit), estimate.names, estimate.restore)
 
 
-def _key(key: Any) -> Key[Array, ""]:
+def _key(key: int | Array) -> Key[Array, ""]:
     if isinstance(key, (int, np.integer)):
         return jax.random.key(int(key))
     if not isinstance(key, jax.Array) or jnp.issubdtype(key.dtype, jnp.floating):
@@ -210,7 +209,7 @@ def _key(key: Any) -> Key[Array, ""]:
     return key
 
 
-def _check(fit: Any, samples: Any, kind: Any) -> None:
+def _check(fit: PyTree, samples: object, kind: object) -> None:
     if not isinstance(fit, CurveFit):
         raise TypeError(f"`fit` must come from `curve_fit`, got {type(fit).__name__}.")
     check_one(fit)
@@ -230,7 +229,7 @@ def _check(fit: Any, samples: Any, kind: Any) -> None:
 def _refit(fit: CurveFit, data: Data) -> tuple[Array, Array]:
     """The parameters of other data, flat, and whether the fit succeeded."""
     problem, solver, x = refitting(fit, data, TOLERANCE)
-    result: Any = ImplicitAdjoint().solve(solver, problem, x)
+    result: PyTree = ImplicitAdjoint().solve(solver, problem, x)
     return result.x, result.success
 
 
@@ -261,7 +260,7 @@ def _residual(fit: CurveFit, key: Array) -> Data:
     return _with_errors(fit, fit.data.x, centred[drawn])
 
 
-def _with_errors(fit: CurveFit, x: Any, errors: Array) -> Data:
+def _with_errors(fit: CurveFit, x: PyTree, errors: Array) -> Data:
     """The curve at x, with errors in units of sigma."""
     curve = jnp.ravel(fit.predict(x)).astype(errors.dtype)
     return eqx.tree_at(lambda d: d.y, fit.data, curve + fit.data.colour(errors))

@@ -32,7 +32,6 @@ p, so that the answer is differentiable as any fit's.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import equinox as eqx
 import jax
@@ -200,7 +199,7 @@ def shrinkage(points: Points, u: Array) -> Array:
     return 1 / jnp.sqrt(1 + jnp.sum(v * v, axis=0))
 
 
-def points_of(model: Callable[..., Any], p: Any, data: Any) -> Points:
+def points_of(model: Callable[..., PyTree], p: PyTree, data: PyTree) -> Points:
     """The terms of a fit with errors in x."""
     curve = lift(model, data.x, p, label="`f`")
     m = int(np.prod([s.size for s in jax.tree.leaves(curve.out_shape)]))
@@ -214,7 +213,7 @@ def points_of(model: Callable[..., Any], p: Any, data: Any) -> Points:
 
 
 def at_the_feet(
-    model: Callable[..., Any], p: Any, data: Any
+    model: Callable[..., PyTree], p: PyTree, data: PyTree
 ) -> tuple[Array, Callable[[Array], Array]]:
     """The x of the feet, and what makes of the curve's derivative there that of the residuals."""
     points = points_of(model, p, data)
@@ -228,7 +227,7 @@ def _weighted(rows: Array, factor: Array) -> Array:
     return jnp.where(factor == 0, 0, rows * factor)
 
 
-def check_pointwise(model: Callable[..., Any], p: Any, data: Any) -> None:
+def check_pointwise(model: Callable[..., PyTree], p: PyTree, data: PyTree) -> None:
     """Raise if the curve's values depend on the x of other data."""
     if bool(points_of(model, p, data).mixes_data()):
         raise ValueError(

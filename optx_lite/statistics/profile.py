@@ -20,17 +20,20 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PyTree
 
 from ..driver.adjoint import ImplicitAdjoint
 from ..jax_support.control_flow import while_loop
+from ..jax_support.types import Number
 from ..problem.bounds import step_to_bound
+from ..problem.least_squares import LeastSquaresProblem
 from ..problem.pytrees import is_concrete
+from ..results.least_squares import Result
+from ..solvers.least_squares.base import AbstractLeastSquaresSolver
 from .curve import CurveFit, check_one, refitting
 from .propagation import freedom
 from .quantiles import half_width, probability, radius
@@ -226,14 +229,20 @@ def profile_curves(
     return grid, rise, _quantile(ends.level, fit)
 
 
-def _quantile(level: Any, fit: CurveFit) -> Array:
+def _quantile(level: Number, fit: CurveFit) -> Array:
     dtype = fit.covariance.x.dtype
     return half_width(probability(level, dtype), freedom(fit, dtype))
 
 
 @jax.jit
 def _rises(
-    problem: Any, solver: Any, x: Array, cost: Array, variance: Array, held: Array, grid: Array
+    problem: LeastSquaresProblem,
+    solver: AbstractLeastSquaresSolver,
+    x: Array,
+    cost: Array,
+    variance: Array,
+    held: Array,
+    grid: Array,
 ) -> Array:
     def rise(held: Array, value: Array) -> Array:
         res = _fit_held(problem, solver, held, jnp.where(held, value, x), x)
@@ -242,7 +251,13 @@ def _rises(
     return jax.vmap(jax.vmap(rise, (None, 0)))(held, grid)
 
 
-def _fit_held(problem: Any, solver: Any, held: Array, at: Array, start: Array) -> Any:
+def _fit_held(
+    problem: LeastSquaresProblem,
+    solver: AbstractLeastSquaresSolver,
+    held: Array,
+    at: Array,
+    start: Array,
+) -> PyTree:
     """The fit in which some parameters are held."""
     lower, upper = (jnp.where(held, at, side) for side in (problem.lower, problem.upper))
     there = eqx.tree_at(lambda p: (p.lower, p.upper), problem, (lower, upper))
@@ -267,7 +282,9 @@ def _distances(fit: CurveFit, rays: Array, held: Array, q: Array) -> tuple[Array
     return _search(problem, solver, x, fit.result.cost, variance, rays, held, q)
 
 
-def _held_problem(fit: CurveFit) -> tuple[Any, Any, Array, Array]:
+def _held_problem(
+    fit: CurveFit,
+) -> tuple[LeastSquaresProblem, AbstractLeastSquaresSolver, Array, Array]:
     """The problem with bounds which may be closed, its solver, its x and s²."""
     problem, solver, x = refitting(fit, fit.data, TOLERANCE)
     problem = dataclasses.replace(problem, bounded=True)
@@ -294,8 +311,8 @@ SEARCHING = -1
 
 @jax.jit
 def _search(
-    problem: Any, solver: Any, x: Array, cost: Array, variance: Array, rays: Array, held: Array,
-    q: Array,
+    problem: LeastSquaresProblem, solver: AbstractLeastSquaresSolver, x: Array,
+    cost: Array, variance: Array, rays: Array, held: Array, q: Array,
 ) -> tuple[Array, Array]:  # fmt: skip
     def along(ray: Array, held: Array) -> tuple[Array, Array]:
         return _along(problem, solver, x, cost, variance, ray, held, q)
@@ -304,8 +321,8 @@ def _search(
 
 
 def _along(
-    problem: Any, solver: Any, x: Array, cost: Array, variance: Array, ray: Array, held: Array,
-    q: Array,
+    problem: LeastSquaresProblem, solver: AbstractLeastSquaresSolver, x: Array,
+    cost: Array, variance: Array, ray: Array, held: Array, q: Array,
 ) -> tuple[Array, Array]:  # fmt: skip
     eps = jnp.finfo(x.dtype).eps
     longest, _ = step_to_bound(x, ray, problem.lower, problem.upper)
@@ -352,7 +369,7 @@ def _along(
     return jnp.where(bad, jnp.nan, distance), end.status
 
 
-def _verdict(res: Any, rise: Array, q: Array, eps: Any) -> Array:
+def _verdict(res: Result, rise: Array, q: Array, eps: Number) -> Array:
     """Whether a trial ends the search."""
     lower = rise < -(eps**0.5) * q * q
     failed = ~res.success | jnp.isnan(rise)

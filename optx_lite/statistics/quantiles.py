@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.scipy.special import betainc, gammaln, ndtri
-from jaxtyping import Array, Float
+from jaxtyping import Array, DTypeLike, Float
 
+from ..jax_support.types import Number
 from ..problem.pytrees import is_concrete
 
 HALVINGS = 40
 
 
-def probability(level: Any, dtype: Any) -> Float[Array, ""]:
+def probability(level: Number, dtype: DTypeLike) -> Float[Array, ""]:
     """``level`` as an array; NaN if it is traced and not between 0 and 1."""
     if jnp.ndim(level) or (is_concrete(level) and not 0 < float(level) < 1):
         raise ValueError(f"`level` must be a probability between 0 and 1, got {level!r}.")

@@ -49,12 +49,11 @@ nothing is left either.
 
 from __future__ import annotations
 
-from typing import Any
-
 import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from ...jax_support.types import Number
 from ...linalg import norm, safe_divide, safe_sqrt
 from ...results import least_squares as codes
 from .prediction import NOISE, Prediction
@@ -76,9 +75,9 @@ MARGIN = 0.1  # error that may be left in x, relative to the tolerance
 class Tolerances(eqx.Module):
     """Those of a solve, all relative."""
 
-    ftol: Any
-    xtol: Any
-    gtol: Any
+    ftol: Number
+    xtol: Number
+    gtol: Number
     eps: float  # of the coarser of the dtypes of x and f
 
     @property
@@ -203,7 +202,7 @@ def _is_far(prediction: Prediction, eps: float) -> Array:
     return short & (prediction.steepest > eps**FAR) & ~prediction.small
 
 
-def _descends(prediction: Prediction, ftol: Any, cost: Array, falls: Array) -> Array:
+def _descends(prediction: Prediction, ftol: Number, cost: Array, falls: Array) -> Array:
     """Whether the cost falls by more than ftol F in a step, and will by the model."""
     gain = prediction.newton.gain
     # On the way to f = 0, where the model promises all of it, F falls by a part for ever.

@@ -21,12 +21,11 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Callable
-from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, DTypeLike, PyTree
 
 from ...linalg import (
     CorrectionStep,
@@ -42,6 +41,7 @@ from ...linalg import (
     solve_upper,
     triangularize,
 )
+from ...linalg.jacobians import Jacobian
 
 
 class GaussNewtonStep(eqx.Module):
@@ -50,7 +50,7 @@ class GaussNewtonStep(eqx.Module):
     step: Array  # (n,)
     gain: Array  # () reduction of (1); inf if the step was not found
     found: Array  # () bool
-    factor: Any  # of the model's Hessian in the free variables, for `LinearModel.solve_free`
+    factor: PyTree  # of the model's Hessian in the free variables, for `LinearModel.solve_free`
 
 
 class TrustRegionStep(eqx.Module):
@@ -90,7 +90,7 @@ class LinearModel(eqx.Module):
     """
 
     units: eqx.AbstractVar[Array]
-    jacobian: eqx.AbstractVar[Any]
+    jacobian: eqx.AbstractVar[Jacobian]
     gradient: eqx.AbstractVar[Array]
     column_norms: eqx.AbstractVar[Array]
     secant: eqx.AbstractVar[Array]
@@ -98,7 +98,7 @@ class LinearModel(eqx.Module):
     @abc.abstractmethod
     def relinearized(
         self,
-        jacobian: Any,
+        jacobian: Jacobian,
         f: Array,
         units: Array,
         rescale: Array,
@@ -212,7 +212,7 @@ class DenseModel(LinearModel):
     gradient: Array  # (n,)
 
     @classmethod
-    def empty(cls, n: int, m: int, dtype: Any) -> DenseModel:
+    def empty(cls, n: int, m: int, dtype: DTypeLike) -> DenseModel:
         """Before anything has been evaluated; of NumPy arrays."""
         zeros = np.zeros(n, dtype)
         return cls(

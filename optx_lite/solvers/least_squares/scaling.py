@@ -8,8 +8,6 @@ tenth, with more patience after each second time, and once before it gives up.
 
 from __future__ import annotations
 
-from typing import Any
-
 import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array
@@ -34,7 +32,7 @@ class Scaling(eqx.Module):
         Evaluations before the first change.
     """
 
-    x_scale: Any
+    x_scale: Array | None
     from_jacobian: bool = eqx.field(static=True)
     jacobian_first: bool = eqx.field(static=True)
     patience: int = eqx.field(static=True)

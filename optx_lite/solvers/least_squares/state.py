@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, DTypeLike, PyTree
 
 from ...linalg import safe_sqrt
 from .model import LinearModel, gradient_in
@@ -70,7 +68,7 @@ def initial_state(x0: Array, m: int, model: LinearModel) -> State:
     """Nothing evaluated yet; x0 is the first trial, m the number of residuals."""
     n, dtype = x0.shape[0], x0.dtype
 
-    def constant(value: Any, shape: tuple[int, ...] = (), dtype: Any = dtype) -> Any:
+    def constant(value: float, shape: tuple[int, ...] = (), dtype: DTypeLike = dtype) -> PyTree:
         return np.full(shape, value, dtype)  # NumPy's: nothing to do at run time
 
     zero, zeros, infinite = constant(0), constant(0, (n,)), constant(np.inf)

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import abc
 from dataclasses import replace
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import equinox as eqx
 import jax
@@ -23,6 +23,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from ...jax_support.control_flow import cond
+from ...jax_support.types import Count, Number
 from ...jax_support.xla import computed_once, full_precision
 from ...linalg import norm, reciprocal, safe_divide
 from ...linalg.jacobians import Jacobian, as_result, scale_columns, scale_rows
@@ -74,11 +75,11 @@ class TrustRegionSolver(AbstractLeastSquaresSolver[State]):
         Of problems whose Jacobian is an operator.
     """
 
-    ftol: Any = 1e-8
-    xtol: Any = 1e-8
-    gtol: Any = 1e-8
-    x_scale: Any = None
-    max_nfev: Any = None
+    ftol: Number = 1e-8
+    xtol: Number = 1e-8
+    gtol: Number = 1e-8
+    x_scale: Array | None = None
+    max_nfev: Count | None = None
     from_jacobian: bool = eqx.field(static=True, default=False)
     linear_solver: LinearSolver = LinearSolver()
 
@@ -110,7 +111,7 @@ class TrustRegionSolver(AbstractLeastSquaresSolver[State]):
         budget = self.most_steps(state.x.shape[0])
         return (state.status == codes.RUNNING) & (state.nfev < budget)
 
-    def most_steps(self, n: int) -> Any:
+    def most_steps(self, n: int) -> Count:
         """No run takes more."""
         return 100 * n if self.max_nfev is None else self.max_nfev
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import abc
-from typing import Any, ClassVar, TypeVar
+from typing import ClassVar, TypeVar
 
 import equinox as eqx
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, PyTree
 
+from ...jax_support.types import Count, Number
 from ...linalg import norm
 from ...problem.bounds import projected_descent
 from ...problem.minimization import MinimizationProblem
@@ -61,20 +62,20 @@ class AbstractMinimizer(AbstractSolver[MinimizationProblem, State]):
 
     BY_SLOPES: ClassVar[bool] = False  # whether values at the level of their noise do not stop it
 
-    ftol: Any = 2.2204460492503131e-09
-    gtol: Any = 1e-5
-    maxfun: Any = 15000
-    maxiter: Any = 15000
+    ftol: Number = 2.2204460492503131e-09
+    gtol: Number = 1e-5
+    maxfun: Count = 15000
+    maxiter: Count = 15000
 
     @abc.abstractmethod
     def origin(self, state: State) -> tuple[Array, Array]:
         """Where the iteration at work began: x and f."""
 
-    def inverse_hessian(self, state: State) -> Any:
+    def inverse_hessian(self, state: State) -> PyTree:
         """The approximation that the algorithm has made, if any."""
         return None
 
-    def slopes(self, state: State) -> Any:
+    def slopes(self, state: State) -> PyTree:
         """See `MinimizeResult`."""
         return None
 
@@ -82,7 +83,7 @@ class AbstractMinimizer(AbstractSolver[MinimizationProblem, State]):
         """Whether there is to be another step."""
         return (state.status == RUNNING) & (state.nfev < self.maxfun)
 
-    def most_steps(self, n: int) -> Any:
+    def most_steps(self, n: int) -> Count:
         """No run takes more."""
         return self.maxfun
 
@@ -93,10 +94,10 @@ class AbstractMinimizer(AbstractSolver[MinimizationProblem, State]):
         before: Array,
         promised: Array,
         possible: Array,
-        reach: Any = 0.0,
-        reach_before: Any = 0.0,
-        lasted: Any = None,
-        tested: Any = False,
+        reach: Array | float = 0.0,
+        reach_before: Array | float = 0.0,
+        lasted: Array | None = None,
+        tested: Array | bool = False,
     ) -> tuple[Array, Array]:
         """The status, and ``unchanged``; see `convergence`.
 
@@ -117,7 +118,7 @@ class AbstractMinimizer(AbstractSolver[MinimizationProblem, State]):
         limit = jnp.where(state.nit >= self.maxiter, MAXITER, RUNNING)
         return jnp.where(met == RUNNING, limit, met), unchanged
 
-    def nothing(self, state: State, reach: Any) -> Array:
+    def nothing(self, state: State, reach: Number) -> Array:
         """So small a promise is negligible."""
         tolerance = at_least_noise(self.ftol, state.value.dtype)
         return negligible(state.value, reach, tolerance)

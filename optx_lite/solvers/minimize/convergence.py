@@ -53,12 +53,11 @@ components which have not grown `GROWS` times there must be a small part, `SHARE
 
 from __future__ import annotations
 
-from typing import Any
-
 import equinox as eqx
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, DTypeLike
 
+from ...jax_support.types import Number
 from ...linalg import dot, norm, safe_divide, safe_sqrt
 from ...problem.minimization import MinimizationProblem
 from ...results.minimize import FTOL, GTOL, RUNNING
@@ -83,19 +82,19 @@ class Prospect(eqx.Module):
     before: Array  # () f one iteration ago, inf at the first
     promised: Array  # () q
     possible: Array  # () (4)
-    reach: Array  # () G
-    reach_before: Array  # () G one iteration ago
+    reach: Array | float  # () G
+    reach_before: Array | float  # () G one iteration ago
     optimality: Array  # () ||P(x - g) - x||_inf
     lasted: Array  # () int: iterations in a row, before this one, in which (1) has held
-    tested: Array  # () bool: the quadratic comes of more than one pair
+    tested: Array | bool  # (): the quadratic comes of more than one pair
 
 
-def negligible(value: Array, reach: Any, tolerance: Any) -> Array:
+def negligible(value: Array, reach: Number, tolerance: Number) -> Array:
     """What no digit of f, to ``tolerance``, and none of x can show; the right side of (1)."""
     return jnp.maximum(tolerance * jnp.abs(value), 0.5 * tolerance**OF_X * reach)
 
 
-def rounding(value: Array, reach: Any) -> Array:
+def rounding(value: Array, reach: Number) -> Array:
     """What f may be wrong by, its own rounding and that of x, and at the end of its range."""
     info = jnp.finfo(value.dtype)
     return info.eps * (jnp.abs(value) + reach) + info.smallest_normal
@@ -106,22 +105,22 @@ def reach_of(x: Array, descent: Array) -> Array:
     return dot(jnp.abs(x), jnp.abs(descent))
 
 
-def at_least_noise(ftol: Any, dtype: Any) -> Array:
+def at_least_noise(ftol: Number, dtype: DTypeLike) -> Array:
     """``ftol``, but no less than values can show."""
     return jnp.maximum(ftol, NOISE * jnp.finfo(dtype).eps)
 
 
-def promises_nothing(prospect: Prospect, ftol: Any) -> Array:
+def promises_nothing(prospect: Prospect, ftol: Number) -> Array:
     """(1)."""
     return prospect.promised <= negligible(prospect.value, prospect.reach, ftol)
 
 
-def worst_case_is_nothing(prospect: Prospect, tolerance: Any) -> Array:
+def worst_case_is_nothing(prospect: Prospect, tolerance: Number) -> Array:
     """(4) in the sense of (1)."""
     return prospect.possible <= negligible(prospect.value, prospect.reach, tolerance)
 
 
-def stands_still(prospect: Prospect, ftol: Any) -> Array:
+def stands_still(prospect: Prospect, ftol: Number) -> Array:
     """(3) without (1)."""
     gained = jnp.abs(prospect.before - prospect.value)
     return gained <= negligible(prospect.value, prospect.reach_before, ftol)
@@ -139,7 +138,7 @@ def exhausted(prospect: Prospect) -> Array:
     return (prospect.promised <= exact) & (gained <= NOISE * exact)
 
 
-def ftol_asks(prospect: Prospect, ftol: Any, n: int) -> Array:
+def ftol_asks(prospect: Prospect, ftol: Number, n: int) -> Array:
     """In how many iterations on end (3) has to hold, a float."""
     dtype = prospect.value.dtype
     tolerance, rough = at_least_noise(ftol, dtype), DOUBT * NOISE * jnp.finfo(dtype).eps
@@ -152,7 +151,7 @@ def ftol_asks(prospect: Prospect, ftol: Any, n: int) -> Array:
     return jnp.where(certain, jnp.minimum(asked, CERTAIN), asked)
 
 
-def gtol_asks(prospect: Prospect, ftol: Any, n: int) -> Array:
+def gtol_asks(prospect: Prospect, ftol: Number, n: int) -> Array:
     """In how many iterations on end (1) has to hold for (2), a float."""
     dtype = prospect.value.dtype
     tolerance, rough = at_least_noise(ftol, dtype), DOUBT * NOISE * jnp.finfo(dtype).eps
@@ -163,7 +162,7 @@ def gtol_asks(prospect: Prospect, ftol: Any, n: int) -> Array:
 
 
 def judge(
-    prospect: Prospect, ftol: Any, gtol: Any, unchanged: Array, n: int, by_slopes: bool
+    prospect: Prospect, ftol: Number, gtol: Number, unchanged: Array, n: int, by_slopes: bool
 ) -> tuple[Array, Array]:
     """GTOL, FTOL or RUNNING; and for how many iterations on end (3) has held.
 
@@ -206,7 +205,7 @@ def is_cut_short(problem: MinimizationProblem, x: Array, behind: Array) -> Array
     return jnp.any(below | ((behind >= problem.upper) & (x < problem.upper)))
 
 
-def vanishes(x: Array, descent: Array, grad_behind: Array, many: Any = BACK) -> Array:
+def vanishes(x: Array, descent: Array, grad_behind: Array, many: Number = BACK) -> Array:
     """Whether the projected gradient at x goes to 0, by the one behind it, ``many`` steps off."""
     least = GROWS * (1 + many)
     stays = ~(jnp.abs(grad_behind) >= least * jnp.abs(descent))  # or is not finite

@@ -25,14 +25,16 @@ not finite ends the run.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, PyTree
 
 from ...functions import lift
+from ...functions.traced import Lifted
 from ...jax_support.control_flow import vary_with
 from ...jax_support.xla import full_precision
 from ...linalg import dot, norm, reciprocal, safe_divide, unit_of
@@ -57,7 +59,7 @@ class State(BestSeen):
     flatness: Array  # () f of (2), without the present step
     idle: Array  # () iterations since the best point was found
     pending: Array  # () int: the status that waits for a look whether the gradient vanishes
-    inner: Any  # the transformation's own state
+    inner: PyTree  # the transformation's own state
 
 
 class FirstOrder(AbstractMinimizer[State]):
@@ -73,8 +75,8 @@ class FirstOrder(AbstractMinimizer[State]):
         (gradient, state, parameters, value, objective) to (updates, state, evaluations).
     """
 
-    start: Any = None
-    update: Any = None
+    start: Lifted = eqx.field(kw_only=True)
+    update: Lifted = eqx.field(kw_only=True)
 
     def init(self, problem: MinimizationProblem, x0: Array) -> State:
         """x0, moved into the box, is the first trial."""
@@ -170,8 +172,10 @@ def first_order(transformation: Any, problem: MinimizationProblem, x: Array) -> 
     with jax.numpy_dtype_promotion("standard"):
         start = lift(extended.init, params, label="`method.init`")
 
-        def update(grad: Any, inner: Any, params: Any, value: Array, objective: Any) -> Any:
-            def fun(params: Any) -> Array:
+        def update(
+            grad: PyTree, inner: PyTree, params: PyTree, value: Array, objective: Callable
+        ) -> PyTree:
+            def fun(params: PyTree) -> Array:
                 return objective(ravel(params, value.dtype)).astype(value.dtype)
 
             updates, after = extended.update(
@@ -213,7 +217,7 @@ def _promise(state: State, descent: Array) -> tuple[Array, Array]:
     return jnp.where(size > 0, q, 0), flatness
 
 
-def _evaluations(inner: Any) -> Array | None:
+def _evaluations(inner: PyTree) -> Array | None:
     """Those of the transformation's own line search, if it has one."""
     import optax
 

@@ -43,14 +43,13 @@ Different from the original code:
 
 from __future__ import annotations
 
-from typing import Any
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
 from ...jax_support.control_flow import cond
+from ...jax_support.types import Count
 from ...jax_support.xla import computed_once, full_precision
 from ...linalg import norm, reciprocal, safe_divide, unit_of
 from ...linalg.inverse_hessian import LbfgsInvHessProduct
@@ -125,7 +124,7 @@ class LBFGSB(AbstractMinimizer[State]):
 
     BY_SLOPES = True
 
-    maxls: Any = 20
+    maxls: Count = 20
     maxcor: int = eqx.field(static=True, default=10)
 
     def init(self, problem: MinimizationProblem, x0: Array) -> State:

@@ -27,13 +27,11 @@ Different from MINPACK-2's ``dcsrch``:
 
 from __future__ import annotations
 
-from typing import Any
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array
+from jaxtyping import Array, PyTree
 
 from ...linalg import safe_divide, safe_sqrt
 
@@ -108,7 +106,7 @@ def advance(search: LineSearch, value: Array, slope: Array) -> tuple[Array, Line
     return done, _choose(finite, narrowed, _shorten(search))
 
 
-def _choose(condition: Array, yes: Any, no: Any) -> Any:
+def _choose(condition: Array, yes: PyTree, no: PyTree) -> PyTree:
     return jax.tree.map(lambda a, b: jnp.where(condition, a, b), yes, no)
 
 
