@@ -244,8 +244,8 @@ def _fixed(problem: SearchProblem) -> int:
 
 
 def _solver(
-    problem: SearchProblem, size: int, strategy: str, mutation: PyTree, recombination: Number,
-    tol: Number, atol: Number, maxiter: Count | None, maxfun: Count | None, updating: str,
+    problem: SearchProblem, size: int, strategy: str | Callable, mutation: PyTree,
+    recombination: Number, tol: Number, atol: Number, maxiter: Count | None, maxfun: Count | None, updating: str,
 ) -> DifferentialEvolution:  # fmt: skip
     dtype = problem.lower.dtype
     custom = None

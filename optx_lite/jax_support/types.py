@@ -7,7 +7,7 @@ checker allows anything for it, so its brackets are for readers and for the chec
 from __future__ import annotations
 
 from collections.abc import Hashable
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from jaxtyping import Array, PyTree
@@ -29,10 +29,3 @@ TreeDef: TypeAlias = Hashable
 
 # Settings by name.
 Options: TypeAlias = dict[str, Any]
-
-# An array which is NumPy's where the user's was: it may go into a compiled function as it is.
-# Static checkers need not tell them apart.
-if TYPE_CHECKING:
-    HostArray: TypeAlias = Array
-else:
-    HostArray: TypeAlias = Array | np.ndarray

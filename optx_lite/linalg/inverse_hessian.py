@@ -13,7 +13,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, ArrayLike, PyTree
+from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from ..jax_support.export import exportable
 from . import AbstractOperator, safe_divide
@@ -60,7 +60,7 @@ class LbfgsInvHessProduct(AbstractOperator):
             )
 
     @property
-    def rho(self) -> Array:
+    def rho(self) -> Float[Array, " k"]:
         """1 / (s . y) of each pair, 0 for a pair of zeros."""
         return safe_divide(jnp.ones((), self.dtype), jnp.sum(self.sk * self.yk, axis=1))
 
@@ -79,7 +79,7 @@ class LbfgsInvHessProduct(AbstractOperator):
         """Of the pairs."""
         return self.sk.dtype
 
-    def apply(self, v: Array) -> Array:
+    def apply(self, v: Float[Array, " n"]) -> Float[Array, " n"]:
         """H v, for v of shape (n,): by two loops over the pairs."""
         pairs = (self.sk, self.yk, self.rho)
 

@@ -21,7 +21,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from ..jax_support.control_flow import cond, scan, while_loop
 
@@ -29,7 +29,9 @@ SMALL = 6
 
 
 @jax.custom_jvp
-def triangularize(rows: Array, f: Array) -> tuple[Array, Array]:
+def triangularize(
+    rows: Float[Array, "n m"], f: Float[Array, " m"]
+) -> tuple[Float[Array, "n n"], Float[Array, " n"]]:
     """R, shape (n, n) upper, and Q^T f, shape (n,), of A = ``rows.T``, shape (m, n).
 
     A column that depends on the ones before it, to rounding, gets a zero row in R and in
@@ -53,7 +55,9 @@ def _triangularize_jvp(primals, tangents):  # type: ignore[no-untyped-def]
     return (upper, qtf), (d_upper, d_qtf)
 
 
-def _gram_schmidt(rows: Array, f: Array) -> tuple[Array, Array]:
+def _gram_schmidt(
+    rows: Float[Array, "n m"], f: Float[Array, " m"]
+) -> tuple[Float[Array, "n n"], Float[Array, " n"]]:
     n, m = rows.shape
     work = jnp.concatenate([rows, f[None]])
     rounding = (jnp.finfo(rows.dtype).eps * (m + n)) ** 2
@@ -73,7 +77,9 @@ def _gram_schmidt(rows: Array, f: Array) -> tuple[Array, Array]:
     return table[:, :n], table[:, n]
 
 
-def _cholesky_or_householder(rows: Array, f: Array) -> tuple[Array, Array]:
+def _cholesky_or_householder(
+    rows: Float[Array, "n m"], f: Float[Array, " m"]
+) -> tuple[Float[Array, "n n"], Float[Array, " n"]]:
     eps = jnp.finfo(rows.dtype).eps
     gram = rows @ rows.T
     square = diagonal(gram)
@@ -91,7 +97,9 @@ def _cholesky_or_householder(rows: Array, f: Array) -> tuple[Array, Array]:
     return cond(accurate, from_cholesky, lambda: _householder(rows, f))
 
 
-def _householder(rows: Array, f: Array) -> tuple[Array, Array]:
+def _householder(
+    rows: Float[Array, "n m"], f: Float[Array, " m"]
+) -> tuple[Float[Array, "n n"], Float[Array, " n"]]:
     n, m = rows.shape
     packed, _ = jnp.linalg.qr(jnp.concatenate([rows, f[None]]).T, mode="raw")
     table = jnp.triu(packed.T[:n])
@@ -110,7 +118,7 @@ def _householder(rows: Array, f: Array) -> tuple[Array, Array]:
     return table[:, :n], table[:, n]
 
 
-def _one_by_one(rows: Array, f: Array) -> Array:
+def _one_by_one(rows: Float[Array, "n m"], f: Float[Array, " m"]) -> Float[Array, "n n+1"]:
     """[R, Q^T f] by modified Gram-Schmidt, as `_gram_schmidt` but with its loop not written out."""
     n, m = rows.shape
     rounding = (jnp.finfo(rows.dtype).eps * (m + n)) ** 2
@@ -128,13 +136,13 @@ def _one_by_one(rows: Array, f: Array) -> Array:
 
 
 @jax.custom_jvp
-def solve_upper(upper: Array, b: Array) -> Array:
+def solve_upper(upper: Float[Array, "n n"], b: Float[Array, " n"]) -> Float[Array, " n"]:
     """x with ``upper @ x = b``, shapes (n, n), (n,); an entry whose pivot is 0 is 0."""
     return _solve(upper, b, transposed=False)
 
 
 @jax.custom_jvp
-def solve_transposed(upper: Array, b: Array) -> Array:
+def solve_transposed(upper: Float[Array, "n n"], b: Float[Array, " n"]) -> Float[Array, " n"]:
     """x with ``upper.T @ x = b``, shapes (n, n), (n,); an entry whose pivot is 0 is 0."""
     return _solve(upper, b, transposed=True)
 
@@ -153,7 +161,9 @@ def _solve_transposed_jvp(primals, tangents):  # type: ignore[no-untyped-def]
     return x, _by_trsm(upper, d_b - d_upper.T @ x, transposed=True)
 
 
-def _solve(upper: Array, b: Array, transposed: bool) -> Array:
+def _solve(
+    upper: Float[Array, "n n"], b: Float[Array, "n ..."], transposed: bool
+) -> Float[Array, "n ..."]:
     n = b.shape[0]
     if n > SMALL:
         return _by_trsm(upper, b, transposed)
@@ -168,12 +178,14 @@ def _solve(upper: Array, b: Array, transposed: bool) -> Array:
     return jnp.stack(x)
 
 
-def safe_inverse(v: Array) -> Array:
+def safe_inverse(v: Float[Array, " ..."]) -> Float[Array, " ..."]:
     """1 / v, and 0 where v is 0."""
     return jnp.where(v == 0, 0, 1 / v)
 
 
-def _by_trsm(upper: Array, b: Array, transposed: bool) -> Array:
+def _by_trsm(
+    upper: Float[Array, "n n"], b: Float[Array, "n ..."], transposed: bool
+) -> Float[Array, "n ..."]:
     if b.ndim == 1:
         return _by_trsm(upper, b[:, None], transposed)[:, 0]
     unseen = diagonal(upper) == 0
@@ -182,10 +194,10 @@ def _by_trsm(upper: Array, b: Array, transposed: bool) -> Array:
     return lax.linalg.triangular_solve(filled, b, left_side=True, transpose_a=transposed)
 
 
-def diagonal(matrix: Array) -> Array:
+def diagonal(matrix: Float[Array, "n n"]) -> Float[Array, " n"]:
     """The diagonal, as a masked sum: `jnp.diagonal` is a gather, dear to compile and to run."""
     return jnp.sum(matrix * _eye(matrix), axis=0)
 
 
-def _eye(matrix: Array) -> Array:
+def _eye(matrix: Float[Array, "n n"]) -> Float[Array, "n n"]:
     return jnp.eye(matrix.shape[0], dtype=matrix.dtype)

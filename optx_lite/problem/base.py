@@ -14,7 +14,7 @@ from collections.abc import Callable
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, Float, PyTree
 
 from ..linalg import next_power_of_two
 from .pytrees import Unravel
@@ -44,11 +44,11 @@ class AbstractProblem(eqx.Module):
         """Whether matrices of n columns are written out anyway."""
 
     @abc.abstractmethod
-    def evaluate(self, x: Array) -> Array:
+    def evaluate(self, x: Float[Array, " n"]) -> Float[Array, " ..."]:
         """The user's function at x, in its own dtype."""
 
     @abc.abstractmethod
-    def gradient(self, x: Array, unit: Array | float = 1.0) -> Array:
+    def gradient(self, x: Float[Array, " n"], unit: Array | float = 1.0) -> Float[Array, " n"]:
         """d (objective / unit) / d x; differentiable again."""
 
     @abc.abstractmethod
@@ -64,12 +64,12 @@ class AbstractProblem(eqx.Module):
         """The result in the user's structures."""
 
 
-def sizes(x: Array) -> Array:
+def sizes(x: Float[Array, " n"]) -> Float[Array, " n"]:
     """The power of two next to each entry's size; for 0, that next to the largest entry."""
     return next_power_of_two(jnp.where(x == 0, jnp.max(jnp.abs(x)), x))
 
 
-def pulled_back(fun: Callable, x: Array, cotangent: Callable) -> tuple[Array, Array]:
+def pulled_back(fun: Callable, x: Float[Array, " n"], cotangent: Callable) -> tuple[Array, Array]:
     """``fun`` at x, and J^T c: J its Jacobian there, c the ``cotangent`` for its value.
 
     The value comes by the same mode, for `jax.custom_vjp` has no other.

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental.sparse import BCOO
-from jaxtyping import Array, DTypeLike, PyTree
+from jaxtyping import Array, DTypeLike, Float, PyTree
 
 from ..derivatives import AbstractJacobian, ComplexStep, resolve, traced
 from ..derivatives.compressed import Compressed
@@ -50,7 +50,7 @@ MATRIX_FREE = "matrix-free"
 
 
 @jax.custom_jvp
-def _cost(loss: Loss, f: Array) -> Array:
+def _cost(loss: Loss, f: Float[Array, " m"]) -> Float[Array, ""]:
     """The cost, with a derivative that is in range even where the square of f is not."""
     return loss.cost(f)
 
@@ -99,7 +99,7 @@ class LeastSquaresProblem(AbstractProblem):
         """Whether matrices of n columns are written out anyway."""
         return not isinstance(self.jacobian, AbstractStructured)
 
-    def evaluate(self, x: Array) -> Array:
+    def evaluate(self, x: Float[Array, " n"]) -> Float[Array, " m"]:
         """f(x), (m,), in its own dtype."""
         return self.residuals(x)
 
@@ -120,7 +120,7 @@ class LeastSquaresProblem(AbstractProblem):
         """Whether the user said which entries of J may differ from 0."""
         return isinstance(self.jacobian, Compressed)
 
-    def sparsity_mismatch(self, x: Array) -> Array:
+    def sparsity_mismatch(self, x: Float[Array, " n"]) -> Float[Array, " m"]:
         """Above 1 in rows of which the pattern lacks an entry, (m,)."""
         assert isinstance(self.jacobian, Compressed)
         return self.jacobian.mismatch(self.residuals, x, self.lower, self.upper)
@@ -131,7 +131,7 @@ class LeastSquaresProblem(AbstractProblem):
         return self.jacobian.missing_entry(self.residuals, x, self.sparsity_mismatch(x))
 
     def weighted(
-        self, f: Array, jacobian: Jacobian, least_bend: float = 0.0
+        self, f: Float[Array, " m"], jacobian: Jacobian, least_bend: float = 0.0
     ) -> tuple[Array, Jacobian]:
         """f and its Jacobian with the loss in them; fixed variables have no column."""
         if self.bounded:
@@ -141,17 +141,17 @@ class LeastSquaresProblem(AbstractProblem):
         row_weight, f_weight = self.loss.weights(f, least_bend)
         return f * f_weight, scale_rows(jacobian, row_weight)
 
-    def cost(self, x: Array) -> Array:
+    def cost(self, x: Float[Array, " n"]) -> Float[Array, ""]:
         """The objective, as a plain differentiable function of x and of all that is in here."""
         return self.loss.cost(self.residuals(x).astype(x.dtype))
 
-    def gradient(self, x: Array, unit: Array | float = 1.0) -> Array:
+    def gradient(self, x: Float[Array, " n"], unit: Array | float = 1.0) -> Float[Array, " n"]:
         """d (cost / unit) / d x; differentiable again."""
         return pulled_back(
             lambda x: self.residuals(x).astype(x.dtype), x, lambda f: self.loss.slope(f) / unit
         )[1]
 
-    def units(self, result: Result) -> tuple[Array, Array]:
+    def units(self, result: Result) -> tuple[Float[Array, ""], Float[Array, " n"]]:
         """Of the residuals, and of each variable: powers of two which keep a Hessian in range.
 
         With cost / unit for cost, a change of a variable by its unit changes its derivative by

@@ -9,7 +9,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, DTypeLike, PyTree
+from jaxtyping import Array, DTypeLike, Float, PyTree
 
 from ..derivatives import AbstractJacobian, FiniteDifference, Gradient, named, traced
 from ..jax_support.control_flow import vary_with
@@ -59,18 +59,18 @@ class MinimizationProblem(AbstractProblem):
         """Whether matrices of n columns are written out anyway."""
         return False
 
-    def evaluate(self, x: Array) -> Array:
+    def evaluate(self, x: Float[Array, " n"]) -> Float[Array, ""]:
         """f(x), (), in its own dtype."""
         return self.objective(x)
 
-    def value_and_grad(self, x: Array) -> tuple[Array, Array]:
+    def value_and_grad(self, x: Float[Array, " n"]) -> tuple[Float[Array, ""], Float[Array, " n"]]:
         """f(x) and its gradient (n,): the one evaluation of a step."""
         value, jacobian = self.derivative.linearize(
             _AsVector(self.objective), x, self.lower, self.upper
         )
         return value[0].astype(x.dtype), jacobian()[:, 0].astype(x.dtype)
 
-    def gradient(self, x: Array, unit: Array | float = 1.0) -> Array:
+    def gradient(self, x: Float[Array, " n"], unit: Array | float = 1.0) -> Float[Array, " n"]:
         """The gradient of f / unit; differentiable again."""
         return self._with_gradient(x, unit)[1]
 

@@ -28,7 +28,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import ndtr, ndtri
-from jaxtyping import Array, Bool, Float, Key, PyTree
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from ..driver.adjoint import ImplicitAdjoint
 from ..linalg import safe_sqrt
@@ -68,7 +68,7 @@ class Bootstrap(eqx.Module):
     restore: Unravel = eqx.field(static=True)
 
     @property
-    def failed(self) -> Array:
+    def failed(self) -> Int[Array, ""]:
         """How many fits failed and are left out, ()."""
         return jnp.sum(~self.success)
 
@@ -118,7 +118,7 @@ class Bootstrap(eqx.Module):
         low, high = jax.vmap(jnp.nanquantile, in_axes=(1, 1), out_axes=1)(x, tails)
         return self.restore(low), self.restore(high)
 
-    def _corrected(self, tails: Array) -> Array:
+    def _corrected(self, tails: Float[Array, " 2"]) -> Float[Array, "2 n"]:
         """(1), (2, n)."""
         below = jnp.where(self.success[:, None], self.x < self.estimate[None], False)
         ties = jnp.where(self.success[:, None], self.x == self.estimate[None], False)
@@ -226,7 +226,7 @@ def _check(fit: PyTree, samples: object, kind: object) -> None:
         )
 
 
-def _refit(fit: CurveFit, data: Data) -> tuple[Array, Array]:
+def _refit(fit: CurveFit, data: Data) -> tuple[Float[Array, " n"], Bool[Array, ""]]:
     """The parameters of other data, flat, and whether the fit succeeded."""
     problem, solver, x = refitting(fit, data, TOLERANCE)
     result: PyTree = ImplicitAdjoint().solve(solver, problem, x)
@@ -266,7 +266,7 @@ def _with_errors(fit: CurveFit, x: PyTree, errors: Array) -> Data:
     return eqx.tree_at(lambda d: d.y, fit.data, curve + fit.data.colour(errors))
 
 
-def _acceleration(fit: CurveFit) -> Array:
+def _acceleration(fit: CurveFit) -> Float[Array, " n"]:
     """(2), (n,)."""
     factor = fit.covariance.factor
     # Under a robust loss each row of the Jacobian has a weight, so that J^T f is not the gradient.
@@ -280,7 +280,7 @@ def _acceleration(fit: CurveFit) -> Array:
     return jnp.where(size > 0, jnp.sum(effect**3, axis=0) / (6 * jnp.where(size > 0, size, 1)), 0)
 
 
-def _rest(fit: CurveFit) -> Array:
+def _rest(fit: CurveFit) -> Float[Array, " m"]:
     """1 - h, (m,); 1 under a robust loss, which has no leverages."""
     f = fit.result.fun
     if fit.loss != "linear":

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from ..jax_support.types import Count, Number, Options
 from ..problem.least_squares import LeastSquaresProblem, least_squares_problem
@@ -78,7 +78,7 @@ class Data(eqx.Module):
             return white.reshape(difference.shape)
         return difference * (self.weight[column] if self.weight.ndim else self.weight)
 
-    def colour(self, white: Array) -> Array:
+    def colour(self, white: Float[Array, " m"]) -> Float[Array, " m"]:
         """The inverse of `whiten`, of (m,): 0 where there is no datum."""
         if self.weight is None:
             return white
@@ -87,7 +87,7 @@ class Data(eqx.Module):
         weight = jnp.asarray(self.weight)
         return jnp.where(weight == 0, 0, white / jnp.where(weight == 0, 1, weight))
 
-    def counted(self, m: int) -> Array:
+    def counted(self, m: int) -> Bool[Array, " m"]:
         """Which of m residuals stand for a datum, (m,): those with a weight."""
         counts = jnp.ones((m,), bool) if self.mask is None else jnp.asarray(self.mask)
         if self.weight is not None and self.weight.ndim == 1:
@@ -267,7 +267,9 @@ def minpack_code(status: int | Array) -> PyTree:
     return jnp.where(status >= 0, codes, jnp.where(status == -1, 0, 7))
 
 
-def pivoted_factors(jac: Array, f: Array) -> tuple[Array, Array, Array]:
+def pivoted_factors(
+    jac: Float[Array, "m n"], f: Float[Array, " m"]
+) -> tuple[Float[Array, "n m"], Int[Array, " n"], Float[Array, " n"]]:
     """MINPACK's fjac (n, m), ipvt (n,) and qtf (n,); the rest of fjac is 0."""
     q, r, ipvt = jax.scipy.linalg.qr(jac, mode="economic", pivoting=True)  # type: ignore[misc]
     fjac = jnp.zeros_like(jac.T).at[:, : r.shape[0]].set(r.T)

@@ -24,7 +24,7 @@ from collections.abc import Sequence
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from ..driver.adjoint import ImplicitAdjoint
 from ..jax_support.control_flow import while_loop
@@ -254,9 +254,9 @@ def _rises(
 def _fit_held(
     problem: LeastSquaresProblem,
     solver: AbstractLeastSquaresSolver,
-    held: Array,
-    at: Array,
-    start: Array,
+    held: Bool[Array, " n"],
+    at: Float[Array, " n"],
+    start: Float[Array, " n"],
 ) -> PyTree:
     """The fit in which some parameters are held."""
     lower, upper = (jnp.where(held, at, side) for side in (problem.lower, problem.upper))
@@ -276,7 +276,9 @@ def _rows(fit: CurveFit, names: Sequence[str] | None) -> list[int]:
     return [known.index(name) for name in names]
 
 
-def _distances(fit: CurveFit, rays: Array, held: Array, q: Array) -> tuple[Array, Array]:
+def _distances(
+    fit: CurveFit, rays: Float[Array, "L n"], held: Bool[Array, "L n"], q: Float[Array, ""]
+) -> tuple[Float[Array, " L"], Int[Array, " L"]]:
     """How far along each ray, (L, n), the profile reaches q; and why not, if it does not."""
     problem, solver, x, variance = _held_problem(fit)
     return _search(problem, solver, x, fit.result.cost, variance, rays, held, q)
@@ -321,9 +323,10 @@ def _search(
 
 
 def _along(
-    problem: LeastSquaresProblem, solver: AbstractLeastSquaresSolver, x: Array,
-    cost: Array, variance: Array, ray: Array, held: Array, q: Array,
-) -> tuple[Array, Array]:  # fmt: skip
+    problem: LeastSquaresProblem, solver: AbstractLeastSquaresSolver, x: Float[Array, " n"],
+    cost: Float[Array, ""], variance: Float[Array, ""], ray: Float[Array, " n"],
+    held: Bool[Array, " n"], q: Float[Array, ""],
+) -> tuple[Float[Array, ""], Int[Array, ""]]:  # fmt: skip
     eps = jnp.finfo(x.dtype).eps
     longest, _ = step_to_bound(x, ray, problem.lower, problem.upper)
     accuracy = eps**0.4
@@ -369,7 +372,9 @@ def _along(
     return jnp.where(bad, jnp.nan, distance), end.status
 
 
-def _verdict(res: Result, rise: Array, q: Array, eps: Number) -> Array:
+def _verdict(
+    res: Result, rise: Float[Array, ""], q: Float[Array, ""], eps: Number
+) -> Int[Array, ""]:
     """Whether a trial ends the search."""
     lower = rise < -(eps**0.5) * q * q
     failed = ~res.success | jnp.isnan(rise)

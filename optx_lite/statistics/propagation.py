@@ -91,7 +91,7 @@ def propagate(
     return back(value), back(error)
 
 
-def _errors(jac: Array, estimate: Covariance) -> Array:
+def _errors(jac: Float[Array, "k n"], estimate: Covariance) -> Float[Array, " k"]:
     """Standard errors of what has this derivative, (k, n) -> (k,)."""
     error = safe_sqrt(jnp.sum((jac @ estimate.scaled_factor) ** 2, axis=1))
     moved = jnp.where(estimate.held[None, :], 0, jac)
@@ -160,7 +160,7 @@ def _curve_at(fit: CurveFit, x: PyTree, p: PyTree) -> Array:
     return jnp.asarray(fit.model(fit.data.x if x is None else x, p))
 
 
-def freedom(fit: CurveFit, dtype: DTypeLike) -> Array:
+def freedom(fit: CurveFit, dtype: DTypeLike) -> Float[Array, ""]:
     """Degrees of freedom of the errors' distribution; inf for absolute sigma."""
     if fit.absolute_sigma:
         return jnp.asarray(jnp.inf, dtype)

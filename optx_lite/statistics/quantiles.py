@@ -23,7 +23,7 @@ def probability(level: Number, dtype: DTypeLike) -> Float[Array, ""]:
 
 
 @jax.jit
-def half_width(level: Array, dof: Array) -> Array:
+def half_width(level: Float[Array, ""], dof: Float[Array, ""]) -> Float[Array, ""]:
     """q with P(|t| <= q) = ``level``, t of Student's distribution; normal for ``dof`` inf."""
     finite = jnp.where(jnp.isfinite(dof), dof, 1)
     tail = 1 - level
@@ -52,7 +52,7 @@ def half_width(level: Array, dof: Array) -> Array:
     return jnp.where(jnp.isfinite(dof), t, -ndtri(0.5 * tail))
 
 
-def radius(level: Array, dof: Array) -> Array:
+def radius(level: Float[Array, ""], dof: Float[Array, ""]) -> Float[Array, ""]:
     """q with P(r <= q) = ``level`` for two parameters at once: q² = 2 F(2, dof), or chi²(2)."""
     finite = jnp.where(jnp.isfinite(dof), dof, 1)
     tail = 1 - level

@@ -7,7 +7,7 @@ from typing import ClassVar, TypeVar
 
 import equinox as eqx
 import jax.numpy as jnp
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from ...jax_support.types import Count, Number
 from ...linalg import norm
@@ -26,7 +26,7 @@ from ..base import AbstractSolver, Report
 from .convergence import Prospect, at_least_noise, judge, negligible
 
 
-def status_of_bounds(problem: MinimizationProblem) -> Array:
+def status_of_bounds(problem: MinimizationProblem) -> Int[Array, ""]:
     """Of a solve that has not begun: traced bounds may be reversed, or NaN."""
     if not problem.bounded:
         return jnp.full((), RUNNING, jnp.int32)
@@ -37,13 +37,13 @@ def status_of_bounds(problem: MinimizationProblem) -> Array:
 class BestSeen(eqx.Module):
     """Where a solver stands; the states of all begin with this."""
 
-    x: Array  # (n,) best point
-    value: Array  # () f there, NaN before the first evaluation
-    grad: Array  # (n,)
-    nfev: Array  # () evaluations
-    nit: Array  # () iterations that are done
-    unchanged: Array  # () for how many of them on end the test on f has held
-    status: Array  # () 0 while it runs
+    x: Float[Array, " n"]  # best point
+    value: Float[Array, ""]  # f there, NaN before the first evaluation
+    grad: Float[Array, " n"]
+    nfev: Int[Array, ""]  # evaluations
+    nit: Int[Array, ""]  # iterations that are done
+    unchanged: Int[Array, ""]  # for how many of them on end the test on f has held
+    status: Int[Array, ""]  # 0 while it runs
 
 
 State = TypeVar("State", bound=BestSeen)
@@ -68,7 +68,7 @@ class AbstractMinimizer(AbstractSolver[MinimizationProblem, State]):
     maxiter: Count = 15000
 
     @abc.abstractmethod
-    def origin(self, state: State) -> tuple[Array, Array]:
+    def origin(self, state: State) -> tuple[Float[Array, " n"], Float[Array, ""]]:
         """Where the iteration at work began: x and f."""
 
     def inverse_hessian(self, state: State) -> PyTree:
@@ -79,7 +79,7 @@ class AbstractMinimizer(AbstractSolver[MinimizationProblem, State]):
         """See `MinimizeResult`."""
         return None
 
-    def running(self, problem: MinimizationProblem, state: State) -> Array:
+    def running(self, problem: MinimizationProblem, state: State) -> Bool[Array, ""]:
         """Whether there is to be another step."""
         return (state.status == RUNNING) & (state.nfev < self.maxfun)
 
@@ -91,9 +91,9 @@ class AbstractMinimizer(AbstractSolver[MinimizationProblem, State]):
         self,
         problem: MinimizationProblem,
         state: State,
-        before: Array,
-        promised: Array,
-        possible: Array,
+        before: Float[Array, ""],
+        promised: Float[Array, ""],
+        possible: Float[Array, ""],
         reach: Array | float = 0.0,
         reach_before: Array | float = 0.0,
         lasted: Array | None = None,
@@ -123,7 +123,7 @@ class AbstractMinimizer(AbstractSolver[MinimizationProblem, State]):
         tolerance = at_least_noise(self.ftol, state.value.dtype)
         return negligible(state.value, reach, tolerance)
 
-    def optimality(self, problem: MinimizationProblem, state: State) -> Array:
+    def optimality(self, problem: MinimizationProblem, state: State) -> Float[Array, ""]:
         """||P(x - g) - x||_inf."""
         return jnp.max(jnp.abs(projected_descent(problem, state.x, state.grad)))
 

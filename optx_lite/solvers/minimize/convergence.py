@@ -55,7 +55,7 @@ from __future__ import annotations
 
 import equinox as eqx
 import jax.numpy as jnp
-from jaxtyping import Array, DTypeLike
+from jaxtyping import Array, Bool, DTypeLike, Float, Int
 
 from ...jax_support.types import Number
 from ...linalg import dot, norm, safe_divide, safe_sqrt
@@ -78,14 +78,14 @@ RESOLVED = 8192  # times epsilon, relative to x and to f: so far apart, points d
 class Prospect(eqx.Module):
     """What is left to be gained at a point, and what the last iteration gained."""
 
-    value: Array  # () f
-    before: Array  # () f one iteration ago, inf at the first
-    promised: Array  # () q
-    possible: Array  # () (4)
+    value: Float[Array, ""]  # f
+    before: Float[Array, ""]  # f one iteration ago, inf at the first
+    promised: Float[Array, ""]  # q
+    possible: Float[Array, ""]  # (4)
     reach: Array | float  # () G
     reach_before: Array | float  # () G one iteration ago
-    optimality: Array  # () ||P(x - g) - x||_inf
-    lasted: Array  # () int: iterations in a row, before this one, in which (1) has held
+    optimality: Float[Array, ""]  # ||P(x - g) - x||_inf
+    lasted: Int[Array, ""]  # iterations in a row, before this one, in which (1) has held
     tested: Array | bool  # (): the quadratic comes of more than one pair
 
 
@@ -100,7 +100,7 @@ def rounding(value: Array, reach: Number) -> Array:
     return info.eps * (jnp.abs(value) + reach) + info.smallest_normal
 
 
-def reach_of(x: Array, descent: Array) -> Array:
+def reach_of(x: Float[Array, " n"], descent: Float[Array, " n"]) -> Float[Array, ""]:
     """G of (1), of a projected gradient, (n,)."""
     return dot(jnp.abs(x), jnp.abs(descent))
 
@@ -162,8 +162,13 @@ def gtol_asks(prospect: Prospect, ftol: Number, n: int) -> Array:
 
 
 def judge(
-    prospect: Prospect, ftol: Number, gtol: Number, unchanged: Array, n: int, by_slopes: bool
-) -> tuple[Array, Array]:
+    prospect: Prospect,
+    ftol: Number,
+    gtol: Number,
+    unchanged: Int[Array, ""],
+    n: int,
+    by_slopes: bool,
+) -> tuple[Int[Array, ""], Int[Array, ""]]:
     """GTOL, FTOL or RUNNING; and for how many iterations on end (3) has held.
 
     ``unchanged`` is that number before this iteration; ``by_slopes`` whether values at the level
@@ -181,8 +186,12 @@ def judge(
 
 
 def look_back(
-    problem: MinimizationProblem, x: Array, value: Array, descent: Array, step: Array
-) -> tuple[Array, Array]:
+    problem: MinimizationProblem,
+    x: Float[Array, " n"],
+    value: Float[Array, ""],
+    descent: Float[Array, " n"],
+    step: Float[Array, " n"],
+) -> tuple[Float[Array, " n"], Float[Array, ""]]:
     """Where to look whether the gradient vanishes at x: so many steps behind it, and how many.
 
     So far that neither x nor f, by the quadratic, is the same but for its rounding.
@@ -197,7 +206,9 @@ def look_back(
     return behind, many
 
 
-def is_cut_short(problem: MinimizationProblem, x: Array, behind: Array) -> Array:
+def is_cut_short(
+    problem: MinimizationProblem, x: Float[Array, " n"], behind: Float[Array, " n"]
+) -> Bool[Array, ""]:
     """Whether a bound stands between x and where `look_back` would look: that shows nothing."""
     if not problem.bounded:
         return jnp.zeros((), bool)
@@ -205,7 +216,12 @@ def is_cut_short(problem: MinimizationProblem, x: Array, behind: Array) -> Array
     return jnp.any(below | ((behind >= problem.upper) & (x < problem.upper)))
 
 
-def vanishes(x: Array, descent: Array, grad_behind: Array, many: Number = BACK) -> Array:
+def vanishes(
+    x: Float[Array, " n"],
+    descent: Float[Array, " n"],
+    grad_behind: Float[Array, " n"],
+    many: Number = BACK,
+) -> Bool[Array, ""]:
     """Whether the projected gradient at x goes to 0, by the one behind it, ``many`` steps off."""
     least = GROWS * (1 + many)
     stays = ~(jnp.abs(grad_behind) >= least * jnp.abs(descent))  # or is not finite

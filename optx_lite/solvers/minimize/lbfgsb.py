@@ -46,7 +46,7 @@ from __future__ import annotations
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Bool, Float, Int
 
 from ...jax_support.control_flow import cond
 from ...jax_support.types import Count
@@ -72,29 +72,29 @@ SHORT = 10.0  # times the root of epsilon and |x|: the step of a probe
 class Line(eqx.Module):
     """What is searched, and where."""
 
-    base: Array  # (n,) where the line search began
-    grad: Array  # (n,) there
-    direction: Array  # (n,) d
-    trial: Array  # (n,) to be evaluated
+    base: Float[Array, " n"]  # where the line search began
+    grad: Float[Array, " n"]  # there
+    direction: Float[Array, " n"]  # d
+    trial: Float[Array, " n"]  # to be evaluated
     search: LineSearch
-    unit_g: Array  # () of ``grad``, projected, a power of two
-    unit_d: Array  # () of ``direction``, too
-    reach: Array  # () G of `convergence` at the base
-    settled: Array  # () int: for how many iterations, the present one included, (1) has held
-    known: Array  # () what a probe has found to be promised, infinite before
-    probing: Array  # () bool: the first trial is a difference, to look at the gradient by
-    back: Array  # () how many steps behind the base the trial is, where it is a look back
+    unit_g: Float[Array, ""]  # of ``grad``, projected, a power of two
+    unit_d: Float[Array, ""]  # of ``direction``, too
+    reach: Float[Array, ""]  # G of `convergence` at the base
+    settled: Int[Array, ""]  # for how many iterations, the present one included, (1) has held
+    known: Float[Array, ""]  # what a probe has found to be promised, infinite before
+    probing: Bool[Array, ""]  # the first trial is a difference, to look at the gradient by
+    back: Float[Array, ""]  # how many steps behind the base the trial is, where it is a look back
 
 
 class Pair(eqx.Module):
     """What a step s from the base of a line, and the change y of the gradient, show."""
 
-    step: Array  # (n,), in units of the solver
-    change: Array  # (n,), too
-    curved: Array  # () bool: s.y is positive, to rounding
-    promised: Array  # () along s, by the curvature that was found there: (g.s)^2 / (2 s.y)
-    stiffness: Array  # () rho of (1); 0 where it is not positive
-    length: Array  # () of s, relative to the direction
+    step: Float[Array, " n"]  # in units of the solver
+    change: Float[Array, " n"]  # too
+    curved: Bool[Array, ""]  # s.y is positive, to rounding
+    promised: Float[Array, ""]  # along s, by the curvature that was found there: (g.s)^2 / (2 s.y)
+    stiffness: Float[Array, ""]  # rho of (1); 0 where it is not positive
+    length: Float[Array, ""]  # of s, relative to the direction
 
 
 class State(BestSeen):
@@ -102,11 +102,13 @@ class State(BestSeen):
 
     line: Line
     memory: Memory  # in the units
-    unit_x: Array  # () a power of two: the size of x0
-    unit_g: Array  # () and that of the first gradient
-    slopes: Array  # (2,) along d, by the gradient and by the function: what the last probe found
-    pending: Array  # () int: the status that waits for a look whether the gradient vanishes
-    kinks: Array  # () int: how often it did not
+    unit_x: Float[Array, ""]  # a power of two: the size of x0
+    unit_g: Float[Array, ""]  # and that of the first gradient
+    slopes: Float[
+        Array, " 2"
+    ]  # along d, by the gradient and by the function: what the last probe found
+    pending: Int[Array, ""]  # the status that waits for a look whether the gradient vanishes
+    kinks: Int[Array, ""]  # how often it did not
 
 
 class LBFGSB(AbstractMinimizer[State]):
@@ -127,7 +129,7 @@ class LBFGSB(AbstractMinimizer[State]):
     maxls: Count = 20
     maxcor: int = eqx.field(static=True, default=10)
 
-    def init(self, problem: MinimizationProblem, x0: Array) -> State:
+    def init(self, problem: MinimizationProblem, x0: Float[Array, " n"]) -> State:
         """x0, moved into the box, is the first trial."""
         n, dtype = x0.shape[0], x0.dtype
         zero, none = jnp.zeros((), dtype), jnp.zeros((), jnp.int32)
@@ -298,7 +300,7 @@ class LBFGSB(AbstractMinimizer[State]):
         )
         return line, status, pending.astype(jnp.int32), unchanged, ~sound & ~probing & moving
 
-    def origin(self, state: State) -> tuple[Array, Array]:
+    def origin(self, state: State) -> tuple[Float[Array, " n"], Float[Array, ""]]:
         """Where the line search began."""
         return state.line.base, state.line.search.start.value
 
@@ -307,12 +309,14 @@ class LBFGSB(AbstractMinimizer[State]):
         steps, changes = state.memory.in_order()
         return LbfgsInvHessProduct(steps * state.unit_x, changes * state.unit_g)
 
-    def slopes(self, state: State) -> Array:
+    def slopes(self, state: State) -> Float[Array, " 2"]:
         """Found by the last probe, if there was one."""
         return state.slopes
 
 
-def _as_a_quadratic(line: Line, value: Array, slope: Array) -> Array:
+def _as_a_quadratic(
+    line: Line, value: Float[Array, ""], slope: Float[Array, ""]
+) -> Bool[Array, ""]:
     """Whether f has changed along a probe as by its slopes at both ends."""
     start = line.search.start
     expected = 0.5 * line.search.step * (start.slope + slope)
@@ -325,12 +329,18 @@ def _search_on(problem: MinimizationProblem, line: Line) -> Line:
     return eqx.tree_at(lambda line: line.trial, line, _feasible(problem, trial, line.base))
 
 
-def _slope(line: Line, grad: Array) -> Array:
+def _slope(line: Line, grad: Float[Array, " n"]) -> Float[Array, ""]:
     slope = (grad * reciprocal(line.unit_g)) @ (line.direction * reciprocal(line.unit_d))
     return slope * (line.unit_g * line.unit_d)
 
 
-def _pair(line: Line, x: Array, grad: Array, unit_x: Array, unit_g: Array) -> Pair:
+def _pair(
+    line: Line,
+    x: Float[Array, " n"],
+    grad: Float[Array, " n"],
+    unit_x: Float[Array, ""],
+    unit_g: Float[Array, ""],
+) -> Pair:
     step, change = x - line.base, grad - line.grad
     per_g, per_d = reciprocal(line.unit_g), reciprocal(line.unit_d)
     base, short = line.grad * per_g, step * per_d
@@ -349,8 +359,9 @@ def _pair(line: Line, x: Array, grad: Array, unit_x: Array, unit_g: Array) -> Pa
 
 
 def _remember(
-    problem: MinimizationProblem, memory: Memory, pair: Pair, x: Array, grad: Array,
-    unit_g: Array, first: Array, accepted: Array,
+    problem: MinimizationProblem, memory: Memory, pair: Pair,
+    x: Float[Array, " n"], grad: Float[Array, " n"],
+    unit_g: Float[Array, ""], first: Bool[Array, ""], accepted: Bool[Array, ""],
 ) -> Memory:  # fmt: skip
     memory = memory.remember(pair.step, pair.change, accepted & pair.curved)
     # Before any pair is known: a step as long as the unit of x, or as the one before.
@@ -360,33 +371,45 @@ def _remember(
     return eqx.tree_at(lambda m: m.theta, memory, theta)
 
 
-def _steepness(problem: MinimizationProblem, x: Array, grad: Array, unit_g: Array) -> Array:
+def _steepness(
+    problem: MinimizationProblem,
+    x: Float[Array, " n"],
+    grad: Float[Array, " n"],
+    unit_g: Float[Array, ""],
+) -> Float[Array, ""]:
     steepness = norm(_projected(problem, x, grad) * reciprocal(unit_g))
     return jnp.where(steepness > 0, steepness, 1)
 
 
-def _slopes(line: Line, value: Array) -> Array:
+def _slopes(line: Line, value: Float[Array, ""]) -> Float[Array, " 2"]:
     """Along the direction, by the gradient and by the function, per unit of length."""
     start = line.search.start
     slopes = jnp.stack([start.slope, safe_divide(value - start.value, line.search.step)])
     return safe_divide(slopes, norm(line.direction))
 
 
-def _projected(problem: MinimizationProblem, x: Array, grad: Array) -> Array:
+def _projected(
+    problem: MinimizationProblem, x: Float[Array, " n"], grad: Float[Array, " n"]
+) -> Float[Array, " n"]:
     """-g without the components that lead out of the box."""
     if not problem.bounded:
         return -grad
     return jnp.where(jnp.where(grad < 0, x < problem.upper, x > problem.lower), -grad, 0)
 
 
-def _feasible(problem: MinimizationProblem, trial: Array, x: Array) -> Array:
+def _feasible(
+    problem: MinimizationProblem, trial: Float[Array, " n"], x: Float[Array, " n"]
+) -> Float[Array, " n"]:
     """The trial, on a bound where it is so but for rounding."""
     return onto_bounds(trial, x, problem.lower, problem.upper) if problem.bounded else trial
 
 
 def _minimize_model(
-    problem: MinimizationProblem, state: State, scaled: Array, unit_step: Array
-) -> tuple[Array, Array]:
+    problem: MinimizationProblem,
+    state: State,
+    scaled: Float[Array, " n"],
+    unit_step: Float[Array, ""],
+) -> tuple[Float[Array, " n"], Bool[Array, ""]]:
     """x^ of (5.4), and whether it is a descent.
 
     ``scaled`` is the projected -g in a unit of its own; ``unit_step`` that of the steps which the
@@ -406,8 +429,12 @@ def _minimize_model(
 
 
 def _without_model(
-    problem: MinimizationProblem, state: State, scaled: Array, unit_step: Array, failed: Array
-) -> tuple[Array, Array]:
+    problem: MinimizationProblem,
+    state: State,
+    scaled: Float[Array, " n"],
+    unit_step: Float[Array, ""],
+    failed: Bool[Array, ""],
+) -> tuple[Float[Array, " n"], Bool[Array, ""]]:
     """Where the newest curvature alone leads, or a probe; and whether it is that."""
 
     def onto(target: Array) -> Array:
@@ -420,7 +447,7 @@ def _without_model(
     return jnp.where(probing, probe, plain), probing
 
 
-def _short(state: State) -> Array:
+def _short(state: State) -> Float[Array, ""]:
     """The length of a step that is a finite difference."""
     size = norm(state.x)
     size = jnp.where(size > 0, size, state.unit_x)
@@ -428,8 +455,8 @@ def _short(state: State) -> Array:
 
 
 def _subspace_minimum(
-    grad: Array, lower: Array, upper: Array, memory: Memory
-) -> tuple[Array, Array]:
+    grad: Float[Array, " n"], lower: Float[Array, " n"], upper: Float[Array, " n"], memory: Memory
+) -> tuple[Float[Array, " n"], Bool[Array, ""]]:
     """The step to (5.4), for bounds relative to x."""
     b = matrix_of(memory)
     cauchy, free = cauchy_point(jnp.zeros_like(grad), grad, lower, upper, b)
