@@ -4,10 +4,21 @@
 (n,) beside (m, n) is the same n. Under `vmap` an array's shape is that of a lane.
 """
 
-import jaxtyping
+import ast
+from pathlib import Path
 
-# Below the front doors, which read whatever a user hands them.
+import jaxtyping
+from beartype import beartype
+
+PACKAGE = Path(__file__).parents[1] / "optx_lite"
 CHECKED = ["linalg", "derivatives", "problem", "solvers", "statistics"]
+# What users call gets whatever they give, and its own errors are tested.
+PUBLIC = {
+    name.asname or name.name
+    for node in ast.walk(ast.parse((PACKAGE / "__init__.py").read_text()))
+    if isinstance(node, ast.ImportFrom)
+    for name in node.names
+}
 
 
 class _WithShapeAndDtype(type):
@@ -19,8 +30,12 @@ class AnyArray(metaclass=_WithShapeAndDtype):
     """JAX's arrays, NumPy's, and what JAX makes of those when it traces a function."""
 
 
+def check(function):
+    """Of the package, with its signature checked when it is called."""
+    return function if function.__qualname__ in PUBLIC else beartype(function)
+
+
 def install():
-    """Check each function of these folders when it is called."""
+    """Check each function of these folders."""
     jaxtyping.Array = AnyArray
-    folders = [f"optx_lite.{folder}" for folder in CHECKED]
-    jaxtyping.install_import_hook(folders, "beartype.beartype")
+    jaxtyping.install_import_hook([f"optx_lite.{name}" for name in CHECKED], "signatures.check")

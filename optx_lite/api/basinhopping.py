@@ -14,6 +14,7 @@ from ..driver.hopping import Hopping
 from ..functions import lift
 from ..jax_support.types import Number, Options
 from ..problem.pytrees import ravel
+from ..problem.random_keys import as_key
 from ..results.base import to_host
 from ..results.global_search import BasinHoppingResult
 from ..results.minimize import MinimizeResult
@@ -21,7 +22,6 @@ from ..solvers.global_search.basinhopping import BasinHopping, State
 from ..solvers.minimize.base import AbstractMinimizer
 from .minimize import minimize
 from .search_arguments import MANY, count, number
-from .starting_points import as_key
 
 
 def basinhopping(

@@ -22,6 +22,7 @@ from ..problem.arguments import check_callable, real_array
 from ..problem.global_search import SearchProblem, of_one_point, search_problem
 from ..problem.minimization import minimization_problem
 from ..problem.pytrees import as_dtype, is_concrete
+from ..problem.random_keys import as_key
 from ..results.global_search import INFEASIBLE, MAXITER, DifferentialEvolutionResult
 from ..solvers import LBFGSB
 from ..solvers.global_search.differential_evolution import (
@@ -30,7 +31,7 @@ from ..solvers.global_search.differential_evolution import (
     DifferentialEvolution,
 )
 from .search_arguments import MANY, count, number, whole
-from .starting_points import as_key, unit_points
+from .starting_points import unit_points
 
 INITS = {"latinhypercube": "latinhypercube", "sobol": "sobol", "halton": "halton",
          "random": "uniform"}  # fmt: skip
@@ -245,7 +246,8 @@ def _fixed(problem: SearchProblem) -> int:
 
 def _solver(
     problem: SearchProblem, size: int, strategy: str | Callable, mutation: PyTree,
-    recombination: Number, tol: Number, atol: Number, maxiter: Count | None, maxfun: Count | None, updating: str,
+    recombination: Number, tol: Number, atol: Number, maxiter: Count | None,
+    maxfun: Count | None, updating: str,
 ) -> DifferentialEvolution:  # fmt: skip
     dtype = problem.lower.dtype
     custom = None

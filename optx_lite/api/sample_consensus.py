@@ -17,11 +17,11 @@ from ..driver.global_search import without_derivative
 from ..functions import lift
 from ..jax_support.types import Number
 from ..problem.pytrees import Unravel, is_concrete, ravel, widest
+from ..problem.random_keys import as_key
 from ..results.base import to_host
 from ..results.global_search import CONVERGED, MAX_SAMPLES, NO_MODEL, ConsensusResult
 from .least_squares import least_squares
 from .search_arguments import count, number, whole
-from .starting_points import as_key
 
 ROUNDS = 2  # of the refinement: the inliers of the first are not yet all
 

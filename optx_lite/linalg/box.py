@@ -79,7 +79,7 @@ def _solve(
     low: Float[Array, " n"],
     high: Float[Array, " n"],
     start: Float[Array, " n"],
-) -> tuple[Float[Array, " n"], Float[Array, "n n"], Bool[Array, ""], Bool[Array, " n"]]:
+) -> tuple[Float[Array, " n"], Float[Array, "n n"], Bool[Array, " n"], Bool[Array, ""]]:
     """As `solve_in_box`, and which variables are free."""
     n = qtf.shape[0]
     eps = jnp.finfo(qtf.dtype).eps
@@ -113,7 +113,7 @@ def _solve(
         done = inside & ~jnp.any(freed)
         return moved_to, factor, jnp.where(done, free, still_free), turns + 1, done
 
-    def unsolved(state: PyTree) -> Array:
+    def unsolved(state: PyTree) -> Bool[Array, ""]:
         turns, done = state[-2:]
         return ~done & (turns < 10 + 10 * n)
 

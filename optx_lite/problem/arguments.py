@@ -7,6 +7,7 @@ expected.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -72,7 +73,7 @@ def _as_float(leaf: PyTree) -> PyTree:
     return leaf.astype(dtype) if isinstance(leaf, jax.Array) else np.asarray(leaf, dtype)
 
 
-def check_vector(x0: ArrayLike, bounds: Bounds) -> tuple[Array, Array, Array]:
+def check_vector(x0: PyTree, bounds: Bounds) -> tuple[Array, Array, Array]:
     """x0 as one vector (n,), where no pytree is taken; and its lower and upper bounds."""
     tree = check_x0(x0)
     if not jax.tree_util.all_leaves([tree]):
@@ -150,7 +151,7 @@ def check_finite(x: Array) -> None:
         raise ValueError(f"`x0` must be finite, got {x}.")
 
 
-def _first(where: np.ndarray) -> tuple[int, ...]:
+def _first(where: ArrayLike) -> tuple[int, ...]:
     return tuple(map(int, np.argwhere(where)[0]))
 
 
@@ -226,14 +227,14 @@ def check_callable(fun: object, name: str = "`fun`", error: type[Exception] = Ty
         raise error(f"{name} must be callable, got {fun!r}.")
 
 
-def check_kwargs(kwargs: Options | None) -> Options:
+def check_kwargs(kwargs: Any) -> Options:
     """Keyword arguments, none for None."""
     if not isinstance(kwargs or {}, dict):
         raise TypeError(f"`kwargs` must be a dict, got {kwargs!r}.")
     return kwargs or {}
 
 
-def with_kwargs(fun: Callable, kwargs: Options | None) -> Callable:
+def with_kwargs(fun: Callable, kwargs: Any) -> Callable:
     """The function with its keyword arguments."""
     return jax.tree_util.Partial(fun, **chosen) if (chosen := check_kwargs(kwargs)) else fun
 

@@ -14,7 +14,6 @@ from jax import lax
 from jaxtyping import Array, DTypeLike, PyTree
 
 from ..functions import Lifted, Pointwise, lift, pointwise
-from ..jax_support.types import Options
 from .arguments import check_kwargs
 
 SHAPE_MESSAGE = (
@@ -186,7 +185,7 @@ def elementwise_problem(
     fun: Callable[..., PyTree],
     points: tuple[PyTree, ...],
     args: tuple[PyTree, ...],
-    kwargs: Options | None,
+    kwargs: Any,
 ) -> ElementwiseProblem:
     """Trace the function on arrays of the shape to which all inputs broadcast.
 

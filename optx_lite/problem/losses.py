@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -34,7 +34,6 @@ from jaxtyping import Array, DTypeLike, Float, PyTree
 
 from ..functions import Lifted, lift
 from ..jax_support.control_flow import vary_with
-from ..jax_support.types import Number
 from ..linalg import safe_divide, safe_sqrt, unit_of
 from .arguments import shape_of
 from .pytrees import is_concrete
@@ -258,7 +257,7 @@ def _check_f_scale(f_scale: PyTree, dtype: DTypeLike) -> Array:
     return f_scale
 
 
-def check_loss(loss: str | Callable, f_scale: Number, z: PyTree) -> Loss:
+def check_loss(loss: Any, f_scale: Any, z: PyTree) -> Loss:
     """The loss of squares like z, (m,)."""
     (m,), dtype = z.shape, z.dtype
     f_scale = _check_f_scale(f_scale, dtype)

@@ -204,9 +204,7 @@ def minimization_problem(
     return problem, x
 
 
-def _lift_objective(
-    fun: Callable, restore: Unravel, args: tuple, kwargs: Options | None, jac: Any
-) -> _Objective:
+def _lift_objective(fun: Any, restore: Unravel, args: tuple, kwargs: Any, jac: Any) -> _Objective:
     lifted = UserFunction.lifted(fun, restore, args, kwargs, complex_too=jac == "cs")
     pair = jac is True
     out = lifted.out_shape
@@ -244,7 +242,7 @@ def _size(shape: tuple[int, ...]) -> int:
 
 
 def _derivative(
-    jac: str | bool | Callable | None,
+    jac: Any,
     objective: _Objective,
     restore: Unravel,
     args: tuple,

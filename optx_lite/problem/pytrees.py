@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import DTypeLike, PyTree
+from jaxtyping import Array, DTypeLike, PyTree
 
 from ..jax_support.types import TreeDef
 
@@ -77,7 +77,7 @@ class Unravel:
         leaves, treedef = jax.tree.flatten(tree)
         return cls(treedef, tuple((jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves))
 
-    def __call__(self, vector: jax.Array, *, dtype: DTypeLike | None = None) -> PyTree:
+    def __call__(self, vector: Array, *, dtype: DTypeLike | None = None) -> PyTree:
         """Cut the vector into leaves; their dtypes are the tree's own, or ``dtype`` if given.
 
         A complex vector (the complex-step derivative) stays complex.

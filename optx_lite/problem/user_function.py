@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -11,7 +11,6 @@ import numpy as np
 from jaxtyping import Array, DTypeLike, Float, PyTree
 
 from ..functions import Lifted, inputs, lift
-from ..jax_support.types import Options
 from .arguments import check_callable, with_kwargs
 from .pytrees import Unravel
 
@@ -42,10 +41,10 @@ class UserFunction(eqx.Module):
     @classmethod
     def lifted(
         cls,
-        fun: Callable,
+        fun: Any,
         restore: Unravel,
         args: tuple,
-        kwargs: Options | None = None,
+        kwargs: Any = None,
         *,
         name: str = "`fun`",
         complex_too: bool = False,

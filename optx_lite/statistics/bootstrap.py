@@ -34,6 +34,7 @@ from ..driver.adjoint import ImplicitAdjoint
 from ..linalg import safe_sqrt
 from ..problem.losses import check_loss
 from ..problem.pytrees import Unravel, is_concrete
+from ..problem.random_keys import as_key
 from .curve import CurveFit, Data, check_one, refitting
 from .influence import free_jacobian, leverages
 from .quantiles import probability
@@ -160,7 +161,7 @@ def bootstrap(
     ----------
     fit : CurveFit
         Each sample is fitted from its parameters, with its bounds and loss.
-    key : int or key of jax.random
+    key : int, key of jax.random, or whatever SciPy takes for ``rng``
         Of the random numbers: the same gives the same samples.
     samples : int
         How many fits.
@@ -193,20 +194,12 @@ def bootstrap(
     ((200, 2), 0, True)
     """
     _check(fit, samples, kind)
-    keys = jax.random.split(_key(key), samples)
+    keys = jax.random.split(as_key(key, "key"), samples)
     draw = functools.partial(_parametric if kind == "parametric" else _residual, fit)
     x, success = jax.vmap(lambda key: _refit(fit, draw(key)))(keys)
     x = jnp.where(success[:, None], x, jnp.nan)
     estimate = fit.covariance
     return Bootstrap(x, success, estimate.x, _acceleration(fit), estimate.names, estimate.restore)
-
-
-def _key(key: int | Array) -> Key[Array, ""]:
-    if isinstance(key, (int, np.integer)):
-        return jax.random.key(int(key))
-    if not isinstance(key, jax.Array) or jnp.issubdtype(key.dtype, jnp.floating):
-        raise TypeError(f"`key` must be an int or a key of jax.random, got {key!r}.")
-    return key
 
 
 def _check(fit: PyTree, samples: object, kind: object) -> None:

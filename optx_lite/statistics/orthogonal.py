@@ -37,7 +37,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, PyTree
+from jaxtyping import Array, ArrayLike, Bool, Float, Int, PyTree
 
 from ..functions import Lifted, lift
 from ..jax_support.control_flow import while_loop
@@ -60,7 +60,7 @@ class Points(eqx.Module):
     """
 
     curve: Lifted
-    p: PyTree[Array]
+    p: PyTree[ArrayLike]
     x: Float[Array, "... m"]
     y: Float[Array, " m"]
     weight: Float[Array, " m"]

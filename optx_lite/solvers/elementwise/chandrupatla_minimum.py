@@ -29,6 +29,7 @@ from __future__ import annotations
 
 import functools as ft
 import operator
+from typing import Any
 
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
@@ -75,7 +76,7 @@ class ChandrupatlaMinimum(AbstractElementwiseSolver[MinimumState]):
 
     EVALUATED = 3
 
-    xatol: Number
+    xatol: Any  # a number; None until the width of the bracket is known
     xrtol: Number
     fatol: Number
     frtol: Number

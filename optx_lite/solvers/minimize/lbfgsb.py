@@ -43,6 +43,8 @@ Different from the original code:
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -95,6 +97,16 @@ class Pair(eqx.Module):
     promised: Float[Array, ""]  # along s, by the curvature that was found there: (g.s)^2 / (2 s.y)
     stiffness: Float[Array, ""]  # rho of (1); 0 where it is not positive
     length: Float[Array, ""]  # of s, relative to the direction
+
+
+class Antigradient(NamedTuple):
+    """At ``state.x``, without what leads out of the box, and the units there."""
+
+    descent: Float[Array, " n"]
+    unit: Float[Array, ""]  # of it, a power of two
+    scaled: Float[Array, " n"]  # in that unit
+    unit_step: Float[Array, ""]  # of the step that the memory makes of it
+    moving: Bool[Array, ""]  # whether it leads anywhere
 
 
 class State(BestSeen):
@@ -165,11 +177,8 @@ class LBFGSB(AbstractMinimizer[State]):
             for new, old in ((line.trial, state.x), (value, state.value), (grad, state.grad))
         )
         over = (search.trials >= self.maxls) | (search.step == search.best.step)
-        descent = _projected(problem, state.x, state.grad)
-        cut = is_cut_short(problem, state.x, line.trial)
-        confirmed = looking & (vanishes(state.x, descent, grad, line.back) | cut)
+        confirmed = _is_confirmed(problem, state, grad)
         kinks = state.kinks + (looking & ~confirmed).astype(jnp.int32)
-        start = line.search.start
         # A probe is a difference of the gradient at the base, wherever it leads.
         at, grad_at = jnp.where(probed, line.trial, x), jnp.where(probed, grad, grad_x)
         unit_g = cond(first, lambda: unit_of(grad), lambda: state.unit_g)
@@ -177,7 +186,7 @@ class LBFGSB(AbstractMinimizer[State]):
         slopes = cond(probed, lambda: _slopes(line, value), lambda: state.slopes)
         seen = probed & finite & _as_a_quadratic(line, value, slope)
         known = jnp.where(seen, pair.promised, line.known)
-        exhausted = (known <= NOISE * rounding(start.value, line.reach)) & ~looking
+        exhausted = (known <= NOISE * rounding(line.search.start.value, line.reach)) & ~looking
         ended = first | done | exhausted | jnp.where(looking, ~confirmed, over)
         ended, exhausted, confirmed = computed_once((ended, exhausted, confirmed))
         accepted = ended & ~first & is_gain(line.search, value_x) & jnp.any(x != line.base)
@@ -204,6 +213,13 @@ class LBFGSB(AbstractMinimizer[State]):
             pending=jnp.full_like(status, RUNNING),
             kinks=kinks,
         )  # fmt: skip
+        return self._continued(problem, state, pair, first, accepted, exhausted, ended)
+
+    def _continued(
+        self, problem: MinimizationProblem, state: State, pair: Pair, first: Bool[Array, ""],
+        accepted: Bool[Array, ""], exhausted: Bool[Array, ""], ended: Bool[Array, ""],
+    ) -> State:  # fmt: skip
+        """With the next trial: on the line, or where it has ``ended``, on a new one."""
         line, status, pending, unchanged, forgotten = cond(
             ended,
             lambda: self._new_line(problem, state, pair, first, accepted, exhausted),
@@ -219,65 +235,35 @@ class LBFGSB(AbstractMinimizer[State]):
         )
 
     def _new_line(
-        self, problem: MinimizationProblem, state: State, pair: Pair, first: Array,
-        accepted: Array, exhausted: Array,
+        self, problem: MinimizationProblem, state: State, pair: Pair, first: Bool[Array, ""],
+        accepted: Bool[Array, ""], exhausted: Bool[Array, ""],
     ) -> tuple[Line, Array, Array, Array, Array]:  # fmt: skip
         """From ``state.x``, with three fields of the state, and whether the memory is of no use."""
-        x, grad = state.x, state.grad
+        x = state.x
         failed = ~first & ~accepted
-        descent = _projected(problem, x, grad)
-        unit = unit_of(descent)
-        scaled = descent * reciprocal(unit)
-        unit_step = state.unit_x * (unit * reciprocal(state.unit_g))
-        moving = jnp.any(descent != 0)
-        target, sound = _minimize_model(problem, state, scaled, unit_step)
+        down = _antigradient(problem, state)
+        target, sound = _minimize_model(problem, state, down.scaled, down.unit_step)
         sound = sound & ~failed
         target, probing = cond(
             sound,
             lambda: (target, jnp.zeros((), bool)),
-            lambda: _without_model(problem, state, scaled, unit_step, failed),
+            lambda: _without_model(problem, state, down.scaled, down.unit_step, failed),
         )
         direction = target - x
-        if problem.bounded:
-            longest, _ = step_to_bound(x, direction, problem.lower, problem.upper)
-            longest = jnp.clip(jnp.where(first, 1, longest), 1, LONGEST)
-        else:
-            longest = jnp.full_like(state.value, LONGEST)
+        longest = _longest(problem, state, direction, first)
         unit_d = unit_of(direction)
-        slope = -(scaled @ (direction * reciprocal(unit_d))) * (unit * unit_d)
+        slope = -(down.scaled @ (direction * reciprocal(unit_d))) * (down.unit * unit_d)
         before = jnp.where(accepted, state.line.search.start.value, jnp.inf)
         trusted = jnp.where(first | failed, 0, jnp.minimum(pair.stiffness, 1))
         promised = jnp.where(trusted > 0, safe_divide(-0.5 * slope, trusted), jnp.inf)
-        promised = jnp.where(moving, promised, 0)
-        possible = 0.5 * (scaled @ scaled) * state.memory.flatness() * unit_step * unit
-        possible = jnp.where(moving, possible, 0)
-        reach = jnp.abs(x * reciprocal(state.unit_x)) @ jnp.abs(scaled) * (state.unit_x * unit)
-        status, unchanged = self.judge(
-            problem, state, before, promised, possible, reach, state.line.reach,
-            state.line.settled, jnp.sum(state.memory.full) > 1,
-        )  # fmt: skip
+        promised = jnp.where(down.moving, promised, 0)
+        reach, status, unchanged = self._claim(problem, state, down, before, promised)
         settled = jnp.where(promised <= self.nothing(state, reach), state.line.settled + 1, 0)
         settled = jnp.where(failed, state.line.settled, settled)
-        # No lower value is to be found. That was to be expected where none was promised.
-        noisy = state.line.known <= DOUBT * NOISE * rounding(state.value, reach)
-        flat = self.optimality(problem, state) <= self.gtol
-        failure = jnp.where((settled > 0) & flat, GTOL, jnp.where(noisy, FTOL, FAILED))
-        status = jnp.where(failed & state.line.probing & (status == RUNNING), failure, status)
+        status = self._without_gain(problem, state, status, settled, reach, failed)
         status = jnp.where(exhausted, FTOL, status)
-        # Has the gradient visibly gone to 0? If not, that is looked at.
-        changed = state.memory.steepest() * state.unit_g
-        visible = norm(scaled) * unit <= VANISHED * changed
-        doubtful = ((status == GTOL) | (status == FTOL)) & moving & ~visible
-        doubtful = doubtful & (state.status == RUNNING)
-        # Along what has made the claim: the quadratic, or the probe and the curvature it has found.
-        by_probe = exhausted | failed
-        known = jnp.where(state.line.known < jnp.inf, state.line.known, 0)
-        length = jnp.maximum(2 * safe_divide(known, norm(scaled) * unit), _short(state))
-        # Where a probe stands in for the quadratic's step, that is nothing beside x.
-        part = jnp.where(probing, jnp.sqrt(jnp.finfo(x.dtype).eps) / SHORT, 1)
-        step = safe_divide(scaled, norm(scaled)) * length
-        step = jnp.where(by_probe, step, part * direction)
-        behind, back = look_back(problem, x, state.value, descent, step)
+        doubtful = _is_doubtful(state, down, status)
+        behind, back = _behind(problem, state, down, exhausted | failed, probing, direction)
         pending = jnp.where(doubtful, status, RUNNING)
         status = jnp.where(doubtful, RUNNING, status)
         if problem.bounded:
@@ -286,11 +272,11 @@ class LBFGSB(AbstractMinimizer[State]):
         status, doubtful, probing, settled = computed_once((status, doubtful, probing, settled))
         line = Line(
             base=x,
-            grad=grad,
+            grad=state.grad,
             direction=direction,
             trial=jnp.where(doubtful, behind, target),
             search=begin(state.value, slope, jnp.ones_like(slope), longest),
-            unit_g=unit,
+            unit_g=down.unit,
             unit_d=unit_d,
             reach=reach,
             settled=settled,
@@ -298,7 +284,33 @@ class LBFGSB(AbstractMinimizer[State]):
             probing=probing,
             back=back,
         )
-        return line, status, pending.astype(jnp.int32), unchanged, ~sound & ~probing & moving
+        useless = ~sound & ~probing & down.moving
+        return line, status, pending.astype(jnp.int32), unchanged, useless
+
+    def _claim(
+        self, problem: MinimizationProblem, state: State, down: Antigradient,
+        before: Float[Array, ""], promised: Float[Array, ""],
+    ) -> tuple[Float[Array, ""], Int[Array, ""], Int[Array, ""]]:  # fmt: skip
+        """G of `convergence`, and what its tests say at ``state.x``."""
+        possible = 0.5 * (down.scaled @ down.scaled) * state.memory.flatness()
+        possible = jnp.where(down.moving, possible * down.unit_step * down.unit, 0)
+        terms = jnp.abs(state.x * reciprocal(state.unit_x)) @ jnp.abs(down.scaled)
+        reach = terms * (state.unit_x * down.unit)
+        status, unchanged = self.judge(
+            problem, state, before, promised, possible, reach, state.line.reach,
+            state.line.settled, jnp.sum(state.memory.full) > 1,
+        )  # fmt: skip
+        return reach, status, unchanged
+
+    def _without_gain(
+        self, problem: MinimizationProblem, state: State, status: Int[Array, ""],
+        settled: Int[Array, ""], reach: Float[Array, ""], failed: Bool[Array, ""],
+    ) -> Int[Array, ""]:  # fmt: skip
+        """The status where no lower value is to be found, as expected where none was promised."""
+        noisy = state.line.known <= DOUBT * NOISE * rounding(state.value, reach)
+        flat = self.optimality(problem, state) <= self.gtol
+        failure = jnp.where((settled > 0) & flat, GTOL, jnp.where(noisy, FTOL, FAILED))
+        return jnp.where(failed & state.line.probing & (status == RUNNING), failure, status)
 
     def origin(self, state: State) -> tuple[Float[Array, " n"], Float[Array, ""]]:
         """Where the line search began."""
@@ -312,6 +324,61 @@ class LBFGSB(AbstractMinimizer[State]):
     def slopes(self, state: State) -> Float[Array, " 2"]:
         """Found by the last probe, if there was one."""
         return state.slopes
+
+
+def _is_confirmed(
+    problem: MinimizationProblem, state: State, grad: Float[Array, " n"]
+) -> Bool[Array, ""]:
+    """Whether a look back, if this was one, has shown that the gradient vanishes at x."""
+    descent = _projected(problem, state.x, state.grad)
+    cut = is_cut_short(problem, state.x, state.line.trial)
+    vanished = vanishes(state.x, descent, grad, state.line.back)
+    return (state.pending != RUNNING) & (vanished | cut)
+
+
+def _antigradient(problem: MinimizationProblem, state: State) -> Antigradient:
+    descent = _projected(problem, state.x, state.grad)
+    unit = unit_of(descent)
+    scaled = descent * reciprocal(unit)
+    unit_step = state.unit_x * (unit * reciprocal(state.unit_g))
+    return Antigradient(descent, unit, scaled, unit_step, jnp.any(descent != 0))
+
+
+def _longest(
+    problem: MinimizationProblem, state: State, direction: Float[Array, " n"],
+    first: Bool[Array, ""],
+) -> Float[Array, ""]:  # fmt: skip
+    """Step of the line search, in units of ``direction``."""
+    if not problem.bounded:
+        return jnp.full_like(state.value, LONGEST)
+    longest, _ = step_to_bound(state.x, direction, problem.lower, problem.upper)
+    return jnp.clip(jnp.where(first, 1, longest), 1, LONGEST)
+
+
+def _is_doubtful(state: State, down: Antigradient, status: Int[Array, ""]) -> Bool[Array, ""]:
+    """Whether a success is claimed where the gradient has not visibly gone to 0."""
+    changed = state.memory.steepest() * state.unit_g
+    visible = norm(down.scaled) * down.unit <= VANISHED * changed
+    doubtful = ((status == GTOL) | (status == FTOL)) & down.moving & ~visible
+    return doubtful & (state.status == RUNNING)
+
+
+def _behind(
+    problem: MinimizationProblem, state: State, down: Antigradient, by_probe: Bool[Array, ""],
+    probing: Bool[Array, ""], direction: Float[Array, " n"],
+) -> tuple[Float[Array, " n"], Float[Array, ""]]:  # fmt: skip
+    """Where to look whether the gradient vanishes, see `look_back`.
+
+    Along what has made the claim: the quadratic, or the probe and the curvature it has found.
+    """
+    size = norm(down.scaled)
+    known = jnp.where(state.line.known < jnp.inf, state.line.known, 0)
+    length = jnp.maximum(2 * safe_divide(known, size * down.unit), _short(state))
+    # Where a probe stands in for the quadratic's step, that is nothing beside x.
+    part = jnp.where(probing, jnp.sqrt(jnp.finfo(direction.dtype).eps) / SHORT, 1)
+    step = safe_divide(down.scaled, size) * length
+    step = jnp.where(by_probe, step, part * direction)
+    return look_back(problem, state.x, state.value, down.descent, step)
 
 
 def _as_a_quadratic(
