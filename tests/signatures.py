@@ -6,6 +6,7 @@
 
 import ast
 from pathlib import Path
+from typing import Any
 
 import jaxtyping
 from beartype import beartype
@@ -31,8 +32,17 @@ class AnyArray(metaclass=_WithShapeAndDtype):
 
 
 def check(function):
-    """Of the package, with its signature checked when it is called."""
-    return function if function.__qualname__ in PUBLIC else beartype(function)
+    """Of the package, with its signature checked when it is called.
+
+    jaxtyping asks twice: for the arguments, the result being `Any`, and for the result, when the
+    arguments need no second look.
+    """
+    if function.__qualname__ in PUBLIC:
+        return function
+    result = function.__annotations__.get("return", Any)
+    if result is not Any:
+        function.__annotations__ = {"return": result}
+    return beartype(function)
 
 
 def install():

@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jaxtyping import TypeCheckError
+import signatures
+from jaxtyping import Array, Float, TypeCheckError, jaxtyped
 
 from optx_lite import linalg
 from optx_lite.problem.bounds import within
@@ -38,3 +39,13 @@ def test_numpy_and_lanes_are_taken():
     assert linalg.norm(np.ones(4)) == 2
     answers = jax.vmap(linalg.solve_upper, (None, 0))(R, jnp.ones((4, 3)))
     assert answers.shape == (4, 3)
+
+
+def test_a_wrong_result_is_refused():
+    def first(v: Float[Array, " n"]) -> Float[Array, " n"]:
+        return v[:1]
+
+    checked = jaxtyped(first, typechecker=signatures.check)
+    assert checked(jnp.ones(1)).shape == (1,)
+    with pytest.raises(TypeCheckError):
+        checked(jnp.ones(2))

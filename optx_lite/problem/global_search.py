@@ -18,7 +18,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, PyTree
+from jaxtyping import Array, PyTree
 
 from ..functions import Lifted, inputs, lift
 from ..jax_support.types import Args, Bounds
@@ -136,7 +136,7 @@ def search_problem(
     *,
     args: Args = (),
     constraints: Any = (),
-    integrality: ArrayLike | None = None,
+    integrality: PyTree = None,
     vectorized: bool = False,
     like: PyTree = None,
 ) -> SearchProblem:

@@ -8,7 +8,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, DTypeLike, Float, PyTree
+from jaxtyping import Array, DTypeLike, Inexact, PyTree
 
 from ..functions import Lifted, inputs, lift
 from .arguments import check_callable, with_kwargs
@@ -60,7 +60,7 @@ class UserFunction(eqx.Module):
         on_real = lift(bound, restore.shapes(), *args, label=name)
         return cls(on_real, on_complex, inputs(args), restore)
 
-    def __call__(self, x: Float[Array, " n"]) -> PyTree:
+    def __call__(self, x: Inexact[Array, " n"]) -> PyTree:
         """What the user's function gives at x."""
         fun = self.on_complex if self.on_complex is not None and jnp.iscomplexobj(x) else self.fun
         return fun(self.restore(x), *self.args)

@@ -8,7 +8,7 @@ from jax import lax
 from jax.scipy.special import betainc, gammaln, ndtri
 from jaxtyping import Array, DTypeLike, Float
 
-from ..jax_support.types import Number
+from ..jax_support.types import Count, Number
 from ..problem.pytrees import is_concrete
 
 HALVINGS = 40
@@ -32,7 +32,7 @@ def half_width(level: Float[Array, ""], dof: Float[Array, ""]) -> Float[Array, "
         """P(|t'| > t)."""
         return betainc(finite / 2, jnp.full_like(t, 0.5), finite / (finite + t * t))
 
-    def halve(_: int, ends: tuple[Array, Array]) -> tuple[Array, Array]:
+    def halve(_: Count, ends: tuple[Array, Array]) -> tuple[Array, Array]:
         low, high = ends
         middle = 0.5 * (low + high)
         beyond = outside(middle / (1 - middle)) < tail
