@@ -31,6 +31,7 @@ from jax.scipy.special import ndtr, ndtri
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from ..driver.adjoint import ImplicitAdjoint
+from ..jax_support.types import Number
 from ..linalg import safe_sqrt
 from ..problem.losses import check_loss
 from ..problem.pytrees import Unravel, is_concrete
@@ -87,7 +88,7 @@ class Bootstrap(eqx.Module):
         return self.restore(jnp.sqrt(jnp.diagonal(self.covariance)))
 
     def intervals(
-        self, level: float = 0.95, kind: str = "percentile"
+        self, level: Number = 0.95, kind: str = "percentile"
     ) -> tuple[PyTree[Array], PyTree[Array]]:
         """Lower and upper ends, each in the structure of the parameters.
 
@@ -119,7 +120,7 @@ class Bootstrap(eqx.Module):
         low, high = jax.vmap(jnp.nanquantile, in_axes=(1, 1), out_axes=1)(x, tails)
         return self.restore(low), self.restore(high)
 
-    def _corrected(self, tails: Float[Array, " 2"]) -> Float[Array, "2 n"]:
+    def _corrected(self, tails: Float[Array, "2 1"]) -> Float[Array, "2 n"]:
         """(1), (2, n)."""
         below = jnp.where(self.success[:, None], self.x < self.estimate[None], False)
         ties = jnp.where(self.success[:, None], self.x == self.estimate[None], False)

@@ -73,7 +73,7 @@ class ProfileIntervals(eqx.Module):
     upper: Float[Array, " k"]
     status: Int[Array, "k 2"]
     names: tuple[str, ...] = eqx.field(static=True)
-    level: float | Array = ONE_SIGMA
+    level: Number = ONE_SIGMA
 
     def __repr__(self) -> str:
         if not is_concrete(self) or jnp.ndim(self.value) != 1:
@@ -88,7 +88,7 @@ class ProfileIntervals(eqx.Module):
 
 
 def profile_intervals(
-    fit: CurveFit, names: Sequence[str] | None = None, *, level: float = ONE_SIGMA
+    fit: CurveFit, names: Sequence[str] | None = None, *, level: Number = ONE_SIGMA
 ) -> ProfileIntervals:
     """Compute profile-likelihood intervals of parameters: MINOS's errors.
 
@@ -143,7 +143,7 @@ def profile_intervals(
 
 
 def contour(
-    fit: CurveFit, first: str, second: str, *, level: float = ONE_SIGMA, points: int = 32
+    fit: CurveFit, first: str, second: str, *, level: Number = ONE_SIGMA, points: int = 32
 ) -> tuple[Array, Array]:
     """Compute the contour of two parameters at which the profile reaches a level.
 

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, DTypeLike, Float, PyTree
 
+from ..jax_support.types import Number
 from ..linalg import safe_sqrt
 from ..problem.pytrees import Unravel, ravel, widest
 from .covariance import Covariance
@@ -106,7 +107,7 @@ def band(
     fit: CurveFit,
     x: PyTree = None,
     *,
-    level: float = 0.95,
+    level: Number = 0.95,
     kind: str = "confidence",
     sigma: PyTree = None,
 ) -> Band:
