@@ -7,7 +7,10 @@ import os
 
 import jax
 import pytest
+import signatures
 from hypothesis import HealthCheck, settings
+
+signatures.install()
 
 # Nearly all of the tests' time is compiling: they do without optimisations of the code, and,
 # where XLA still lets one choose, without its newer way to write loops. It takes half the time.

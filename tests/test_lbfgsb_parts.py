@@ -122,7 +122,7 @@ def test_a_memory_that_was_cleared_begins_anew():
     steps, changes = pairs(7, 9)
     memory = memory_of(steps[:6], changes[:6]).forget(jnp.array(True))
     for s, y in zip(steps[6:], changes[6:], strict=True):
-        memory = memory.remember(s, y, True)
+        memory = memory.remember(s, y, jnp.array(True))
     expected = np.linalg.solve(bfgs(steps[6:], changes[6:]), steps[0])
     assert_allclose(memory.solve(steps[0]), expected, atol=1e-13)
 

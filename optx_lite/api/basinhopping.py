@@ -3,43 +3,44 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, DTypeLike, PyTree
 
 from ..driver.callbacks import AbstractListener, check_callback
 from ..driver.hopping import Hopping
 from ..functions import lift
+from ..jax_support.types import Number, Options
 from ..problem.pytrees import ravel
+from ..problem.random_keys import as_key
 from ..results.base import to_host
 from ..results.global_search import BasinHoppingResult
 from ..results.minimize import MinimizeResult
 from ..solvers.global_search.basinhopping import BasinHopping, State
+from ..solvers.minimize.base import AbstractMinimizer
 from .minimize import minimize
 from .search_arguments import MANY, count, number
-from .starting_points import as_key
 
 
 def basinhopping(
-    func: Callable[..., Any],
-    x0: Any,
+    func: Callable[..., PyTree],
+    x0: PyTree,
     niter: int = 100,
-    T: Any = 1.0,
-    stepsize: Any = 0.5,
-    minimizer_kwargs: dict[str, Any] | None = None,
+    T: Number = 1.0,
+    stepsize: Number = 0.5,
+    minimizer_kwargs: Options | None = None,
     take_step: Callable | None = None,
     accept_test: Callable | None = None,
     callback: Callable | None = None,
     interval: int = 50,
     disp: bool = False,
     niter_success: int | None = None,
-    rng: Any = None,
+    rng: int | Array | None = None,
     *,
-    target_accept_rate: Any = 0.5,
-    stepwise_factor: Any = 0.9,
+    target_accept_rate: Number = 0.5,
+    stepwise_factor: Number = 0.9,
 ) -> BasinHoppingResult:
     """Find the lowest of many minima by random moves and local solves.
 
@@ -109,7 +110,7 @@ def basinhopping(
         "niter_success": count("niter_success", MANY if niter_success is None else niter_success),
     }
 
-    def numbers(dtype: Any) -> dict[str, Any]:
+    def numbers(dtype: DTypeLike) -> Options:
         return {
             "temperature": number("T", T, dtype),
             "stepsize": number("stepsize", stepsize, dtype),
@@ -119,7 +120,7 @@ def basinhopping(
 
     numbers(float)  # what is wrong with them shows before what is wrong with ``func``
 
-    def make(solver: Any, x: Array, restore: Callable) -> BasinHopping:
+    def make(solver: AbstractMinimizer, x: Array, restore: Callable) -> BasinHopping:
         return BasinHopping(
             solver=solver,
             take_step=_lifted_step(take_step, x, restore),
@@ -129,19 +130,19 @@ def basinhopping(
         )
 
     listener = _Listener(callback, disp) if callback is not None or disp else None
-    found: dict[str, Any] = {}
+    found: Options = {}
     hopping = Hopping("nan", make, as_key(rng), listener, found)
     lowest = minimize(func, x0, adjoint=hopping, **kwargs)
     return _result(lowest, found["state"])
 
 
-def _check_functions(**functions: Any) -> None:
+def _check_functions(**functions: object) -> None:
     for name, function in functions.items():
         if function is not None and not callable(function):
             raise TypeError(f"`{name}` must be callable, got {function!r}.")
 
 
-def _arguments_of_minimize(given: Any) -> dict[str, Any]:
+def _arguments_of_minimize(given: PyTree) -> Options:
     if not isinstance(given, (dict, type(None))):
         raise TypeError(f"`minimizer_kwargs` must be a dict, got {given!r}.")
     kwargs = dict(given or {})
@@ -170,7 +171,7 @@ def _result(lowest: MinimizeResult, state: State) -> BasinHoppingResult:
     )
 
 
-def _lifted_step(take_step: Callable | None, x: Array, restore: Callable) -> Any:
+def _lifted_step(take_step: Callable | None, x: Array, restore: Callable) -> PyTree:
     if take_step is None:
         return None
 
@@ -185,7 +186,7 @@ def _lifted_step(take_step: Callable | None, x: Array, restore: Callable) -> Any
     return lifted
 
 
-def _lifted_test(accept_test: Callable | None, x: Array, restore: Callable) -> Any:
+def _lifted_test(accept_test: Callable | None, x: Array, restore: Callable) -> PyTree:
     if accept_test is None:
         return None
 
@@ -210,7 +211,7 @@ class _Listener(AbstractListener):
         self.disp = disp
         self.restore: Callable = np.asarray
 
-    def step(self, report: Any, moved: bool, lane: int) -> bool:
+    def step(self, report: PyTree, moved: bool, lane: int) -> bool:
         """After a step of the local solver; ``moved`` if that ended a solve."""
         if not moved:
             return False

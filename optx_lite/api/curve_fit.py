@@ -10,7 +10,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import DTypeLike, PyTree
 
+from ..jax_support.types import Args, Bounds, Options
 from ..problem.arguments import as_tuple
 from ..problem.pytrees import is_concrete
 from ..results.least_squares import MESSAGES, NONFINITE
@@ -36,22 +38,22 @@ class OptimizeWarning(UserWarning):
 
 
 def curve_fit(
-    f: Callable[..., Any],
-    xdata: Any,
-    ydata: Any,
-    p0: Any = None,
-    sigma: Any = None,
+    f: Callable[..., PyTree],
+    xdata: PyTree,
+    ydata: PyTree,
+    p0: PyTree = None,
+    sigma: PyTree = None,
     absolute_sigma: bool = False,
     check_finite: bool | None = None,
-    bounds: Any = (-np.inf, np.inf),
+    bounds: Bounds = (-np.inf, np.inf),
     method: str | AbstractLeastSquaresSolver | None = None,
-    jac: Any = None,
+    jac: str | bool | Callable | None = None,
     *,
     full_output: bool = False,
     nan_policy: str | None = None,
-    sigma_x: Any = None,
-    mask: Any = None,
-    fixed: Any = None,
+    sigma_x: PyTree = None,
+    mask: PyTree = None,
+    fixed: PyTree = None,
     **kwargs: Any,
 ) -> CurveFit:
     """Fit a function to data by nonlinear least squares.
@@ -197,7 +199,7 @@ def curve_fit(
     return _fit_of(result, model, data, start, box, method, jac, options, settings)
 
 
-def _is_bounded(bounds: Any) -> bool:
+def _is_bounded(bounds: Bounds) -> bool:
     if bounds is None:
         return False
     sides = (bounds.lb, bounds.ub) if hasattr(bounds, "lb") else tuple(bounds)
@@ -205,11 +207,11 @@ def _is_bounded(bounds: Any) -> bool:
     return not is_concrete(leaves) or any(np.any(np.isfinite(leaf)) for leaf in leaves)
 
 
-def _residuals_of(model: Model, data: Data, p: Any) -> Any:
+def _residuals_of(model: Model, data: Data, p: PyTree) -> PyTree:
     return residuals(model, p, data)
 
 
-def _jacobian(jac: Callable, model: Model, transposed: bool, p: Any, data: Data) -> Any:
+def _jacobian(jac: Callable, model: Model, transposed: bool, p: PyTree, data: Data) -> PyTree:
     """The user's Jacobian of the curve as that of the residuals."""
     x, white = data.x, data.whiten
     if data.sigma_x is not None:
@@ -224,14 +226,14 @@ def _jacobian(jac: Callable, model: Model, transposed: bool, p: Any, data: Data)
 
 
 def _fit_of(
-    result: Any,
+    result: PyTree,
     model: Model,
     data: Data,
-    start: Any,
-    box: Any,
+    start: PyTree,
+    box: PyTree,
     method: Any,
-    jac: Any,
-    options: dict[str, Any],
+    jac: str | bool | Callable | None,
+    options: Options,
     settings: dict[str, bool],
 ) -> CurveFit:
     concrete = isinstance(result.status, int)
@@ -269,23 +271,25 @@ def _fit_of(
     return fit
 
 
-def _error_of(jac: Any, dtype: Any) -> float | None:
+def _error_of(jac: str | bool | Callable | None, dtype: DTypeLike) -> float | None:
     """The relative error of a Jacobian by differences."""
     orders = {"2-point": 1 / 2, "3-point": 2 / 3}
-    return float(jnp.finfo(dtype).eps) ** orders[jac] if jac in tuple(orders) else None
+    if not isinstance(jac, str) or jac not in orders:
+        return None
+    return float(jnp.finfo(dtype).eps) ** orders[jac]
 
 
 @jax.jit
-def _matrix(estimate: Any) -> tuple[Any, Any]:
+def _matrix(estimate: PyTree) -> tuple[PyTree, PyTree]:
     """SciPy's: inf throughout if any parameter has no error; and whether that is so."""
     singular = jnp.any(estimate.undetermined)
     return jnp.where(singular & estimate.known, jnp.inf, estimate.matrix), singular
 
 
 def leastsq(
-    func: Callable[..., Any],
-    x0: Any,
-    args: Any = (),
+    func: Callable[..., PyTree],
+    x0: PyTree,
+    args: Args = (),
     Dfun: Callable | None = None,
     full_output: bool = False,
     col_deriv: bool = False,
@@ -295,7 +299,7 @@ def leastsq(
     maxfev: int = 0,
     epsfcn: float | None = None,
     factor: float = 100,
-    diag: Any = None,
+    diag: PyTree = None,
 ) -> tuple:
     """Minimise a sum of squares, with the outputs of SciPy's ``leastsq``.
 

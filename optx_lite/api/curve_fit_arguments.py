@@ -9,7 +9,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import DTypeLike, PyTree
 
+from ..jax_support.types import Bounds, Options
 from ..problem.arguments import spread
 from ..problem.pytrees import as_array_or_tree, is_concrete, is_numbers, ravel
 from ..statistics.curve import Data, Model
@@ -19,7 +21,7 @@ NAN_POLICIES = (None, "raise", "omit")
 POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
-def first_parameters(f: Callable, p0: Any, bounds: Any) -> Any:
+def first_parameters(f: Callable, p0: PyTree, bounds: Bounds) -> PyTree:
     """p0, or SciPy's default: ones, within bounds their middle, or one inside the finite one."""
     if p0 is not None:
         return as_array_or_tree(p0)
@@ -37,7 +39,7 @@ def first_parameters(f: Callable, p0: Any, bounds: Any) -> Any:
     return xp.where(low & high, middle, inside)
 
 
-def _sides(bounds: Any) -> tuple[Any, Any]:
+def _sides(bounds: Bounds) -> tuple[PyTree, PyTree]:
     if bounds is None:
         return -np.inf, np.inf
     if hasattr(bounds, "lb") and hasattr(bounds, "ub"):
@@ -45,7 +47,7 @@ def _sides(bounds: Any) -> tuple[Any, Any]:
     return tuple(bounds)
 
 
-def _flat_bound(side: Any, n: int) -> Any:
+def _flat_bound(side: PyTree, n: int) -> PyTree:
     array = side if isinstance(side, jax.Array) else np.asarray(as_array_or_tree(side), float)
     if array.ndim and array.shape != (n,):
         raise ValueError(
@@ -63,7 +65,7 @@ def _positional(f: Callable) -> list[str]:
     return [p.name for p in parameters if p.kind in POSITIONAL][1:]
 
 
-def model_of(f: Callable, p0: Any) -> Model:
+def model_of(f: Callable, p0: PyTree) -> Model:
     """How f takes its parameters: one by one as for SciPy, by name, or as p0 is."""
     if jax.tree_util.all_leaves([p0]):
         return Model(f, "positional")
@@ -80,7 +82,7 @@ def model_of(f: Callable, p0: Any) -> Model:
     return Model(f, style)
 
 
-def parameter_names(model: Model, p0: Any) -> tuple[str, ...]:
+def parameter_names(model: Model, p0: PyTree) -> tuple[str, ...]:
     """Those of the signature for an array of parameters, else their paths in p0."""
     names = names_of(p0)
     named = tuple(_positional(model.fun))
@@ -89,9 +91,9 @@ def parameter_names(model: Model, p0: Any) -> tuple[str, ...]:
 
 
 def data_of(
-    xdata: Any, ydata: Any, sigma: Any, sigma_x: Any, mask: Any, p0: Any, check_finite: Any,
-    nan_policy: Any,
-) -> tuple[Data, Any]:  # fmt: skip
+    xdata: PyTree, ydata: PyTree, sigma: PyTree, sigma_x: PyTree, mask: PyTree, p0: PyTree,
+    check_finite: bool | None, nan_policy: str | None,
+) -> tuple[Data, PyTree]:  # fmt: skip
     """The data in one floating dtype, and p0 in it."""
     if check_finite is None:
         check_finite = nan_policy is None
@@ -125,11 +127,11 @@ def data_of(
     return Data(x, y, weight, mask, errors), p0
 
 
-def _is_array(x: Any) -> bool:
+def _is_array(x: object) -> bool:
     return isinstance(x, (np.ndarray, jax.Array))
 
 
-def _as_arrays(xdata: Any) -> Any:
+def _as_arrays(xdata: PyTree) -> PyTree:
     """xdata as SciPy reads it: lists and tuples of numbers, or of arrays of one shape, are one."""
     if _is_array(xdata):
         return xdata
@@ -143,11 +145,11 @@ def _as_arrays(xdata: Any) -> Any:
     return as_array_or_tree(xdata)
 
 
-def _has_shape(leaf: Any) -> bool:
+def _has_shape(leaf: object) -> bool:
     return _is_array(leaf) or isinstance(leaf, (int, float))
 
 
-def is_data(x: Any) -> bool:
+def is_data(x: object) -> bool:
     """Whether all of it is arrays and numbers, which may be inputs of a program."""
     return all(
         _is_array(leaf) or isinstance(leaf, (int, float, complex, np.generic))
@@ -155,7 +157,7 @@ def is_data(x: Any) -> bool:
     )
 
 
-def _dtype(p0: Any, *data: Any) -> Any:
+def _dtype(p0: PyTree, *data: PyTree) -> PyTree:
     """JAX's arrays and an array p0 decide; NumPy's data become the default, as for SciPy."""
     leaves = [leaf for leaf in jax.tree.leaves(data) if isinstance(leaf, jax.Array)]
     leaves += [leaf for leaf in jax.tree.leaves(p0) if isinstance(leaf, jax.Array)]
@@ -167,7 +169,7 @@ def _dtype(p0: Any, *data: Any) -> Any:
     return max(floats, key=lambda dtype: jnp.finfo(dtype).bits)
 
 
-def _cast(leaf: Any, dtype: Any, integers: bool = True) -> Any:
+def _cast(leaf: PyTree, dtype: DTypeLike, integers: bool = True) -> PyTree:
     """In the dtype, if it is real; integers only where they are an array for SciPy."""
     if not is_data(leaf):
         return leaf
@@ -176,7 +178,7 @@ def _cast(leaf: Any, dtype: Any, integers: bool = True) -> Any:
     return array.astype(dtype) if kind else array
 
 
-def _check_mask(mask: Any, y: Any) -> Any:
+def _check_mask(mask: PyTree, y: PyTree) -> PyTree:
     if mask is None:
         return None
     mask = mask if isinstance(mask, jax.Array) else np.asarray(mask)
@@ -185,18 +187,18 @@ def _check_mask(mask: Any, y: Any) -> Any:
     return mask.reshape(-1).astype(bool)
 
 
-def _and(a: Any, b: Any) -> Any:
+def _and(a: PyTree, b: PyTree) -> PyTree:
     return b if a is None else a & b
 
 
-def _columns(x: Any, m: int) -> list[Any]:
+def _columns(x: PyTree, m: int) -> list[PyTree]:
     """The leaves of x that have a value for each of m data, in their last axis."""
     return [
         leaf for leaf in jax.tree.leaves(x) if _is_array(leaf) and leaf.shape[-1:] == (m,)
     ]  # fmt: skip
 
 
-def _is_there(x: Any, y: Any) -> Any:
+def _is_there(x: PyTree, y: PyTree) -> PyTree:
     """Where neither x nor y is NaN, (m,)."""
     xp = np if is_concrete((x, y)) else jnp
     there = ~xp.isnan(xp.atleast_1d(y))
@@ -206,14 +208,14 @@ def _is_there(x: Any, y: Any) -> Any:
     return there
 
 
-def _filled(x: Any, y: Any, mask: Any) -> tuple[Any, Any]:
+def _filled(x: PyTree, y: PyTree, mask: PyTree) -> tuple[PyTree, PyTree]:
     """Where there is no datum, the x of one that is there (as good as any), and y = 0."""
     if is_concrete(mask) and not np.any(mask):
         raise ValueError("`ydata` must not be empty: all of it is NaN, or left out by `mask`.")
     xp = np if is_concrete((x, y, mask)) else jnp
     first = xp.argmax(mask)
 
-    def fill(leaf: Any) -> Any:
+    def fill(leaf: PyTree) -> PyTree:
         if not _is_array(leaf) or leaf.shape[-1:] != (y.size,):
             return leaf
         there = xp.take(leaf, first, axis=-1)
@@ -222,7 +224,7 @@ def _filled(x: Any, y: Any, mask: Any) -> tuple[Any, Any]:
     return jax.tree.map(fill, x), xp.where(mask, y, xp.zeros_like(y))
 
 
-def _check_values(x: Any, y: Any, what: str) -> None:
+def _check_values(x: PyTree, y: PyTree, what: str) -> None:
     leaves = [leaf for leaf in jax.tree.leaves((x, y)) if _is_array(leaf) and is_concrete(leaf)]
     for leaf in leaves:
         values = np.asarray(leaf)
@@ -234,7 +236,7 @@ def _check_values(x: Any, y: Any, what: str) -> None:
             raise ValueError("array must not contain infs or NaNs: `xdata` or `ydata` does.")
 
 
-def _weight(sigma: Any, y: Any, mask: Any, dtype: Any) -> Any:
+def _weight(sigma: PyTree, y: PyTree, mask: PyTree, dtype: DTypeLike) -> PyTree:
     """1 / sigma, or the factor of the covariance sigma."""
     if jnp.iscomplexobj(sigma) or not jnp.issubdtype(sigma.dtype, np.number):
         raise ValueError(f"`sigma` must be real numbers, got dtype {sigma.dtype}.")
@@ -256,7 +258,7 @@ def _weight(sigma: Any, y: Any, mask: Any, dtype: Any) -> Any:
     return factor
 
 
-def _errors_of_x(sigma_x: Any, x: Any, y: Any, weight: Any, mask: Any) -> Any:
+def _errors_of_x(sigma_x: PyTree, x: PyTree, y: PyTree, weight: PyTree, mask: PyTree) -> PyTree:
     """The standard deviations of x, of its shape."""
     if not _is_array(x) or x.shape[-1:] != y.shape or not jnp.issubdtype(x.dtype, jnp.floating):
         raise ValueError(
@@ -280,18 +282,18 @@ def _errors_of_x(sigma_x: Any, x: Any, y: Any, weight: Any, mask: Any) -> Any:
     return spread.astype(x.dtype)
 
 
-def _check_factor(weight: Any) -> Any:
+def _check_factor(weight: PyTree) -> PyTree:
     if is_concrete(weight) and not np.all(np.isfinite(np.asarray(weight))):
         raise ValueError("`sigma` must not be 0 or NaN.")
     return weight
 
 
-def _masked_inverse(sigma: Any, mask: Any) -> Any:
+def _masked_inverse(sigma: PyTree, mask: PyTree) -> PyTree:
     xp = np if is_concrete((sigma, mask)) else jnp
     return _check_factor(1 / xp.where(mask, sigma, xp.ones_like(sigma)))
 
 
-def bounds_of(bounds: Any, fixed: Any, p0: Any) -> Any:
+def bounds_of(bounds: Bounds, fixed: PyTree, p0: PyTree) -> PyTree:
     """The bounds, closed on p0 where a parameter is fixed."""
     if fixed is None:
         return bounds
@@ -312,12 +314,12 @@ def bounds_of(bounds: Any, fixed: Any, p0: Any) -> Any:
     return tuple(restore(xp.where(where, x, side)) for side in sides)
 
 
-def _restorer(p0: Any) -> Callable:
+def _restorer(p0: PyTree) -> Callable:
     """From a flat vector to the structure of p0; arrays of NumPy stay such."""
     leaves, treedef = jax.tree.flatten(p0)
     ends = np.cumsum([np.size(leaf) for leaf in leaves])[:-1]
 
-    def restore(vector: Any) -> Any:
+    def restore(vector: PyTree) -> PyTree:
         pieces = (np if isinstance(vector, np.ndarray) else jnp).split(vector, ends)
         shaped = [p.reshape(np.shape(leaf)) for p, leaf in zip(pieces, leaves, strict=True)]
         return jax.tree.unflatten(treedef, shaped)
@@ -325,7 +327,7 @@ def _restorer(p0: Any) -> Callable:
     return restore
 
 
-def options_of(method: Any, options: dict[str, Any]) -> dict[str, Any]:
+def options_of(method: Any, options: Options) -> Options:
     """SciPy's keyword arguments, those of `leastsq` among them, as those of `least_squares`."""
     unsupported = {"args", "kwargs"} & set(options)
     if unsupported:

@@ -2,15 +2,15 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Float
+from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from ..derivatives.base import AbstractJacobian, AbstractSampled, FlatFunction
 from ..derivatives.comparison import DerivativeCheck, compare, report_of
 from ..derivatives.schemes import named, resolve
+from ..jax_support.types import Bounds
 from ..problem.arguments import as_tuple, check_callable, check_vector, with_kwargs
 
 
@@ -21,7 +21,7 @@ def approx_derivative(
     rel_step: ArrayLike | None = None,
     abs_step: ArrayLike | None = None,
     f0: ArrayLike | None = None,
-    bounds: Any = (-jnp.inf, jnp.inf),
+    bounds: Bounds = (-jnp.inf, jnp.inf),
     args: tuple = (),
     kwargs: dict | None = None,
 ) -> Float[Array, "m n"] | Float[Array, " n"]:
@@ -122,7 +122,7 @@ def check_derivative(
     fun: Callable,
     jac: str | Callable | AbstractJacobian,
     x0: ArrayLike,
-    bounds: Any = (-jnp.inf, jnp.inf),
+    bounds: Bounds = (-jnp.inf, jnp.inf),
     args: tuple = (),
     kwargs: dict | None = None,
 ) -> DerivativeCheck:
@@ -194,7 +194,7 @@ def check_derivative(
 
 def _at_arguments(
     fun: Callable, args: tuple, kwargs: dict | None, name: str
-) -> Callable[[Array], Any]:
+) -> Callable[[Array], PyTree]:
     check_callable(fun, name)
     bound, further = with_kwargs(fun, kwargs), as_tuple(args)
     return lambda x: bound(x, *further)

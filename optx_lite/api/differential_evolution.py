@@ -11,16 +11,18 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, DTypeLike, PyTree
 
 from ..driver.callbacks import AbstractListener, check_callback, takes_result
 from ..driver.global_search import search
 from ..driver.run import IMPLICIT
 from ..functions import Lifted, lift
+from ..jax_support.types import Args, Bounds, Count, Number
 from ..problem.arguments import check_callable, real_array
 from ..problem.global_search import SearchProblem, of_one_point, search_problem
 from ..problem.minimization import minimization_problem
 from ..problem.pytrees import as_dtype, is_concrete
+from ..problem.random_keys import as_key
 from ..results.global_search import INFEASIBLE, MAXITER, DifferentialEvolutionResult
 from ..solvers import LBFGSB
 from ..solvers.global_search.differential_evolution import (
@@ -29,7 +31,7 @@ from ..solvers.global_search.differential_evolution import (
     DifferentialEvolution,
 )
 from .search_arguments import MANY, count, number, whole
-from .starting_points import as_key, unit_points
+from .starting_points import unit_points
 
 INITS = {"latinhypercube": "latinhypercube", "sobol": "sobol", "halton": "halton",
          "random": "uniform"}  # fmt: skip
@@ -39,32 +41,32 @@ LEAST = 5  # members of a population
 class Box(NamedTuple):
     """Bounds, as `minimize` takes them."""
 
-    lb: Any
-    ub: Any
+    lb: PyTree
+    ub: PyTree
 
 
 def differential_evolution(
-    func: Callable[..., Any],
-    bounds: Any,
-    args: Any = (),
+    func: Callable[..., PyTree],
+    bounds: Bounds,
+    args: Args = (),
     strategy: str | Callable = "best1bin",
     maxiter: int | None = 1000,
     popsize: int = 15,
-    tol: Any = 0.01,
-    mutation: Any = (0.5, 1),
-    recombination: Any = 0.7,
-    rng: Any = None,
+    tol: Number = 0.01,
+    mutation: PyTree = (0.5, 1),
+    recombination: Number = 0.7,
+    rng: int | Array | None = None,
     callback: Callable | None = None,
     disp: bool = False,
     polish: bool | Callable = True,
-    init: Any = "latinhypercube",
-    atol: Any = 0,
+    init: PyTree = "latinhypercube",
+    atol: Number = 0,
     updating: str = "immediate",
     workers: Any = 1,
     constraints: Any = (),
-    x0: Any = None,
+    x0: PyTree = None,
     *,
-    integrality: Any = None,
+    integrality: PyTree = None,
     vectorized: bool = False,
     maxfun: int | None = None,
 ) -> DifferentialEvolutionResult:
@@ -201,7 +203,7 @@ def _settled(updating: str, workers: Any, vectorized: bool) -> tuple[str, bool]:
     return ("deferred" if parallel or vectorized else updating), vectorized
 
 
-def _start(problem: SearchProblem, init: Any, popsize: int, key: Array, x0: Any) -> Array:
+def _start(problem: SearchProblem, init: PyTree, popsize: int, key: Array, x0: PyTree) -> Array:
     """The first population, in the unit cube."""
     n, dtype = problem.lower.shape[0], problem.lower.dtype
     if isinstance(init, str):
@@ -243,8 +245,9 @@ def _fixed(problem: SearchProblem) -> int:
 
 
 def _solver(
-    problem: SearchProblem, size: int, strategy: Any, mutation: Any, recombination: Any, tol: Any,
-    atol: Any, maxiter: Any, maxfun: Any, updating: str,
+    problem: SearchProblem, size: int, strategy: str | Callable, mutation: PyTree,
+    recombination: Number, tol: Number, atol: Number, maxiter: Count | None,
+    maxfun: Count | None, updating: str,
 ) -> DifferentialEvolution:  # fmt: skip
     dtype = problem.lower.dtype
     custom = None
@@ -272,7 +275,7 @@ def _solver(
     )
 
 
-def _mutation(mutation: Any, dtype: Any) -> Any:
+def _mutation(mutation: PyTree, dtype: DTypeLike) -> PyTree:
     """Between which F is drawn."""
     if not is_concrete(mutation):
         pair = jnp.asarray(mutation, dtype).reshape(-1)
@@ -312,7 +315,7 @@ class _Listener(AbstractListener):
         self.disp = disp
         self.by_result = takes_result(callback)
 
-    def step(self, report: Any, moved: bool, lane: int) -> bool:
+    def step(self, report: PyTree, moved: bool, lane: int) -> bool:
         """After a generation, which the first population is not; True asks for the end."""
         if int(report.nit) == 0:
             return False
@@ -342,7 +345,7 @@ def _polish_box(problem: SearchProblem, x: Array) -> Box:
 
 
 def _polished(
-    func: Callable, args: Any, problem: SearchProblem, result: Any, disp: bool
+    func: Callable, args: Args, problem: SearchProblem, result: PyTree, disp: bool
 ) -> DifferentialEvolutionResult:
     """With the minimum that our L-BFGS-B finds from the best point, if it is one."""
     if disp:
@@ -351,15 +354,15 @@ def _polished(
     box = _polish_box(problem, first)
     one = of_one_point(func) if problem.vectorized else func
     local, x = minimization_problem(one, first, args=args, bounds=box)
-    found: Any = IMPLICIT.solve(LBFGSB(), local, x)
+    found: PyTree = IMPLICIT.solve(LBFGSB(), local, x)
     # It is not above its start: if it seems so, two programs have rounded differently.
     better = found.success & jnp.isfinite(found.fun)
     return _replaced(problem, result, better, found.x, found.fun, found.jac, found.nfev)
 
 
 def _polished_by(
-    polish: Callable, func: Callable, args: Any, problem: SearchProblem, constraints: Any,
-    result: Any,
+    polish: Callable, func: Callable, args: Args, problem: SearchProblem, constraints: Any,
+    result: PyTree,
 ) -> DifferentialEvolutionResult:  # fmt: skip
     """By a function of the user's."""
     bound = (lambda x: func(x, *args)) if args else func
@@ -379,7 +382,13 @@ def _polished_by(
 
 
 def _replaced(
-    problem: SearchProblem, result: Any, lower: Array, x: Array, fun: Array, jac: Array, nfev: Any
+    problem: SearchProblem,
+    result: PyTree,
+    lower: Array,
+    x: Array,
+    fun: Array,
+    jac: Array,
+    nfev: Count,
 ) -> DifferentialEvolutionResult:
     """With another best point where that is lower."""
     x = jnp.where(lower, x, result.x)

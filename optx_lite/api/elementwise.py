@@ -18,15 +18,16 @@ Examples
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import ArrayLike, PyTree
 
 from ..driver.callbacks import AbstractListener, watched
-from ..driver.elementwise import Polished, Search, solve
+from ..driver.elementwise import Finder, Polished, Search, solve
+from ..jax_support.types import Args, Number, Options
 from ..problem.arguments import as_tuple
-from ..problem.elementwise import elementwise_problem
+from ..problem.elementwise import ElementwiseProblem, elementwise_problem
 from ..results.elementwise import BracketResult, ElementwiseResult
 from ..solvers.elementwise.bracket_minimum import BracketMinimum
 from ..solvers.elementwise.bracket_root import BracketRoot
@@ -42,13 +43,13 @@ from .elementwise_arguments import (
 
 
 def find_minimum(
-    f: Callable[..., Any],
-    init: tuple[Any, Any, Any],
+    f: Callable[..., PyTree],
+    init: tuple[ArrayLike, ArrayLike, ArrayLike],
     /,
     *,
-    args: Any = (),
-    kwargs: dict[str, Any] | None = None,
-    tolerances: dict[str, Any] | None = None,
+    args: Args = (),
+    kwargs: Options | None = None,
+    tolerances: Options | None = None,
     maxiter: int = 100,
     callback: Callable | None = None,
     polish: bool = False,
@@ -109,20 +110,20 @@ def find_minimum(
     x1, x2, x3 = check_points(init, 3)
     chosen = check_search(f, tolerances, maxiter, callback)
     problem = elementwise_problem(f, (x1, x2, x3), as_tuple(args), kwargs)
-    search: Any = Search(minimum_finder(problem, chosen, maxiter))
+    search: Finder = Search(minimum_finder(problem, chosen, maxiter))
     if polish:
         search = Polished(search)
     return _solve(search, problem, callback)
 
 
 def find_root(
-    f: Callable[..., Any],
-    init: tuple[Any, Any],
+    f: Callable[..., PyTree],
+    init: tuple[ArrayLike, ArrayLike],
     /,
     *,
-    args: Any = (),
-    kwargs: dict[str, Any] | None = None,
-    tolerances: dict[str, Any] | None = None,
+    args: Args = (),
+    kwargs: Options | None = None,
+    tolerances: Options | None = None,
     maxiter: int | None = None,
     callback: Callable | None = None,
 ) -> ElementwiseResult:
@@ -170,16 +171,16 @@ def find_root(
 
 
 def bracket_minimum(
-    f: Callable[..., Any],
-    xm0: Any,
+    f: Callable[..., PyTree],
+    xm0: ArrayLike,
     *,
-    xl0: Any = None,
-    xr0: Any = None,
-    xmin: Any = None,
-    xmax: Any = None,
-    factor: Any = None,
-    args: Any = (),
-    kwargs: dict[str, Any] | None = None,
+    xl0: ArrayLike | None = None,
+    xr0: ArrayLike | None = None,
+    xmin: ArrayLike | None = None,
+    xmax: ArrayLike | None = None,
+    factor: Number | None = None,
+    args: Args = (),
+    kwargs: Options | None = None,
     maxiter: int = 1000,
 ) -> BracketResult:
     """Bracket the minimum of a function of one variable, for each element.
@@ -226,15 +227,15 @@ def bracket_minimum(
 
 
 def bracket_root(
-    f: Callable[..., Any],
-    xl0: Any,
-    xr0: Any = None,
+    f: Callable[..., PyTree],
+    xl0: ArrayLike,
+    xr0: ArrayLike | None = None,
     *,
-    xmin: Any = None,
-    xmax: Any = None,
-    factor: Any = None,
-    args: Any = (),
-    kwargs: dict[str, Any] | None = None,
+    xmin: ArrayLike | None = None,
+    xmax: ArrayLike | None = None,
+    factor: Number | None = None,
+    args: Args = (),
+    kwargs: Options | None = None,
     maxiter: int = 1000,
 ) -> BracketResult:
     """Bracket the root of a function of one variable, for each element.
@@ -270,7 +271,9 @@ def bracket_root(
     return solve(Search(BracketRoot(count(maxiter))), problem)
 
 
-def _solve(search: Any, problem: Any, callback: Callable | None) -> ElementwiseResult:
+def _solve(
+    search: Finder, problem: ElementwiseProblem, callback: Callable | None
+) -> ElementwiseResult:
     if callback is None:
         return solve(search, problem)
     return watched(lambda watch: solve(search, problem, watch), _Caller(callback))

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+from jaxtyping import ArrayLike, PyTree
 
+from ..jax_support.types import Count, Number, Options
 from ..problem.arguments import check_callable
 from ..problem.elementwise import ElementwiseProblem
 from ..problem.pytrees import as_dtype, is_concrete
@@ -23,8 +24,8 @@ TOLERANCES = ("xatol", "xrtol", "fatol", "frtol")
 
 
 def check_search(
-    f: Any, tolerances: dict[str, Any] | None, maxiter: Any, callback: Callable | None = None
-) -> dict[str, Any]:
+    f: object, tolerances: Options | None, maxiter: Count | None, callback: Callable | None = None
+) -> Options:
     """Check what both searches take; the tolerances that are given."""
     check_callable(f, "`func`", ValueError)
     unknown = set(tolerances or {}) - set(TOLERANCES)
@@ -40,14 +41,14 @@ def check_search(
     return chosen
 
 
-def _is_tolerance(tol: Any) -> bool:
+def _is_tolerance(tol: Number) -> bool:
     if isinstance(tol, Tracer):
         return tol.ndim == 0
     number = np.asarray(tol)
     return number.dtype.kind in "iuf" and number.ndim == 0 and bool(number >= 0)
 
 
-def check_maxiter(maxiter: Any) -> None:
+def check_maxiter(maxiter: Count | None) -> None:
     """Raise unless it is a count."""
     if isinstance(maxiter, Tracer):
         return
@@ -56,14 +57,14 @@ def check_maxiter(maxiter: Any) -> None:
         raise ValueError(f"`maxiter` must be a non-negative integer, got {maxiter!r}.")
 
 
-def count(maxiter: Any) -> Any:
+def count(maxiter: PyTree) -> PyTree:
     """A count as an array: another one then compiles nothing anew."""
     if isinstance(maxiter, Tracer):
         return maxiter.astype(jnp.int32)
     return np.asarray(min(maxiter, np.iinfo(np.int32).max), np.int32)
 
 
-def limits_of(xmin: Any, xmax: Any, factor: Any) -> dict[str, Any]:
+def limits_of(xmin: ArrayLike | None, xmax: ArrayLike | None, factor: Number | None) -> Options:
     """The limits and the factor of a bracket, with SciPy's defaults."""
     return {
         "xmin": -math.inf if xmin is None else xmin,
@@ -72,7 +73,7 @@ def limits_of(xmin: Any, xmax: Any, factor: Any) -> dict[str, Any]:
     }
 
 
-def check_bracket(f: Any, maxiter: Any, limits: dict[str, Any], **points: Any) -> None:
+def check_bracket(f: object, maxiter: Count | None, limits: Options, **points: PyTree) -> None:
     """Check what both brackets take."""
     check_callable(f, "`func`", ValueError)
     for name, value in {**points, **limits}.items():
@@ -84,7 +85,7 @@ def check_bracket(f: Any, maxiter: Any, limits: dict[str, Any], **points: Any) -
     check_maxiter(maxiter)
 
 
-def check_points(init: Any, count: int) -> tuple[Any, ...]:
+def check_points(init: PyTree, count: int) -> tuple[PyTree, ...]:
     """The first points, if there are so many."""
     try:
         points = tuple(init)
@@ -95,12 +96,12 @@ def check_points(init: Any, count: int) -> tuple[Any, ...]:
     return points
 
 
-def _is_list(value: Any) -> bool:
+def _is_list(value: object) -> bool:
     return isinstance(value, (list, tuple))
 
 
 def minimum_finder(
-    problem: ElementwiseProblem, chosen: dict[str, Any], maxiter: Any
+    problem: ElementwiseProblem, chosen: Options, maxiter: Count | None
 ) -> ChandrupatlaMinimum:
     """The solver with these tolerances, and SciPy's where none is given."""
     tiny, eps = _precision(problem)
@@ -109,7 +110,7 @@ def minimum_finder(
 
 
 def root_finder(
-    problem: ElementwiseProblem, chosen: dict[str, Any], maxiter: Any
+    problem: ElementwiseProblem, chosen: Options, maxiter: Count | None
 ) -> ChandrupatlaRoot:
     """The solver with these tolerances, and SciPy's where none is given."""
     tiny, eps = _precision(problem)
@@ -125,7 +126,7 @@ def _precision(problem: ElementwiseProblem) -> tuple[float, float]:
     return float(info.smallest_normal), float(info.eps)
 
 
-def _in_dtype(tolerances: dict[str, Any], problem: ElementwiseProblem) -> dict[str, Any]:
+def _in_dtype(tolerances: Options, problem: ElementwiseProblem) -> Options:
     return {
         name: tol if tol is None else as_dtype(tol, problem.dtype)
         for name, tol in tolerances.items()

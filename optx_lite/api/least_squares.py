@@ -12,13 +12,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import Array
+from jaxtyping import Array, PyTree
 
+from ..derivatives.base import AbstractJacobian
 from ..derivatives.structured import AbstractStructured, Dense
 from ..driver.adjoint import AbstractAdjoint, ImplicitAdjoint
 from ..driver.callbacks import Listener, check_callback
 from ..driver.run import IMPLICIT, solve
 from ..jax_support.memory import check_fits
+from ..jax_support.types import Bounds, Count, Number, Options
 from ..problem.arguments import spread
 from ..problem.least_squares import LeastSquaresProblem, least_squares_problem
 from ..problem.pytrees import as_dtype, is_concrete
@@ -32,25 +34,25 @@ LSMR_OPTIONS = {"regularize", "damp", "atol", "btol", "conlim", "maxiter"}
 
 
 def least_squares(
-    fun: Callable[..., Any],
-    x0: Any,
-    jac: Any = "jacfwd",
-    bounds: Any = (-np.inf, np.inf),
+    fun: Callable[..., PyTree],
+    x0: PyTree,
+    jac: str | Callable | AbstractJacobian = "jacfwd",
+    bounds: Bounds = (-np.inf, np.inf),
     method: str | AbstractLeastSquaresSolver = "trf",
     ftol: float | None = 1e-8,
     xtol: float | None = 1e-8,
     gtol: float | None = 1e-8,
-    x_scale: Any = None,
-    loss: Any = "linear",
-    f_scale: Any = 1.0,
-    diff_step: Any = None,
+    x_scale: PyTree = None,
+    loss: str | Callable = "linear",
+    f_scale: Number = 1.0,
+    diff_step: PyTree = None,
     tr_solver: str | None = None,
-    tr_options: dict[str, Any] | None = None,
-    jac_sparsity: Any = None,
+    tr_options: Options | None = None,
+    jac_sparsity: PyTree = None,
     max_nfev: int | None = None,
     verbose: int = 0,
     args: tuple = (),
-    kwargs: dict[str, Any] | None = None,
+    kwargs: Options | None = None,
     callback: Callable | None = None,
     workers: Any = None,
     *,
@@ -234,7 +236,7 @@ def _unrolls(adjoint: AbstractAdjoint) -> bool:
     return not isinstance(adjoint, ImplicitAdjoint)
 
 
-def _check_max_nfev(max_nfev: Any) -> Any:
+def _check_max_nfev(max_nfev: Count | None) -> PyTree:
     """A count that an int32 holds; an infinite one is the largest."""
     wrong = f"`max_nfev` must be None or positive integer, got {max_nfev!r}."
     if max_nfev is None:
@@ -249,12 +251,12 @@ def _check_max_nfev(max_nfev: Any) -> Any:
     return int(min(number, np.iinfo(np.int32).max))
 
 
-def _as_count(max_nfev: Any) -> Any:
+def _as_count(max_nfev: Count | None) -> PyTree:
     return None if max_nfev is None else as_dtype(max_nfev, np.int32)
 
 
 def _linear_solver(
-    tr_solver: Any, tr_options: Any, problem: LeastSquaresProblem
+    tr_solver: str | None, tr_options: Options | None, problem: LeastSquaresProblem
 ) -> tuple[LeastSquaresProblem, LinearSolver]:
     """How the linear systems of a step are solved; a problem whose Jacobian has that form."""
     if tr_solver not in (None, "exact", "lsmr"):
@@ -281,9 +283,11 @@ def _linear_solver(
     return problem, LinearSolver(direct=direct, **options)
 
 
-def _check_tolerances(ftol: Any, xtol: Any, gtol: Any) -> tuple[Any, Any, Any]:
+def _check_tolerances(
+    ftol: Number | None, xtol: Number | None, gtol: Number | None
+) -> tuple[PyTree, PyTree, PyTree]:
     """SciPy's rules; None becomes 0, which is "off"."""
-    given: dict[str, Any] = {"ftol": ftol, "xtol": xtol, "gtol": gtol}
+    given: Options = {"ftol": ftol, "xtol": xtol, "gtol": gtol}
     for name, tol in given.items():
         if tol is None:
             given[name] = 0.0
@@ -303,7 +307,7 @@ def _check_tolerances(ftol: Any, xtol: Any, gtol: Any) -> tuple[Any, Any, Any]:
     return tuple(given.values())  # type: ignore[return-value]
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: object) -> bool:
     """Whether it is one real number, traced or not NaN."""
     if isinstance(value, Tracer):
         return value.ndim == 0
@@ -311,7 +315,7 @@ def _is_number(value: Any) -> bool:
     return array.dtype.kind in "iuf" and array.ndim == 0 and not np.isnan(array)
 
 
-def _check_no_settings(**settings: Any) -> None:
+def _check_no_settings(**settings: object) -> None:
     defaults = inspect.signature(least_squares).parameters
     for name, value in settings.items():
         if value is not defaults[name].default:
@@ -335,7 +339,7 @@ def _name(solver: AbstractLeastSquaresSolver) -> str:
     return names.get(type(solver), type(solver).__name__)
 
 
-def _check_x_scale(x_scale: Any, problem: LeastSquaresProblem, x: Array) -> Any:
+def _check_x_scale(x_scale: Any, problem: LeastSquaresProblem, x: Array) -> PyTree:
     """An array (n,), or None for the method's own and for 'jac'."""
     if x_scale is None:
         return None

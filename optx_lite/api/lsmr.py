@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental.sparse import BCOO
-from jaxtyping import Array
+from jaxtyping import Array, DTypeLike, PyTree
 
+from ..jax_support.types import Number
 from ..linalg import AbstractOperator
 from ..linalg.lsmr import LsmrResult, Product, Stops, lsmr_solve
 from ..problem.pytrees import is_concrete
@@ -17,15 +18,15 @@ from ..problem.pytrees import is_concrete
 
 def lsmr(
     A: Any,
-    b: Any,
-    damp: Any = 0.0,
-    atol: Any = 1e-6,
-    btol: Any = 1e-6,
-    conlim: Any = 1e8,
+    b: PyTree,
+    damp: Number = 0.0,
+    atol: Number = 1e-6,
+    btol: Number = 1e-6,
+    conlim: Number = 1e8,
     maxiter: int | None = None,
-    x0: Any = None,
+    x0: PyTree = None,
     *,
-    scale: Any = None,
+    scale: Number | None = None,
 ) -> LsmrResult:
     """Least-squares solution of a linear system, by products with its matrix alone.
 
@@ -130,12 +131,12 @@ def _two(shape: tuple[int, ...]) -> tuple[int, int]:
     return shape
 
 
-def _check_number(name: str, value: Any) -> None:
+def _check_number(name: str, value: PyTree) -> None:
     if jnp.ndim(value) or (is_concrete(value) and not np.asarray(value) >= 0):
         raise ValueError(f"`{name}` must be a number >= 0, got {value!r}.")
 
 
-def _vector(name: str, value: Any, n: int, dtype: Any) -> Array:
+def _vector(name: str, value: PyTree, n: int, dtype: DTypeLike) -> Array:
     value = jnp.asarray(value)
     if value.shape != (n,):
         raise ValueError(f"`{name}` must have shape ({n},), got {value.shape}.")

@@ -11,11 +11,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import Array
+from jaxtyping import Array, DTypeLike, PyTree
 
 from ..driver.adjoint import AbstractAdjoint, ImplicitAdjoint
 from ..driver.callbacks import Listener, check_callback
 from ..driver.run import IMPLICIT, solve
+from ..jax_support.types import Args, Bounds, Number, Options
 from ..linalg.inverse_hessian import LbfgsInvHessProduct
 from ..problem.arguments import as_tuple, check_x0
 from ..problem.minimization import minimization_problem
@@ -35,18 +36,18 @@ OPTIONS = {
 
 
 def minimize(
-    fun: Callable[..., Any],
-    x0: Any,
-    args: Any = (),
+    fun: Callable[..., PyTree],
+    x0: PyTree,
+    args: Args = (),
     method: Any = None,
-    jac: Any = None,
+    jac: str | bool | Callable | None = None,
     hess: Any = None,
     hessp: Any = None,
-    bounds: Any = None,
+    bounds: Bounds = None,
     constraints: Any = (),
     tol: float | None = None,
     callback: Callable | None = None,
-    options: dict[str, Any] | None = None,
+    options: Options | None = None,
     *,
     adjoint: AbstractAdjoint = IMPLICIT,
 ) -> MinimizeResult:
@@ -155,21 +156,21 @@ def minimize(
 
 
 def fmin_l_bfgs_b(
-    func: Callable[..., Any],
-    x0: Any,
+    func: Callable[..., PyTree],
+    x0: PyTree,
     fprime: Any = None,
-    args: Any = (),
+    args: Args = (),
     approx_grad: Any = 0,
-    bounds: Any = None,
+    bounds: Bounds = None,
     m: int = 10,
     factr: float = 1e7,
     pgtol: float = 1e-5,
-    epsilon: Any = 1e-8,
+    epsilon: Number = 1e-8,
     maxfun: int = 15000,
     maxiter: int = 15000,
     callback: Callable | None = None,
     maxls: int = 20,
-) -> tuple[Any, Any, dict[str, Any]]:
+) -> tuple[PyTree, Array, Options]:
     """Minimise a function by L-BFGS-B: the older of SciPy's two doors to it.
 
     Parameters
@@ -211,7 +212,7 @@ def fmin_l_bfgs_b(
     >>> print(x, f, d["grad"], d["warnflag"])
     [2. 2.] 2.0 [2. 2.] 0
     """
-    jac: Any = fprime
+    jac: str | bool | Callable | None = fprime
     if approx_grad:
         jac = "2-point"
     elif fprime is None and _returns_pair(func, x0, args):
@@ -246,7 +247,9 @@ def _check_method(method: Any) -> str:
     )
 
 
-def _check_options(kind: str, options: Any, tol: Any, jac: Any) -> dict[str, Any]:
+def _check_options(
+    kind: str, options: Options | None, tol: Number | None, jac: str | bool | Callable | None
+) -> Options:
     chosen = {name: value for name, value in (options or {}).items() if value is not None}
     known = OPTIONS[kind]
     unknown = sorted(set(chosen) - set(known))
@@ -268,7 +271,9 @@ def _check_options(kind: str, options: Any, tol: Any, jac: Any) -> dict[str, Any
     return chosen
 
 
-def _configured(solver: Any, chosen: dict[str, Any], dtype: Any, counts_as_arrays: bool) -> Any:
+def _configured(
+    solver: AbstractMinimizer, chosen: Options, dtype: DTypeLike, counts_as_arrays: bool
+) -> PyTree:
     """The solver with the options in its fields.
 
     As arrays where that is possible: other tolerances then compile nothing anew. The number of
@@ -285,7 +290,7 @@ def _configured(solver: Any, chosen: dict[str, Any], dtype: Any, counts_as_array
     return dataclasses.replace(solver, **values)
 
 
-def _number(name: str, value: Any, dtype: Any) -> Any:
+def _number(name: str, value: PyTree, dtype: DTypeLike) -> PyTree:
     if isinstance(value, (str, bytes)) or jnp.ndim(value) > 0:
         raise ValueError(f"`options`: `{name}` must be a number, got {value!r}.")
     if not isinstance(value, Tracer) and not float(value) >= 0:
@@ -293,7 +298,7 @@ def _number(name: str, value: Any, dtype: Any) -> Any:
     return as_dtype(value, dtype)
 
 
-def _count(name: str, value: Any) -> Any:
+def _count(name: str, value: PyTree) -> PyTree:
     if isinstance(value, Tracer):
         if name == "maxcor":
             raise TypeError("`options`: `maxcor` is a shape, so it must be a number, not traced.")
@@ -304,7 +309,7 @@ def _count(name: str, value: Any) -> Any:
     return int(min(value, np.iinfo(np.int32).max))
 
 
-def _returns_pair(func: Callable, x0: Any, args: Any) -> bool:
+def _returns_pair(func: Callable, x0: PyTree, args: Args) -> bool:
     try:
         out = jax.eval_shape(func, check_x0(x0), *as_tuple(args))
     except Exception:  # what is wrong with it, `minimize` will say

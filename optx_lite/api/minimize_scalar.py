@@ -7,8 +7,10 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PyTree
 
 from ..driver.elementwise import BracketAndSearch, Search, solve
+from ..jax_support.types import Args, Bounds, Number, Options
 from ..problem.arguments import LOWER, UPPER, as_pair, as_tuple, check_order, real_array
 from ..problem.elementwise import elementwise_problem
 from ..problem.pytrees import is_concrete
@@ -28,13 +30,13 @@ METHODS = ("chandrupatla", "brent", "golden", "bounded")
 
 
 def minimize_scalar(
-    fun: Callable[..., Any],
-    bracket: Any = None,
-    bounds: Any = None,
-    args: Any = (),
+    fun: Callable[..., PyTree],
+    bracket: PyTree = None,
+    bounds: Bounds = None,
+    args: Args = (),
     method: str | None = None,
     tol: float | None = None,
-    options: dict[str, Any] | None = None,
+    options: Options | None = None,
 ) -> ScalarResult:
     """Minimise functions of one variable, as many at once as all inputs broadcast to.
 
@@ -131,7 +133,7 @@ def minimize_scalar(
     return result
 
 
-def _check_method(method: Any, bracket: Any, bounds: Any) -> None:
+def _check_method(method: Any, bracket: PyTree, bounds: Bounds) -> None:
     """SciPy's rules for its names."""
     if method is not None and str(method).lower() not in METHODS:
         raise ValueError(f"`method` must be None or one of {METHODS}, got {method!r}.")
@@ -144,7 +146,7 @@ def _check_method(method: Any, bracket: Any, bounds: Any) -> None:
         raise ValueError("The `bounds` parameter is mandatory for method `bounded`.")
 
 
-def _options(options: dict[str, Any] | None, tol: Any, sets: str) -> dict[str, Any]:
+def _options(options: Options | None, tol: Number | None, sets: str) -> Options:
     """The options that are given, under our names."""
     chosen = {name: value for name, value in (options or {}).items() if value is not None}
     unknown = set(chosen) - {*TOLERANCES, "xtol", "maxiter", "polish", "disp"}
@@ -157,7 +159,7 @@ def _options(options: dict[str, Any] | None, tol: Any, sets: str) -> dict[str, A
     return chosen if tol is None else {sets: tol, **chosen}
 
 
-def _first_points(bracket: Any, bounds: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def _first_points(bracket: PyTree, bounds: Bounds) -> tuple[tuple[PyTree, ...], Options]:
     """Three points in order, and the limits."""
     if bounds is not None:
         return _points_within(bounds)
@@ -176,7 +178,7 @@ def _first_points(bracket: Any, bounds: Any) -> tuple[tuple[Any, ...], dict[str,
     return (low, middle, high), limits_of(None, None, None)
 
 
-def _points_within(bounds: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def _points_within(bounds: Bounds) -> tuple[tuple[PyTree, ...], Options]:
     """The middle of the bounds and a sixteenth of the way to both.
 
     With a single finite one, a unit from it, or its own size if that is more.

@@ -5,16 +5,16 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array
+from jaxtyping import Array, PyTree
 
 from ..driver.adjoint import ImplicitAdjoint
 from ..driver.many_starts import Census, ManyStarts, flat, take_census, what_is_unseen
+from ..jax_support.types import Number, Options
 from ..problem.arguments import real_array
 from ..problem.pytrees import as_array_or_tree, is_concrete
 from ..results.base import to_host
@@ -23,11 +23,11 @@ from .search_arguments import number, whole
 
 
 def multistart(
-    solve: Callable[..., Any],
-    starts: Any,
+    solve: Callable[..., PyTree],
+    starts: PyTree,
     *,
     batch: int | None = None,
-    rtol: Any = 1e-3,
+    rtol: Number = 1e-3,
 ) -> MultistartResult:
     """Solve from many starts; list the minima, and estimate how many were not found.
 
@@ -82,7 +82,7 @@ def multistart(
     rtol = number("rtol", rtol, float)
     unconverged = _replaceable_adjoint(solve)
     if unconverged is not None:
-        record: dict[str, Any] = {}
+        record: Options = {}
         many = ManyStarts(unconverged, starts, rtol, batch or count, record)
         best = solve(jax.tree.map(lambda leaf: leaf[0], starts), adjoint=many)
         tried, nfev, census = (record[name] for name in ("tried", "nfev", "census"))
@@ -100,7 +100,7 @@ def multistart(
     return _trim(MultistartResult(best=best, status=best.status, **fields))
 
 
-def _check_starts(starts: Any) -> tuple[Any, int]:
+def _check_starts(starts: PyTree) -> tuple[PyTree, int]:
     starts = jax.tree.map(_as_float, as_array_or_tree(starts))
     counts = {leaf.shape[:1] for leaf in jax.tree.leaves(starts)}
     flat_array = isinstance(starts, jax.Array)
@@ -117,12 +117,12 @@ def _check_starts(starts: Any) -> tuple[Any, int]:
     return starts, next(iter(counts))[0]
 
 
-def _as_float(leaf: Any) -> Array:
+def _as_float(leaf: PyTree) -> Array:
     leaf = jnp.asarray(real_array(leaf, np.nan, "`starts`"))
     return leaf if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf.astype(jnp.result_type(float))
 
 
-def _check_result(results: Any) -> None:
+def _check_result(results: PyTree) -> None:
     missing = [name for name in ("x", "value", "success", "nfev") if not hasattr(results, name)]
     if missing:
         raise TypeError(
@@ -141,14 +141,14 @@ def _replaceable_adjoint(solve: Callable) -> str | None:
     return own.unconverged if isinstance(own, ImplicitAdjoint) else None
 
 
-def _census(results: Any, starts: Any, rtol: Any) -> Census:
+def _census(results: PyTree, starts: PyTree, rtol: Number) -> Census:
     x, begun = flat(results.x), flat(starts)
     inputs = lax.stop_gradient((x, results.value, results.success, begun.astype(x.dtype)))
     return jax.jit(take_census)(*inputs, jnp.asarray(rtol, x.dtype))
 
 
 @jax.jit
-def _fields(x: Any, value: Array, nfev: Array, tried: Any, census: Census) -> dict[str, Any]:
+def _fields(x: PyTree, value: Array, nfev: Array, tried: PyTree, census: Census) -> Options:
     """All of a result but for the best one."""
     used = census.basin > 0
     value = value.astype(flat(x).dtype)

@@ -14,8 +14,9 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, PyTree
 
+from ..jax_support.types import Bounds
 from ..problem.arguments import check_bounds
 from ..problem.pytrees import Unravel, as_dtype, ravel, widest
 from ..results.minimize import RUNNING
@@ -40,8 +41,8 @@ class LbfgsbState(NamedTuple):
         variables fixed) mean convergence.
     """
 
-    solver_state: Any
-    status: Any
+    solver_state: PyTree
+    status: int | Array
 
 
 class _KnownValue(eqx.Module):
@@ -58,7 +59,7 @@ class _KnownValue(eqx.Module):
 
 
 def lbfgsb(
-    bounds: Any = None,
+    bounds: Bounds = None,
     *,
     maxcor: int = 10,
     maxls: int = 20,
@@ -107,7 +108,9 @@ def lbfgsb(
     solver = LBFGSB(ftol=ftol, gtol=gtol, maxfun=NO_LIMIT, maxiter=NO_LIMIT, maxls=maxls,
                     maxcor=maxcor)  # fmt: skip
 
-    def problem_at(params: Any, value: Any, grads: Any) -> tuple[Any, _KnownValue, Array]:
+    def problem_at(
+        params: PyTree, value: PyTree, grads: PyTree
+    ) -> tuple[PyTree, _KnownValue, Array]:
         dtypes = [leaf.dtype for leaf in jax.tree.leaves(params)]
         if not dtypes or not all(jnp.issubdtype(d, jnp.floating) for d in dtypes):
             raise ValueError(f"`params` must be real arrays of floating dtype, got {dtypes}.")
@@ -125,15 +128,15 @@ def lbfgsb(
         )  # fmt: skip
         return typed, problem, x
 
-    def init(params: Any) -> LbfgsbState:
+    def init(params: PyTree) -> LbfgsbState:
         params = jax.tree.map(jnp.asarray, params)
         typed, problem, x = problem_at(params, 0, params)
         inner = typed.init(problem, x)
         return LbfgsbState(inner, inner.status)
 
     def update(
-        updates: Any, state: Any, params: Any = None, *, value: Any = None, **_: Any
-    ) -> tuple[Any, LbfgsbState]:
+        updates: PyTree, state: PyTree, params: PyTree = None, *, value: PyTree = None, **_: Any
+    ) -> tuple[PyTree, LbfgsbState]:
         if params is None or value is None:
             missing = "params" if params is None else "value"
             raise ValueError(
@@ -148,7 +151,7 @@ def lbfgsb(
 
 
 @jax.jit
-def _turn(solver: LBFGSB, problem: Any, before: Any, x: Array) -> tuple[Array, Any]:
+def _turn(solver: LBFGSB, problem: PyTree, before: PyTree, x: Array) -> tuple[Array, PyTree]:
     """The solver's step with what the loop evaluated at x, and the way from there."""
     before = eqx.tree_at(lambda s: s.line.trial, before, x)
     after = solver.step(problem, before)

@@ -19,8 +19,9 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, PyTree
 
+from ..jax_support.types import Args, Bounds, Count, Options
 from ..problem.arguments import as_tuple
 from ..problem.pytrees import as_array_or_tree, is_concrete, ravel
 from ..results.base import AbstractRecord
@@ -58,33 +59,33 @@ class RootResult(AbstractRecord):
 
     MESSAGES: ClassVar[dict[int, str]] = {**MESSAGES, NO_ROOT: NO_ROOT_MESSAGE}
 
-    x: Any
-    fun: Any
-    jac: Any
-    nfev: Any
-    njev: Any
-    nit: Any
-    status: Any
+    x: PyTree
+    fun: PyTree
+    jac: str | bool | Callable | None
+    nfev: Count
+    njev: Count
+    nit: Count
+    status: int | Array
     method: str = eqx.field(static=True)
     solver: str = eqx.field(static=True)
 
     @property
-    def success(self) -> Any:
+    def success(self) -> Array | bool:
         """Whether x is a root (``status > 0``)."""
         return self.status > 0
 
 
 def root(
-    fun: Callable[..., Any],
-    x0: Any,
-    args: Any = (),
+    fun: Callable[..., PyTree],
+    x0: PyTree,
+    args: Args = (),
     method: str = "hybr",
-    jac: Any = None,
+    jac: str | bool | Callable | None = None,
     tol: float | None = None,
     callback: Callable | None = None,
-    options: dict[str, Any] | None = None,
+    options: Options | None = None,
     *,
-    bounds: Any = None,
+    bounds: Bounds = None,
 ) -> RootResult:
     """Find a root of n equations in n unknowns.
 
@@ -147,9 +148,9 @@ def root(
         x0 = (x0 if isinstance(x0, jax.Array) else np.asarray(x0)).reshape(-1)
     settings = _settings(options, tol)
     transposed = settings.pop("col_deriv", False)
-    equations, jac = _as_two_functions(fun, jac, bool(transposed))
+    equations, scheme = _as_two_functions(fun, jac, bool(transposed))
     result = least_squares(
-        equations, x0, jac=jac, bounds=bounds, method=solver, args=as_tuple(args),
+        equations, x0, jac=scheme, bounds=bounds, method=solver, args=as_tuple(args),
         callback=callback, **settings,
     )  # fmt: skip
     x = ravel(result.x, result.jac.dtype)
@@ -168,7 +169,7 @@ def root(
     )  # fmt: skip
 
 
-def _settings(options: dict[str, Any] | None, tol: float | None) -> dict[str, Any]:
+def _settings(options: Options | None, tol: float | None) -> Options:
     """SciPy's options as those of `least_squares`."""
     settings = dict(options or {})
     for name in ("maxfev", "maxiter"):
@@ -183,7 +184,9 @@ def _settings(options: dict[str, Any] | None, tol: float | None) -> dict[str, An
     return settings
 
 
-def _as_two_functions(fun: Callable, jac: Any, transposed: bool) -> tuple[Callable, Any]:
+def _as_two_functions(
+    fun: Callable, jac: str | bool | Callable | None, transposed: bool
+) -> tuple[Callable, PyTree]:
     if jac is None or jac is False:
         return fun, "jacfwd"
     if not callable(jac) and jac is not True:
@@ -207,20 +210,20 @@ def _is_root(x: Array, x0: Array, f: Array, jac: Array, held: Array, tol: Array)
     return rounding | (removed & jnp.all(small))
 
 
-def _status_of(status: Any, found: Array) -> Any:
+def _status_of(status: int | Array, found: Array) -> PyTree:
     if isinstance(status, int) and is_concrete(found):
         return status if bool(found) or status <= 0 else NO_ROOT
     return jnp.where(found | (status <= 0), status, NO_ROOT)
 
 
 def fixed_point(
-    func: Callable[..., Any],
-    x0: Any,
-    args: Any = (),
+    func: Callable[..., PyTree],
+    x0: PyTree,
+    args: Args = (),
     xtol: float = 1e-8,
     maxiter: int = 500,
     method: str = "del2",
-) -> Any:
+) -> PyTree:
     """Find x with ``func(x, *args) == x``.
 
     Parameters
@@ -260,7 +263,7 @@ def fixed_point(
     alone = jax.tree_util.all_leaves([tree])
     shape = jnp.shape(tree) if alone else ()
 
-    def difference(x: Any, *args: Any) -> Any:
+    def difference(x: PyTree, *args: Any) -> PyTree:
         x = x.reshape(shape) if alone else x
         out = jax.tree.map(lambda new, old: jnp.asarray(new) - old, func(x, *args), x)
         return out.reshape(-1) if alone else out

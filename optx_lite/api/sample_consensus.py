@@ -10,34 +10,35 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array
+from jaxtyping import Array, PyTree
 
 from ..driver.consensus import ConsensusProblem, search_consensus
 from ..driver.global_search import without_derivative
 from ..functions import lift
+from ..jax_support.types import Number
 from ..problem.pytrees import Unravel, is_concrete, ravel, widest
+from ..problem.random_keys import as_key
 from ..results.base import to_host
 from ..results.global_search import CONVERGED, MAX_SAMPLES, NO_MODEL, ConsensusResult
 from .least_squares import least_squares
 from .search_arguments import count, number, whole
-from .starting_points import as_key
 
 ROUNDS = 2  # of the refinement: the inliers of the first are not yet all
 
 
 def sample_consensus(
-    minimal_solver: Callable[[Any], Any],
-    residuals: Callable[[Any, Any], Any],
-    data: Any,
+    minimal_solver: Callable[[PyTree], PyTree],
+    residuals: Callable[[PyTree, PyTree], PyTree],
+    data: PyTree,
     *,
     sample_size: int,
-    threshold: Any,
-    confidence: Any = 0.999,
+    threshold: Number,
+    confidence: Number = 0.999,
     max_samples: int = 10_000,
     batch: int = 256,
     refine: bool = True,
-    loss: Any = "soft_l1",
-    rng: Any = None,
+    loss: str | Callable = "soft_l1",
+    rng: int | Array | None = None,
 ) -> ConsensusResult:
     """Fit a model to data of which many are outliers.
 
@@ -136,7 +137,7 @@ def sample_consensus(
     )
 
 
-def _check_data(data: Any, sample_size: Any) -> int:
+def _check_data(data: PyTree, sample_size: Any) -> int:
     counts = {leaf.shape[:1] for leaf in jax.tree.leaves(data)}
     if len(counts) != 1 or counts == {()}:
         shapes = [leaf.shape for leaf in jax.tree.leaves(data)]
@@ -150,11 +151,16 @@ def _check_data(data: Any, sample_size: Any) -> int:
 
 
 def _problem(
-    minimal_solver: Callable, residuals: Callable, data: Any, size: int, threshold: Any, rows: int
+    minimal_solver: Callable,
+    residuals: Callable,
+    data: PyTree,
+    size: int,
+    threshold: Number,
+    rows: int,
 ) -> tuple[ConsensusProblem, Unravel]:
     """The functions on flat models."""
 
-    def shape(leaf: Array, count: int) -> Any:
+    def shape(leaf: Array, count: int) -> PyTree:
         return jax.ShapeDtypeStruct((count, *leaf.shape[1:]), leaf.dtype)
 
     sample = jax.tree.map(lambda leaf: shape(leaf, int(size)), data)
@@ -170,7 +176,7 @@ def _problem(
     restore = Unravel.like(tree)
     n = sum(restore.sizes)
 
-    def on_rows(model: Array, data: Any) -> Array:
+    def on_rows(model: Array, data: PyTree) -> Array:
         value = jnp.asarray(residuals(restore(model), data))
         if value.shape[:1] != (rows,):
             raise ValueError(
@@ -188,15 +194,17 @@ def _problem(
     return problem, restore
 
 
-def _refined(problem: ConsensusProblem, start: Array, model: Array, loss: Any) -> tuple[Array, Any]:
+def _refined(
+    problem: ConsensusProblem, start: Array, model: Array, loss: str | Callable
+) -> tuple[Array, PyTree]:
     """The robust fit to the inliers where it has a lower score, else the model; and the fit."""
     usable = jnp.all(jnp.isfinite(start))
-    at: Any = jnp.where(usable, start, 0)
-    fit: Any = None
+    at: PyTree = jnp.where(usable, start, 0)
+    fit: PyTree = None
     for _ in range(ROUNDS):
         inliers = problem.squares(lax.stop_gradient(at)) <= 1
 
-        def of_inliers(at: Array, data: Any, inliers: Array = inliers) -> Array:
+        def of_inliers(at: Array, data: PyTree, inliers: Array = inliers) -> Array:
             held = dataclasses.replace(problem, data=data)
             r = held.residuals(at, held.data).astype(at.dtype)
             return jnp.where(inliers[:, None], r, 0).reshape(-1)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+from jaxtyping import DTypeLike, PyTree
 
 from ..problem.pytrees import as_dtype
 
@@ -15,8 +14,13 @@ MANY = np.iinfo(np.int32).max
 
 
 def number(
-    name: str, value: Any, dtype: Any, low: float = 0.0, high: float = np.inf, inside: bool = False
-) -> Any:
+    name: str,
+    value: PyTree,
+    dtype: DTypeLike,
+    low: float = 0.0,
+    high: float = np.inf,
+    inside: bool = False,
+) -> PyTree:
     """A real number from ``low`` to ``high``, or between them if ``inside``, as an array ()."""
     if not _is_number(value):
         raise ValueError(f"`{name}` must be a real number, got {value!r}.")
@@ -28,7 +32,7 @@ def number(
     return as_dtype(value, dtype)
 
 
-def count(name: str, value: Any, least: int = 0) -> Any:
+def count(name: str, value: PyTree, least: int = 0) -> PyTree:
     """A whole number, at least ``least``, as an int32 (); infinite is the largest."""
     if not _is_number(value):
         raise ValueError(f"`{name}` must be a whole number, got {value!r}.")
@@ -40,14 +44,14 @@ def count(name: str, value: Any, least: int = 0) -> Any:
     return np.asarray(min(plain, MANY), np.int32)
 
 
-def whole(name: str, value: Any) -> int:
+def whole(name: str, value: PyTree) -> int:
     """A whole number above 0 that is a shape, and so not traced."""
     if isinstance(value, Tracer):
         raise TypeError(f"`{name}` is a shape, so it must be a number, not traced.")
     return int(count(name, value, least=1))
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: object) -> bool:
     if isinstance(value, (bool, np.bool_)) or not isinstance(
         value, (int, float, np.generic, np.ndarray, jax.Array)
     ):

@@ -1,53 +1,22 @@
-"""Keys of random numbers, and points that fill a box evenly."""
+"""Points that fill a box evenly."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, DTypeLike
 
+from ..jax_support.types import Bounds
 from ..problem.global_search import in_box, read_box
+from ..problem.random_keys import as_key
 from .search_arguments import whole
 
 SEQUENCES = ("sobol", "halton")
 METHODS = ("latinhypercube", "uniform", *SEQUENCES)
 
 
-def as_key(rng: Any) -> Array:
-    """A key of JAX, of anything that SciPy takes for ``rng``, or of a key.
-
-    A generator of NumPy gives another key each time; None takes entropy of the operating system.
-    """
-    if isinstance(rng, jax.Array):
-        if jnp.issubdtype(rng.dtype, jax.dtypes.prng_key):
-            return _one_key(rng, ())
-        if rng.dtype == jnp.uint32 and rng.ndim:
-            return _one_key(jax.random.wrap_key_data(rng), ())
-        if jnp.issubdtype(rng.dtype, jnp.integer):
-            return jax.random.key(rng)
-    if isinstance(rng, (int, np.integer)) and 0 <= rng < 2**32:
-        return jax.random.key(int(rng))
-    if isinstance(rng, np.random.RandomState):
-        return jax.random.key(int(rng.randint(2**31)))
-    try:
-        return jax.random.key(int(np.random.default_rng(rng).integers(2**32)))
-    except TypeError as error:
-        raise TypeError(
-            "`rng` must be None, an int, a numpy.random.Generator or a key of jax.random, got "
-            f"{rng!r}."
-        ) from error
-
-
-def _one_key(key: Array, shape: tuple[int, ...]) -> Array:
-    if key.shape != shape:
-        raise ValueError(f"`rng` must be one key, got an array of keys of shape {key.shape}.")
-    return key
-
-
-def unit_points(method: str, count: int, n: int, key: Array, dtype: Any) -> Array:
+def unit_points(method: str, count: int, n: int, key: Array, dtype: DTypeLike) -> Array:
     """``count`` points of the unit cube, (count, n)."""
     if method == "uniform":
         return jax.random.uniform(key, (count, n), dtype)
@@ -75,7 +44,9 @@ def _sequence(method: str, count: int, n: int) -> np.ndarray:
     return qmc.Sobol(n, scramble=False).random_base2(powers)[:count]
 
 
-def sample_starts(bounds: Any, count: int, method: str = "sobol", rng: Any = None) -> Array:
+def sample_starts(
+    bounds: Bounds, count: int, method: str = "sobol", rng: int | Array | None = None
+) -> Array:
     """Points that fill a box evenly, to start solves from.
 
     Parameters

@@ -9,13 +9,13 @@ eps.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array
+from jaxtyping import Array, PyTree
 
 from ..driver.unknown import nan_where_moved
 from ..problem.elementwise import at_each, value_and_slope
@@ -23,13 +23,13 @@ from ..problem.elementwise import at_each, value_and_slope
 STEPS = 3
 
 
-def _g(function: Any, x: Array, order: int) -> Array:
+def _g(function: Callable, x: Array, order: int) -> Array:
     """f or f'."""
     return function(x) if order == 0 else value_and_slope(function, x)[1]
 
 
 @eqx.filter_custom_jvp
-def polished(function: Any, x: Array, usable: Array, interval: tuple, order: int) -> Array:
+def polished(function: Callable, x: Array, usable: Array, interval: tuple, order: int) -> Array:
     """The root of f, or of f' where ``order`` is 1, next to each x (k,); x where not ``usable``."""
     # Further away it would be another root.
     far = float(jnp.finfo(x.dtype).eps) ** 0.25 * (interval[1] - interval[0])
@@ -54,7 +54,7 @@ def _polished_jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
     function, x, usable, interval, order = primals
     x = polished(function, lax.stop_gradient(x), usable, lax.stop_gradient(interval), order)
     leaves, tree = jax.tree.flatten(function)
-    given: list[Any] = (
+    given: list[PyTree] = (
         [None] * len(leaves) if tangents[0] is None else tree.flatten_up_to(tangents[0])
     )
     moving = [k for k, dot in enumerate(given) if dot is not None]
@@ -75,7 +75,7 @@ def _polished_jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
     return x, d_x
 
 
-def is_simple(function: Any, x: Array, order: int) -> Array:
+def is_simple(function: Callable, x: Array, order: int) -> Array:
     """Whether x is a simple root of g, as far as can be seen."""
     function, x = lax.stop_gradient((function, x))
     info = jnp.finfo(x.dtype)

@@ -14,14 +14,13 @@ Reference: Golub, Heath & Wahba, *Generalized cross-validation*, Technometrics 2
 from __future__ import annotations
 
 import functools as ft
-from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.scipy.special import ndtri
-from jaxtyping import Array
+from jaxtyping import Array, ArrayLike
 
 from ..problem.pytrees import is_concrete
 from .proxy import Proxy, check_count, check_order
@@ -60,9 +59,9 @@ class Fit(eqx.Module):
     dof: Array
     gcv: Array
     inverse_factor: Array
-    status: Any
+    status: int | Array
 
-    def __call__(self, x: Any) -> Array:
+    def __call__(self, x: ArrayLike) -> Array:
         """Values at x, of any shape; NaN outside of the interval."""
         return self.proxy(x)
 
@@ -73,11 +72,11 @@ class Fit(eqx.Module):
         accuracy = 4 * eps * jnp.sum(jnp.abs(self.coefficients))
         return Proxy(self.interval, self.coefficients[None], accuracy[None], self.status)
 
-    def derivative(self, x: Any, order: int = 1) -> Array:
+    def derivative(self, x: ArrayLike, order: int = 1) -> Array:
         """The derivative of this order at x."""
         return self.proxy.derivative(order)(x)
 
-    def standard_error(self, x: Any, order: int = 0) -> Array:
+    def standard_error(self, x: ArrayLike, order: int = 0) -> Array:
         """Of the value, or of the derivative of this order, at x."""
         check_order(order)
         rows = jax.vmap(lambda c: Proxy(self.interval, c[None], self.sigma[None], 0))(
@@ -87,7 +86,7 @@ class Fit(eqx.Module):
         values = jax.vmap(lambda row: row.derivative(order)(x))(rows)
         return self.sigma * jnp.sqrt(jnp.sum(values**2, axis=0))
 
-    def band(self, x: Any, order: int = 0, level: float = 0.95) -> tuple[Array, Array]:
+    def band(self, x: ArrayLike, order: int = 0, level: float = 0.95) -> tuple[Array, Array]:
         """The pointwise confidence band of the value, or of a derivative, at x."""
         middle = self.proxy.derivative(order)(x)
         reach = student_quantile(level, self.dof) * self.standard_error(x, order)
@@ -95,13 +94,13 @@ class Fit(eqx.Module):
 
 
 def fit(
-    x: Any,
-    y: Any,
+    x: ArrayLike,
+    y: ArrayLike,
     *,
-    interval: tuple[Any, Any] | None = None,
+    interval: tuple[ArrayLike, ArrayLike] | None = None,
     degree: int | None = None,
     most: int | None = None,
-    sigma: Any = None,
+    sigma: ArrayLike | None = None,
 ) -> Fit:
     """Fit a Chebyshev series to data by least squares, of a degree that the data choose.
 
@@ -159,7 +158,7 @@ def fit(
     )
 
 
-def samples(x: Any, y: Any, sigma: Any) -> tuple[Array, Array, Array]:
+def samples(x: ArrayLike, y: ArrayLike, sigma: ArrayLike | None) -> tuple[Array, Array, Array]:
     """The data in their common dtype, of one shape."""
     with jax.numpy_dtype_promotion("standard"):
         dtype = jnp.result_type(x, y)
@@ -179,7 +178,7 @@ def samples(x: Any, y: Any, sigma: Any) -> tuple[Array, Array, Array]:
     return x, y, sigma
 
 
-def _top_degree(count: int, degree: Any, most: Any) -> int:
+def _top_degree(count: int, degree: int | None, most: int | None) -> int:
     if degree is not None:
         check_count("degree", degree, 0)
         if degree > count - 2:

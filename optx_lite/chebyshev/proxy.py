@@ -12,7 +12,6 @@ IMA J. Numer. Anal. 30, 898 (2010).
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import equinox as eqx
 import jax
@@ -20,8 +19,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.core import Tracer
-from jaxtyping import Array
+from jaxtyping import Array, ArrayLike, DTypeLike, PyTree
 
+from ..jax_support.types import Args
 from ..problem.arguments import as_tuple
 from ..problem.pytrees import is_concrete
 from . import series
@@ -52,14 +52,14 @@ class Proxy(eqx.Module):
     breaks: Array
     coefficients: Array
     accuracy: Array
-    status: Any
+    status: int | Array
 
     @property
-    def success(self) -> Any:
+    def success(self) -> Array | bool:
         """Whether the function is resolved."""
         return self.status == 0
 
-    def __call__(self, x: Any) -> Array:
+    def __call__(self, x: ArrayLike) -> Array:
         """Values at x, of any shape; NaN outside of the interval."""
         return _value(self.breaks, self.coefficients, jnp.asarray(x, self.breaks.dtype))
 
@@ -140,7 +140,7 @@ class Proxy(eqx.Module):
             raise ValueError("The proxy has no numbers: a value was not finite, or a < b is false.")
 
     @property
-    def usable(self) -> Any:
+    def usable(self) -> Array | bool:
         """Whether there are numbers in it."""
         return self.status > -3
 
@@ -161,7 +161,7 @@ class Proxy(eqx.Module):
         status = jnp.where(found.complete | ~usable, self.status, jnp.minimum(self.status, -2))
         return PointsResult(status, x, self(x), there, changes)
 
-    def _strictly_within(self, x: Any) -> Array:
+    def _strictly_within(self, x: ArrayLike) -> Array | np.ndarray:
         """Whether roots are told from the ends of the interval: from a root there, by rounding."""
         ends = jnp.stack([self.breaks[0], self.breaks[-1]])
         info = jnp.finfo(ends.dtype)
@@ -197,10 +197,10 @@ _roots = jax.jit(all_roots, static_argnums=3)
 
 
 def proxy(
-    f: Callable[..., Any],
-    a: Any,
-    b: Any,
-    args: Any = (),
+    f: Callable[..., PyTree],
+    a: ArrayLike,
+    b: ArrayLike,
+    args: Args = (),
     *,
     tol: float | None = None,
     degree: int | None = None,
@@ -262,7 +262,7 @@ def proxy(
     return fixed(lambda x: f(x, *args), a, b, tol, degree, pieces)
 
 
-def interval_of(a: Any, b: Any) -> tuple[Array, Array]:
+def interval_of(a: ArrayLike, b: ArrayLike) -> tuple[Array, Array]:
     """Both ends in their common dtype, checked where they have values.
 
     Raises
@@ -282,7 +282,9 @@ def interval_of(a: Any, b: Any) -> tuple[Array, Array]:
     return a, b
 
 
-def _values_on_host(f: Callable, args: tuple, dtype: Any) -> Callable[[np.ndarray], np.ndarray]:
+def _values_on_host(
+    f: Callable, args: tuple, dtype: DTypeLike
+) -> Callable[[np.ndarray], np.ndarray]:
     """The function of float64 points, computed in the dtype."""
 
     def evaluate(x: np.ndarray) -> np.ndarray:
@@ -300,7 +302,7 @@ _NEEDS_DEGREE = (
 )
 
 
-def as_values(values: Any, shape: tuple[int, ...]) -> np.ndarray:
+def as_values(values: ArrayLike, shape: tuple[int, ...]) -> np.ndarray:
     """What a function gave, as real numbers of this shape.
 
     Raises
@@ -360,13 +362,13 @@ def fixed(
     return Proxy(breaks + nan, coefficients + nan, lax.stop_gradient(accuracy), status)
 
 
-def check_count(name: str, value: Any, least: int) -> None:
+def check_count(name: str, value: object, least: int) -> None:
     """Raise ValueError unless it is an integer of at least so much."""
     if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < least:
         raise ValueError(f"`{name}` must be an integer of at least {least}, got {value!r}.")
 
 
-def check_order(order: Any) -> None:
+def check_order(order: object) -> None:
     """Raise ValueError unless it may be the order of a derivative."""
     if not isinstance(order, (int, np.integer)) or isinstance(order, bool) or order < 0:
         raise ValueError(f"`order` must be an integer of at least 0, got {order!r}.")

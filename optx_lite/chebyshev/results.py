@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, ArrayLike
 
 from ..results.base import AbstractRecord
 
@@ -45,14 +45,14 @@ class PointsResult(AbstractRecord):
         BAD_INPUT: "The interval is none: a < b, both finite, is expected.",
     }
 
-    status: Any
-    x: Any
-    fun: Any
-    mask: Any
-    crossing: Any
+    status: int | Array
+    x: ArrayLike
+    fun: Array
+    mask: Array
+    crossing: Array
 
     @property
-    def success(self) -> Any:
+    def success(self) -> Array | bool:
         """Whether these are all (``status == 0``)."""
         return self.status == COMPLETE
 
@@ -79,13 +79,13 @@ class MinimumResult(AbstractRecord):
         BAD_INPUT: "The interval is none: a < b, both finite, is expected.",
     }
 
-    status: Any
-    x: Any
-    fun: Any
-    active_mask: Any
+    status: int | Array
+    x: ArrayLike
+    fun: Array
+    active_mask: Array
 
     @property
-    def success(self) -> Any:
+    def success(self) -> Array | bool:
         """Whether this is the global minimum (``status == 0``)."""
         return self.status == COMPLETE
 

@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array
+from jaxtyping import Array, ArrayLike, DTypeLike, PyTree
 
 from ..driver.batching import in_chunks
 from ..functions.traced import Lifted, lift
+from ..jax_support.types import Args
 from ..problem.arguments import as_tuple
 from ..problem.elementwise import value_and_slope
 from ..problem.pytrees import is_concrete
@@ -29,10 +29,10 @@ from .results import MinimumResult, PointsResult
 
 
 def roots(
-    f: Callable[..., Any],
-    a: Any,
-    b: Any,
-    args: Any = (),
+    f: Callable[..., PyTree],
+    a: ArrayLike,
+    b: ArrayLike,
+    args: Args = (),
     *,
     size: int | None = None,
     tol: float | None = None,
@@ -73,10 +73,10 @@ def roots(
 
 
 def extrema(
-    f: Callable[..., Any],
-    a: Any,
-    b: Any,
-    args: Any = (),
+    f: Callable[..., PyTree],
+    a: ArrayLike,
+    b: ArrayLike,
+    args: Args = (),
     *,
     size: int | None = None,
     tol: float | None = None,
@@ -111,10 +111,10 @@ def extrema(
 
 
 def minimum(
-    f: Callable[..., Any],
-    a: Any,
-    b: Any,
-    args: Any = (),
+    f: Callable[..., PyTree],
+    a: ArrayLike,
+    b: ArrayLike,
+    args: Args = (),
     *,
     tol: float | None = None,
     degree: int | None = None,
@@ -172,7 +172,15 @@ def minimum(
 
 
 def _points(
-    f: Any, a: Any, b: Any, args: Any, order: int, size: Any, tol: Any, degree: Any, pieces: Any
+    f: Callable,
+    a: ArrayLike,
+    b: ArrayLike,
+    args: Args,
+    order: int,
+    size: int | None,
+    tol: float | None,
+    degree: int | None,
+    pieces: int | None,
 ) -> PointsResult:
     if size is not None:
         check_count("size", size, 1)
@@ -206,17 +214,19 @@ class _Wanted:
     name: str
     size: int | None
     tol: float | None
-    degree: Any
-    pieces: Any
+    degree: PyTree
+    pieces: PyTree
 
-    def of(self, proxy: Proxy) -> Any:
+    def of(self, proxy: Proxy) -> PyTree:
         """The points, or the minimum."""
         if self.name == "minimum":
             return proxy.minimum()
         return proxy.roots(self.size) if self.name == "roots" else proxy.extrema(self.size)
 
 
-def _located(f: Any, a: Any, b: Any, args: Any, wanted: _Wanted) -> tuple[Any, Callable]:
+def _located(
+    f: Callable, a: ArrayLike, b: ArrayLike, args: Args, wanted: _Wanted
+) -> tuple[PyTree, Callable]:
     """What is found of the proxy, without derivatives; and the function of x alone."""
     a, b = lax.stop_gradient(interval_of(a, b))
     args = as_tuple(args)
@@ -236,11 +246,11 @@ def _located(f: Any, a: Any, b: Any, args: Any, wanted: _Wanted) -> tuple[Any, C
 
 
 @eqx.filter_jit
-def _in_fixed_size(lifted: Lifted, a: Array, b: Array, wanted: _Wanted) -> Any:
+def _in_fixed_size(lifted: Lifted, a: Array, b: Array, wanted: _Wanted) -> PyTree:
     """Under `vmap` in chunks of lanes that fit into the cache."""
     leaves, tree = jax.tree.flatten((lifted, a, b))
 
-    def search(_: Any, *leaves: Any) -> Any:
+    def search(_: object, *leaves: PyTree) -> PyTree:
         lifted, a, b = jax.tree.unflatten(tree, leaves)
         return wanted.of(fixed(lifted, a, b, wanted.tol, wanted.degree, wanted.pieces))
 
@@ -249,7 +259,7 @@ def _in_fixed_size(lifted: Lifted, a: Array, b: Array, wanted: _Wanted) -> Any:
     return in_chunks(search, lane_bytes)(*leaves)
 
 
-def _fixed_values(function: Callable, dtype: Any) -> Callable[[np.ndarray], np.ndarray]:
+def _fixed_values(function: Callable, dtype: DTypeLike) -> Callable[[np.ndarray], np.ndarray]:
     """The function at its present parameters, which may be traced by `grad`, on the host."""
     of_size: dict[int, Lifted] = {}
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jaxtyping import Array
 
+from ..jax_support.types import Number
 from .points import differentiation, from_values, integration, points
 
 
@@ -87,5 +86,5 @@ def interpolate(values: Array) -> tuple[Array, Array]:
     degree = values.shape[-1] - 1
     coefficients = apply(from_values(degree), values)
     tail = jnp.sum(jnp.abs(coefficients[:, -max(2, degree // 8) :]), axis=1)
-    eps: Any = float(jnp.finfo(values.dtype).eps)
+    eps: Number = float(jnp.finfo(values.dtype).eps)
     return coefficients, 2 * tail + 4 * eps * jnp.max(jnp.abs(values))

@@ -31,16 +31,16 @@ from __future__ import annotations
 
 import functools as ft
 import math
-from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array
+from jaxtyping import Array, ArrayLike, PyTree
 
 from ..driver.unknown import nan_where_moved
+from ..jax_support.types import Number
 from ..problem.pytrees import is_concrete
 from .least_squares import samples, student_quantile
 from .proxy import check_count
@@ -79,7 +79,7 @@ class Smooth(eqx.Module):
     sigma: Array
     penalty: Array
     dof: Array
-    status: Any
+    status: int | Array
 
     @property
     def value(self) -> Array:
@@ -87,7 +87,7 @@ class Smooth(eqx.Module):
         return self.derivatives[0]
 
     @property
-    def success(self) -> Any:
+    def success(self) -> Array | bool:
         """Whether the penalty was found (``status == 0``)."""
         return self.status == COMPLETE
 
@@ -99,7 +99,13 @@ class Smooth(eqx.Module):
 
 
 def smooth(
-    x: Any, y: Any, *, order: int = 2, at: Any = None, sigma: Any = None, penalty: Any = None
+    x: ArrayLike,
+    y: ArrayLike,
+    *,
+    order: int = 2,
+    at: PyTree = None,
+    sigma: ArrayLike | None = None,
+    penalty: Number | None = None,
 ) -> Smooth:
     """Smooth noisy samples, with derivatives and bands; how much, the data decide.
 

@@ -8,15 +8,14 @@ both is the reference, and its own error estimate says how closely the Jacobian 
 (the idea of C. Ridders, Advances in Engineering Software 4, 1982).
 """
 
-from typing import Any
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
+from ..jax_support.types import Number
 from .base import AbstractJacobian, FlatFunction, higher_precision, lower_eps
 from .finite_difference import three_point_trials, three_point_weights
 
@@ -49,10 +48,10 @@ class DerivativeCheck(eqx.Module):
         for an entry that is not finite.
     """
 
-    ok: Any
-    max_error: Any
-    tolerance: Any
-    worst: Any
+    ok: Array | bool
+    max_error: Number
+    tolerance: Number
+    worst: PyTree
     jac: Float[Array, "m n"]
     reference: Float[Array, "m n"]
     errors: Float[Array, "m n"]

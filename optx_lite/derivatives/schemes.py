@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from jaxtyping import Array, ArrayLike, Float
 
@@ -97,7 +96,7 @@ def traced(
     if type(scheme) in OWN:
         return scheme
 
-    def values_and_jacobian(fun: Callable, *point: Any) -> tuple[Array, Array]:
+    def values_and_jacobian(fun: Callable, *point: Array) -> tuple[Array, Array]:
         f, jacobian = scheme.linearize(fun, *point)
         return f, jacobian()
 

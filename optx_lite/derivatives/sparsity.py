@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jax.core import Tracer
 from jax.experimental.sparse import BCOO
-from jaxtyping import Array, Int
+from jaxtyping import Array, ArrayLike, Int, PyTree
 
 
 class Sparsity(NamedTuple):
@@ -36,7 +36,7 @@ class Sparsity(NamedTuple):
         return _sorted(self.cols, self.rows, self.shape[::-1])
 
 
-def sparsity(pattern: Any, shape: tuple[int, int]) -> Sparsity:
+def sparsity(pattern: PyTree, shape: tuple[int, int]) -> Sparsity:
     """The entries which a pattern names.
 
     Parameters
@@ -64,7 +64,7 @@ def sparsity(pattern: Any, shape: tuple[int, int]) -> Sparsity:
         _check_entries(rows, cols, shape)
         return _sorted(rows, cols, shape)
     if hasattr(pattern, "tocoo"):
-        entries: Any = pattern.tocoo()  # type: ignore[union-attr]
+        entries: PyTree = pattern.tocoo()  # type: ignore[union-attr]
         rows, cols = entries.coords
         proper = np.asarray(entries.data) != 0
         found = rows[proper], cols[proper], entries.shape
@@ -104,13 +104,13 @@ def detected(fun: Callable, x: Array) -> tuple[np.ndarray, np.ndarray]:
     return np.asarray(found.rows), np.asarray(found.cols)
 
 
-def _parts(pattern: Any) -> tuple:
+def _parts(pattern: PyTree) -> tuple:
     if isinstance(pattern, BCOO):
         return pattern.data, pattern.indices
     return pattern if isinstance(pattern, tuple) else (pattern,)
 
 
-def _is_integers(pattern: Any) -> bool:
+def _is_integers(pattern: PyTree) -> bool:
     parts = pattern if isinstance(pattern, tuple) else (pattern,)
     return len(parts) <= 2 and all(
         np.ndim(part) == 0 and isinstance(part, (int, np.integer)) and not isinstance(part, bool)
@@ -118,7 +118,7 @@ def _is_integers(pattern: Any) -> bool:
     )
 
 
-def _indices(part: Any) -> np.ndarray:
+def _indices(part: ArrayLike) -> np.ndarray:
     indices = np.asarray(part)
     if indices.ndim != 1 or indices.dtype.kind not in "iu":
         raise ValueError(

@@ -7,7 +7,6 @@ where the inner solve is stopped early on purpose and its answer is a function o
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import equinox as eqx
 import jax
@@ -15,13 +14,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.sharding import PartitionSpec
-from jaxtyping import Array
+from jaxtyping import Array, PyTree
 
 from ..functions import communicates
 from ..jax_support.control_flow import explicit_spec, in_auto_mode, in_shard_map
 from ..problem.base import AbstractProblem
 from ..results.base import AbstractResult
+from ..solvers.base import AbstractSolver
 from .batching import in_chunks
+from .callbacks import Watch
 from .custom_derivative import Moving, Rule, differentiable, with_derivative
 from .loop import Checkpointed, FixedSteps, drive, drive_as_one
 from .minimum_derivative import minimum_tangents
@@ -30,7 +31,13 @@ from .minimum_derivative import minimum_tangents
 class AbstractAdjoint(eqx.Module):
     """How a solve is differentiated."""
 
-    def solve(self, solver: Any, problem: Any, x0: Array, watch: Any = None) -> AbstractResult:
+    def solve(
+        self,
+        solver: AbstractSolver,
+        problem: AbstractProblem,
+        x0: Array,
+        watch: Watch | None = None,
+    ) -> AbstractResult:
         """Run to the end, with this derivative."""
         raise NotImplementedError
 
@@ -51,7 +58,13 @@ class ImplicitAdjoint(AbstractAdjoint):
         if self.unconverged not in ("nan", "ignore"):
             raise ValueError(f"`unconverged` must be 'nan' or 'ignore', got {self.unconverged!r}.")
 
-    def solve(self, solver: Any, problem: Any, x0: Array, watch: Any = None) -> AbstractResult:
+    def solve(
+        self,
+        solver: AbstractSolver,
+        problem: AbstractProblem,
+        x0: Array,
+        watch: Watch | None = None,
+    ) -> AbstractResult:
         """Run to the end; the derivative is that of the minimum."""
         leaves, treedef = jax.tree.flatten((solver, problem, x0, watch))
         return differentiable(_Minimum(treedef, self.unconverged), leaves)
@@ -72,7 +85,13 @@ class UnrolledAdjoint(AbstractAdjoint):
     steps: int | None = eqx.field(static=True, default=None)
     checkpoints: int | None = eqx.field(static=True, default=None)
 
-    def solve(self, solver: Any, problem: Any, x0: Array, watch: Any = None) -> AbstractResult:
+    def solve(
+        self,
+        solver: AbstractSolver,
+        problem: AbstractProblem,
+        x0: Array,
+        watch: Watch | None = None,
+    ) -> AbstractResult:
         """Run, and let differentiation see every step."""
         if self.steps is not None:
             return drive(solver, problem, x0, watch, FixedSteps(self.steps))
@@ -92,7 +111,7 @@ class _Minimum(Rule):
         state = jax.eval_shape(solver.init, problem, x0)
         lane_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
 
-        def run(spare: Any, *leaves: Array) -> AbstractResult:
+        def run(spare: PyTree, *leaves: Array) -> AbstractResult:
             solver, problem, x0, watch = self.inputs(list(leaves))
             watch = None if watch is None else watch.silenced(spare)
             return drive_as_one(solver, problem, x0, watch)
@@ -100,10 +119,10 @@ class _Minimum(Rule):
         values = jax.eval_shape(problem.evaluate, x0)
         shape, spec = values.shape, explicit_spec(values)
 
-        def spec_of(leaf: Any) -> PartitionSpec:
+        def spec_of(leaf: PyTree) -> PartitionSpec:
             return spec if shape and leaf.shape[:1] == shape else PartitionSpec()
 
-        def run_in_auto_mode(spare: Any, *leaves: Array) -> AbstractResult:
+        def run_in_auto_mode(spare: PyTree, *leaves: Array) -> AbstractResult:
             return in_auto_mode(lambda *leaves: run(spare, *leaves), leaves, spec_of)
 
         if communicates((solver, problem)):  # its lanes have to run side by side
@@ -122,14 +141,17 @@ class _Minimum(Rule):
         def problem_of(leaves: list[Array]) -> AbstractProblem:
             return self.inputs(leaves)[1]
 
-        success = answer.success
-        known = success if self.unconverged == "nan" else jnp.ones_like(success)
-        moved = minimum_tangents(problem_of, answer, known, moving)
+        success = jnp.asarray(answer.success)
+        has_derivative = success if self.unconverged == "nan" else jnp.ones_like(success)
+        moved = minimum_tangents(problem_of, answer, has_derivative, moving)
         return dataclasses.replace(jax.tree.map(lambda _: None, answer), **moved)
 
 
 def with_minimum_derivative(
-    solver: Any, problem: Any, result: AbstractResult, unconverged: str = "nan"
+    solver: AbstractSolver,
+    problem: AbstractProblem,
+    result: AbstractResult,
+    unconverged: str = "nan",
 ) -> AbstractResult:
     """A result that was found in another way than `ImplicitAdjoint`'s, with that derivative.
 

@@ -23,9 +23,11 @@ import numpy as np
 from jax import lax
 from jax.custom_batching import custom_vmap
 from jax.experimental.custom_partitioning import custom_partitioning
-from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import PyTree
 
 from ..jax_support.control_flow import explicit_spec, in_auto_mode, in_shard_map
+from ..jax_support.types import Count
 
 CACHE = 128 * 1024  # bytes of state that may be in work at a time: what stays near a core
 
@@ -41,7 +43,7 @@ def in_chunks(fun: Callable, lane_bytes: int, listened: bool = False) -> Callabl
     form = custom_vmap(lambda *leaves: fun(np.False_, *leaves))
 
     @form.def_vmap
-    def rule(count: int, in_batched: list[bool], *leaves: Any) -> tuple[Any, Any]:
+    def rule(count: int, in_batched: list[bool], *leaves: PyTree) -> tuple[PyTree, PyTree]:
         lanes = _Lanes(fun, most, tuple(in_batched), listened)
         out = lanes.mergeable(count)(*leaves)
         return out, jax.tree.map(lambda _: True, out)
@@ -58,12 +60,12 @@ class _Lanes:
         self.batched = batched
         self.listened = listened
 
-    def mergeable(self, count: Any) -> Callable:
+    def mergeable(self, count: Count) -> Callable:
         """All lanes, as a function which under another `vmap` takes that one's lanes, too."""
         form = custom_vmap(self.in_auto_mode)
 
         @form.def_vmap
-        def rule(outer: Any, in_batched: list[bool], *leaves: Any) -> tuple[Any, Any]:
+        def rule(outer: int, in_batched: list[bool], *leaves: PyTree) -> tuple[PyTree, PyTree]:
             flags = [*zip(self.batched, in_batched, strict=True)]
             merged = [
                 _merge(leaf, *flag, outer, count) for leaf, flag in zip(leaves, flags, strict=True)
@@ -75,13 +77,13 @@ class _Lanes:
 
         return form
 
-    def in_auto_mode(self, *leaves: Any) -> Any:
+    def in_auto_mode(self, *leaves: PyTree) -> PyTree:
         """All lanes, sharded as they are given."""
         specs = [explicit_spec(leaf) for leaf, b in zip(leaves, self.batched, strict=True) if b]
         sharded = next((spec for spec in specs if any(spec)), PartitionSpec())
         return in_auto_mode(self.by_chunks, leaves, lambda _: sharded)
 
-    def by_chunks(self, *leaves: Any) -> Any:
+    def by_chunks(self, *leaves: PyTree) -> PyTree:
         """All lanes: at once if they are few, else chunk by chunk."""
         count = self.count(leaves)
         few = not isinstance(count, int) or count <= self.most  # a symbolic size is unknown
@@ -91,31 +93,31 @@ class _Lanes:
             return _each_device_its_own(self.chunk_after_chunk, self.batched, leaves)
         return self.chunk_after_chunk(*leaves)
 
-    def count(self, leaves: Any) -> Any:
+    def count(self, leaves: PyTree) -> PyTree:
         """The number of lanes."""
         return next(leaf.shape[0] for leaf, b in zip(leaves, self.batched, strict=True) if b)
 
-    def at_once(self, *leaves: Any, spare: Any = None) -> Any:
+    def at_once(self, *leaves: PyTree, spare: PyTree = None) -> PyTree:
         """All lanes in one loop."""
         axes = [0 if b else None for b in self.batched]
         if spare is None:
             return jax.vmap(lambda *leaves: self.fun(np.False_, *leaves), axes)(*leaves)
         return jax.vmap(self.fun, [0, *axes])(spare, *leaves)
 
-    def chunk_after_chunk(self, *leaves: Any) -> Any:
+    def chunk_after_chunk(self, *leaves: PyTree) -> PyTree:
         """At most ``most`` lanes in one loop, then the next."""
         count = self.count(leaves)
         chunks = -(-count // self.most)
         size = -(-count // chunks)
 
-        def cut(leaf: Any) -> Any:
+        def cut(leaf: PyTree) -> PyTree:
             # The last chunk is filled up with copies of the last lane: one program for all chunks.
             if chunks * size > count:
                 filling = jnp.repeat(leaf[-1:], chunks * size - count, axis=0)
                 leaf = jnp.concatenate([leaf, filling])
             return leaf.reshape(chunks, size, *leaf.shape[1:])
 
-        def chunk(parts: tuple[Any, list[Any]]) -> Any:
+        def chunk(parts: tuple[PyTree, list[PyTree]]) -> PyTree:
             rest = iter(parts[1])
             whole = [
                 next(rest) if b else leaf for leaf, b in zip(leaves, self.batched, strict=True)
@@ -128,7 +130,9 @@ class _Lanes:
         return jax.tree.map(lambda leaf: leaf.reshape(chunks * size, *leaf.shape[2:])[:count], out)
 
 
-def _merge(leaf: Any, inner: bool, outer: bool, sizes_outer: Any, sizes_inner: Any) -> Any:
+def _merge(
+    leaf: PyTree, inner: bool, outer: bool, sizes_outer: PyTree, sizes_inner: PyTree
+) -> PyTree:
     """A leaf of ``outer`` and ``inner`` lanes as one of all of them."""
     if not (inner or outer):
         return leaf
@@ -140,7 +144,7 @@ def _merge(leaf: Any, inner: bool, outer: bool, sizes_outer: Any, sizes_inner: A
     return leaf.reshape(sizes_outer * sizes_inner, *leaf.shape[2:])
 
 
-def _each_device_its_own(fun: Callable, batched: tuple[bool, ...], leaves: Any) -> Any:
+def _each_device_its_own(fun: Callable, batched: tuple[bool, ...], leaves: PyTree) -> PyTree:
     """``fun`` of all lanes; where they are sharded, each device calls it on what it has.
 
     The compiler alone would let the devices wait for each other in every turn of a loop, and
@@ -150,25 +154,25 @@ def _each_device_its_own(fun: Callable, batched: tuple[bool, ...], leaves: Any) 
     count, batched = len(leaves), (*batched, *[False] * len(closed.consts))
 
     @custom_partitioning  # which takes no function that has constants in it
-    def form(*arguments: Any) -> Any:
+    def form(*arguments: PyTree) -> PyTree:
         leaves, consts = arguments[:count], arguments[count:]
         return jax.core.eval_jaxpr(closed.jaxpr, consts, *leaves)
 
-    def on_device(*arguments: Any) -> Any:
+    def on_device(*arguments: PyTree) -> PyTree:
         with jax.sharding.use_abstract_mesh(AbstractMesh((), ())):  # a device is alone
             return jax.tree.leaves(fun(*arguments[:count]))
 
-    def lanes_of(arguments: Any) -> PartitionSpec:
+    def lanes_of(arguments: PyTree) -> PartitionSpec:
         for argument, b in zip(arguments, batched, strict=True):
             spec: Any = getattr(argument.sharding, "spec", ())
             if b and len(spec) and spec[0] is not None:
                 return PartitionSpec(spec[0])
         return PartitionSpec()
 
-    def results(mesh: Any, arguments: Any, result: Any) -> Any:
+    def results(mesh: Mesh, arguments: PyTree, result: PyTree) -> PyTree:
         return jax.tree.map(lambda _: NamedSharding(mesh, lanes_of(arguments)), result)
 
-    def partition(mesh: Any, arguments: Any, result: Any) -> Any:
+    def partition(mesh: Mesh, arguments: PyTree, result: PyTree) -> PyTree:
         lanes, whole = (
             NamedSharding(mesh, spec) for spec in (lanes_of(arguments), PartitionSpec())
         )
@@ -179,7 +183,7 @@ def _each_device_its_own(fun: Callable, batched: tuple[bool, ...], leaves: Any) 
             tuple(lanes if b else whole for b in batched),
         )
 
-    def rule(_: Any, arguments: Any, result: Any) -> str:
+    def rule(_: object, arguments: PyTree, result: PyTree) -> str:
         """In the notation of einsum: the lanes are a common axis, all others are by themselves."""
         other = (f"a{i}" for i in range(10**6))
         written = [

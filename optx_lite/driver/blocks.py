@@ -27,9 +27,10 @@ import jax.numpy as jnp
 from jax import lax
 from jax.custom_batching import custom_vmap
 from jax.export import is_symbolic_dim
-from jaxtyping import Array
+from jaxtyping import Array, DTypeLike, PyTree
 
 from ..jax_support.control_flow import fori_loop, while_loop
+from ..jax_support.types import Count
 from ..results.elementwise import CONVERGED
 from ..solvers.elementwise.base import AbstractElementwiseSolver
 from .batching import CACHE
@@ -43,12 +44,12 @@ class Task(eqx.Module):
     solver: AbstractElementwiseSolver
     fun: Any  # Pointwise
     first: Any  # the same for the first points, which may have another dtype
-    points: tuple[Any, ...]
-    values: tuple[Any, ...] | None  # at the points, where they are known
-    dtype: Any = eqx.field(static=True)
+    points: tuple[PyTree, ...]
+    values: tuple[PyTree, ...] | None  # at the points, where they are known
+    dtype: DTypeLike = eqx.field(static=True)
     wall: float | None = eqx.field(static=True)
 
-    def begin(self, size: int) -> Any:
+    def begin(self, size: int) -> PyTree:
         """The state of ``size`` elements."""
         points = tuple(
             None if point is None else jnp.broadcast_to(point, (size,)) for point in self.points
@@ -61,7 +62,7 @@ class Task(eqx.Module):
             values = tuple(jnp.broadcast_to(self._settle(v), (size,)) for v in self.values)
         return self.solver.init(tuple(point.astype(self.dtype) for point in points), values)
 
-    def run(self, state: Any, left: Any = 0) -> Any:
+    def run(self, state: PyTree, left: Count = 0) -> PyTree:
         """Step until no more than ``left`` elements are unfinished."""
         return while_loop(
             lambda state: self.count(state) > left,
@@ -69,11 +70,11 @@ class Task(eqx.Module):
             state,
         )
 
-    def step(self, state: Any) -> Any:
+    def step(self, state: PyTree) -> PyTree:
         """One evaluation for each element."""
         return self.solver.step(lambda x: self._settle(self.fun(x)), state)
 
-    def count(self, state: Any) -> Array:
+    def count(self, state: PyTree) -> Array:
         """How many elements are unfinished."""
         return jnp.sum(self.solver.running(state), dtype=jnp.int32)
 
@@ -83,13 +84,13 @@ class Task(eqx.Module):
         return values if self.wall is None else jnp.where(values < jnp.inf, values, self.wall)
 
 
-def work_off(task: Task, size: int) -> Any:
+def work_off(task: Task, size: int) -> PyTree:
     """The state in which all ``size`` elements of a task are done."""
     leaves, treedef = jax.tree.flatten(task)
     form = custom_vmap(lambda *leaves: _by_blocks(jax.tree.unflatten(treedef, leaves), size))
 
     @form.def_vmap
-    def rule(lanes: int, in_batched: list[Any], *leaves: Any) -> tuple[Any, Any]:
+    def rule(lanes: int, in_batched: list[PyTree], *leaves: PyTree) -> tuple[PyTree, PyTree]:
         one_row = [
             _spread(leaf, batched, lanes, size)
             for leaf, batched in zip(leaves, in_batched, strict=True)
@@ -114,7 +115,7 @@ def _spread(leaf: Array, batched: bool, lanes: int, size: int) -> Array:
     return jnp.broadcast_to(rows, (lanes, size)).reshape(-1)
 
 
-def _by_blocks(task: Task, size: int) -> Any:
+def _by_blocks(task: Task, size: int) -> PyTree:
     if is_symbolic_dim(size) or jax.default_backend() != "cpu":
         return task.run(task.begin(size))  # pyright: ignore[reportArgumentType]
     shapes = jax.eval_shape(lambda: task.begin(size))
@@ -135,7 +136,7 @@ class _Blocks:
         blocks = -(-size // block)
         self.room = -(-blocks // LEFT) * block  # for what a first pass leaves
 
-    def run(self, shapes: Any) -> Any:
+    def run(self, shapes: PyTree) -> PyTree:
         """All blocks once, then what they left, as often as something is left."""
         state = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
         state = fori_loop(0, -(-self.size // self.block), self._pass, state)
@@ -148,7 +149,7 @@ class _Blocks:
         )
         return state
 
-    def _pass(self, number: Any, state: Any) -> Any:
+    def _pass(self, number: Count, state: PyTree) -> PyTree:
         """Begin and run a block. The last one begins early enough to be as large as the others."""
         at = jnp.minimum(number * self.block, self.size - self.block)
         task = _cut(self.task, lambda leaf: lax.dynamic_slice(leaf, (at,), (self.block,)))
@@ -159,13 +160,13 @@ class _Blocks:
 
         return jax.tree.map(put, state, part)
 
-    def _again(self, state: Any, places: Array) -> tuple[Any, Array]:
+    def _again(self, state: PyTree, places: Array) -> tuple[PyTree, Array]:
         """Run the elements at these places in blocks of their own."""
         count = jnp.sum(places < self.size)
         # The last block of all has nothing to leave them to.
         left = jnp.where(count <= self.block, 0, self.block // LEFT)
 
-        def run(number: Any, state: Any) -> Any:
+        def run(number: Count, state: PyTree) -> PyTree:
             at = lax.dynamic_slice(places, (number * self.block,), (self.block,))
             task = _cut(self.task, lambda leaf: leaf.at[at].get(mode="clip"))
             part = jax.tree.map(lambda leaf: leaf.at[..., at].get(mode="clip"), state)
@@ -183,6 +184,6 @@ class _Blocks:
         return state, places.at[chosen].get(mode="fill", fill_value=self.size)
 
 
-def _cut(task: Task, how: Any) -> Task:
+def _cut(task: Task, how: PyTree) -> Task:
     """The task of some of its elements."""
     return jax.tree.map(lambda leaf: how(leaf) if jnp.ndim(leaf) else leaf, task)

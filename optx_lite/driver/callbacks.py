@@ -29,8 +29,9 @@ import numpy as np
 from jax import lax
 from jax.core import Tracer
 from jax.custom_batching import custom_vmap
-from jaxtyping import Array
+from jaxtyping import Array, PyTree
 
+from ..jax_support.types import Options
 from ..results.base import CALLBACK_STOP, AbstractResult
 from ..solvers.base import Report
 
@@ -53,14 +54,14 @@ class AbstractListener:
         self.keep_errors = True
         self.error: BaseException | None = None
 
-    def step(self, report: Any, moved: bool, lane: int) -> bool:
+    def step(self, report: Report, moved: bool, lane: int) -> bool:
         """After a step; True asks for the end."""
         raise NotImplementedError
 
-    def end(self, summary: dict[str, Any], lane: int) -> None:
+    def end(self, summary: Options, lane: int) -> None:
         """After the last step, with the fields that the result has in its SUMMARY."""
 
-    def ask(self, callback: Callable[[], Any]) -> bool:
+    def ask(self, callback: Callable[[], object]) -> bool:
         """Whether the callback asks for the end: by True, StopIteration or an exception."""
         if self.error is not None:  # in another lane
             return True
@@ -115,7 +116,7 @@ class Listener(AbstractListener):
             return False
         return self.ask(lambda: self._call(report))
 
-    def end(self, summary: dict[str, Any], lane: int) -> None:
+    def end(self, summary: Options, lane: int) -> None:
         """After the last step."""
         initial = self.initial_values.pop(lane, None)
         if hasattr(self.callback, "end_lane"):
@@ -133,7 +134,7 @@ class Listener(AbstractListener):
                 f"first-order optimality {float(result.optimality):.2e}."
             )
 
-    def _call(self, report: Report) -> Any:
+    def _call(self, report: Report) -> PyTree:
         x = self.restore(np.asarray(report.x))
         if not self.by_result:
             return self.callback(x)
@@ -147,19 +148,20 @@ class Listener(AbstractListener):
         }
         return self.callback(intermediate_result=self._record(known))
 
-    def _record(self, known: dict[str, Any]) -> Any:
+    def _record(self, known: Options) -> PyTree:
         """A result of which only this is known."""
         names = [field.name for field in dataclasses.fields(self.kind)]
-        return self.kind(**{name: known.get(name) for name in names})
+        fields: Options = {name: known.get(name) for name in names}
+        return self.kind(**fields)
 
 
-def check_callback(callback: Any) -> None:
+def check_callback(callback: Callable | None) -> None:
     """Raise unless it can be called, before anything is compiled."""
     if callback is not None and not callable(callback):
         raise TypeError(f"`callback` must be None or a callable, got {callback!r}.")
 
 
-def takes_result(callback: Callable | None) -> bool:
+def takes_result(callback: Any) -> bool:
     """SciPy's rule: the callback's only parameter is called ``intermediate_result``."""
     if callback is None:
         return False
@@ -169,7 +171,7 @@ def takes_result(callback: Callable | None) -> bool:
         return False
 
 
-def _in_lane(what: Any, lane: int, line: str) -> str:
+def _in_lane(what: object, lane: int, line: str) -> str:
     """A line of the table, after a column of lanes where there are any."""
     return f"{what:^8}{line}" if lane >= 0 else line
 
@@ -188,7 +190,9 @@ _LISTENERS: weakref.WeakValueDictionary[int, AbstractListener] = weakref.WeakVal
 _TICKETS = itertools.count(1)
 
 
-def watched(solve: Callable[[Watch], Any], listener: AbstractListener, lanes_of: Any = ()) -> Any:
+def watched(
+    solve: Callable[[Watch], PyTree], listener: AbstractListener, lanes_of: PyTree = ()
+) -> PyTree:
     """Solve with a listener.
 
     Exceptions of the callback are raised here if the solve runs here, else by the program.
@@ -227,7 +231,7 @@ def is_staged() -> bool:
     return isinstance(lax.add(one, one), Tracer)
 
 
-def lane(tree: Any) -> Any:
+def lane(tree: PyTree) -> PyTree:
     """The number of the lane in which this runs, counted over all the `vmap`s that batch ``tree``.
 
     `ALONE` where none does.
@@ -241,26 +245,28 @@ def lane(tree: Any) -> Any:
 
 
 @custom_vmap
-def _number_lanes(inner: Any, *leaves: Any) -> Any:
+def _number_lanes(inner: PyTree, *leaves: PyTree) -> PyTree:
     return jnp.asarray(inner)
 
 
 @_number_lanes.def_vmap
-def _number_outer_lanes(size: int, in_batched: list[bool], inner: Any, *leaves: Any) -> Any:
+def _number_outer_lanes(
+    size: int, in_batched: list[bool], inner: PyTree, *leaves: PyTree
+) -> PyTree:
     numbers = jnp.arange(size, dtype=jnp.int32)
     if inner.ndim:  # the lanes of a vmap further in
         numbers = numbers.reshape(-1, *[1] * inner.ndim) * inner.size + inner[None]
     return _number_lanes(numbers, *leaves), True
 
 
-def _deliver(ticket: Any, lane: Any, active: Any, moved: Any, report: Report) -> Any:
+def _deliver(ticket: Array, lane: Array, active: Array, moved: Array, report: Report) -> PyTree:
     listener = _LISTENERS.get(int(ticket))
     if listener is None or not active or lane == SPARE:
         return np.asarray(False)
     return np.asarray(listener.step(report, bool(moved), int(lane)))
 
 
-def _deliver_end(ticket: Any, lane: Any, summary: dict[str, Any]) -> None:
+def _deliver_end(ticket: Array, lane: Array, summary: Options) -> None:
     listener = _LISTENERS.get(int(ticket))
     if listener is not None and lane != SPARE:
         listener.end(summary, int(lane))
@@ -276,12 +282,12 @@ class Watch(eqx.Module):
         """Without reports of lanes that only fill up a chunk."""
         return Watch(self.ticket, jnp.where(spare, SPARE, self.lane).astype(jnp.int32))
 
-    def step(self, report: Any, active: Array, moved: Array, status: Array) -> Array:
+    def step(self, report: Report, active: Array, moved: Array, status: Array) -> Array:
         """The status, perhaps changed to "stopped by callback"."""
         stop = self.asks_for_the_end(report, active, moved)
         return jnp.where(stop, CALLBACK_STOP, status).astype(status.dtype)
 
-    def asks_for_the_end(self, report: Any, active: Array, moved: Array) -> Array:
+    def asks_for_the_end(self, report: Report, active: Array, moved: Array) -> Array:
         """Send a report to the host; whether it asks for the end."""
         # Not io_callback, which `vmap` refuses in a while loop. The answer is used, so the call
         # is not dropped, and the loop keeps the order.
@@ -296,7 +302,7 @@ class Watch(eqx.Module):
             vmap_method="sequential",
         )
 
-    def end(self, result: Any) -> None:
+    def end(self, result: PyTree) -> None:
         """After the last step."""
         summary = {name: getattr(result, name) for name in result.SUMMARY}
         summary = jax.tree.map(lax.stop_gradient, summary)

@@ -15,7 +15,6 @@ inliers, |r_i| <= threshold, of the best model,
 from __future__ import annotations
 
 import functools as ft
-from typing import Any
 
 import equinox as eqx
 import jax
@@ -24,6 +23,7 @@ from jaxtyping import Array, Float, Int, Key, PyTree
 
 from ..functions import Lifted
 from ..jax_support.control_flow import while_loop
+from ..jax_support.types import TreeDef
 from ..solvers.global_search.draws import distinct
 
 
@@ -88,7 +88,7 @@ class Consensus(eqx.Module):
 
 @ft.partial(jax.jit, static_argnames=("treedef", "size", "batch"))
 def search_consensus(
-    treedef: Any, leaves: list[Array], key: Array, most: Array, confidence: Array,
+    treedef: TreeDef, leaves: list[Array], key: Array, most: Array, confidence: Array,
     *, size: int, batch: int,
 ) -> Consensus:  # fmt: skip
     """The best of as many samples as (2) asks for, at most ``most``."""

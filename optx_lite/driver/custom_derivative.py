@@ -10,7 +10,6 @@ from __future__ import annotations
 import abc
 import dataclasses
 import functools as ft
-from typing import Any
 
 import equinox as eqx
 import jax
@@ -18,9 +17,10 @@ import jax.numpy as jnp
 from jax import lax
 from jax.core import Tracer
 from jax.custom_derivatives import SymbolicZero
-from jaxtyping import Array
+from jaxtyping import Array, PyTree
 
 from ..jax_support.control_flow import in_mesh_of, vary_like
+from ..jax_support.types import TreeDef
 from .callbacks import is_staged
 
 
@@ -69,22 +69,22 @@ class Rule(abc.ABC):
         Of the solve's inputs; their leaves are all that it depends on.
     """
 
-    treedef: Any
+    treedef: TreeDef
 
     @abc.abstractmethod
-    def run(self, leaves: list[Array]) -> Any:
+    def run(self, leaves: list[Array]) -> PyTree:
         """The answer, a pytree of arrays."""
 
     @abc.abstractmethod
-    def tangents(self, answer: Any, moving: Moving) -> Any:
+    def tangents(self, answer: PyTree, moving: Moving) -> PyTree:
         """Tangents of the answer's floating parts, in a pytree of its structure; None for 0."""
 
-    def inputs(self, leaves: list[Any]) -> Any:
+    def inputs(self, leaves: list[PyTree]) -> PyTree:
         """The solve's inputs, with these leaves."""
         return jax.tree.unflatten(self.treedef, leaves)
 
 
-def differentiable(rule: Rule, leaves: list[Any]) -> Any:
+def differentiable(rule: Rule, leaves: list[PyTree]) -> PyTree:
     """The answer of a solve, with the derivative by its inputs' leaves that the rule gives."""
     if not any(isinstance(leaf, Tracer) for leaf in leaves):
         return _run(rule, leaves)  # nothing to differentiate
@@ -94,23 +94,23 @@ def differentiable(rule: Rule, leaves: list[Any]) -> Any:
     return with_derivative(rule, _run(rule, jax.tree.map(lax.stop_gradient, leaves)), leaves)
 
 
-def with_derivative(rule: Rule, answer: Any, leaves: list[Any]) -> Any:
+def with_derivative(rule: Rule, answer: PyTree, leaves: list[PyTree]) -> PyTree:
     """An answer, a constant so far, with the derivative by the leaves that the rule gives."""
     floats, others = eqx.partition(answer, eqx.is_inexact_array)
     return eqx.combine(_with_derivative(rule, floats, others, leaves), others)
 
 
 @ft.partial(jax.jit, static_argnums=0)
-def _run(rule: Rule, leaves: list[Array]) -> Any:
+def _run(rule: Rule, leaves: list[Array]) -> PyTree:
     return rule.run(leaves)
 
 
 @ft.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _with_derivative(rule: Rule, floats: Any, others: Any, leaves: list[Array]) -> Any:
+def _with_derivative(rule: Rule, floats: PyTree, others: PyTree, leaves: list[Array]) -> PyTree:
     return floats
 
 
-def _with_derivative_jvp(rule: Rule, primals: Any, tangents: Any) -> Any:
+def _with_derivative_jvp(rule: Rule, primals: PyTree, tangents: PyTree) -> PyTree:
     floats, others, leaves = primals
     floats = _with_derivative(rule, floats, others, leaves)
     places = tuple(
@@ -130,11 +130,11 @@ _with_derivative.defjvp(_with_derivative_jvp, symbolic_zeros=True)
 def _tangents(
     rule: Rule,
     places: tuple[int, ...],
-    floats: Any,
-    others: Any,
+    floats: PyTree,
+    others: PyTree,
     leaves: list[Array],
     dots: list[Array],
-) -> Any:
+) -> PyTree:
     moved = rule.tangents(eqx.combine(floats, others), Moving(leaves, places, dots))
     d_floats = jax.tree.map(
         lambda leaf, dot: jnp.zeros_like(leaf) if dot is None else dot, floats, moved

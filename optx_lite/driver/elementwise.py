@@ -15,9 +15,10 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
-from jaxtyping import Array
+from jaxtyping import Array, PyTree
 
 from ..jax_support.control_flow import explicit_spec, fori_loop, in_auto_mode, while_loop
+from ..jax_support.types import Number
 from ..problem.elementwise import ElementwiseProblem, NoDerivativeError, at_each, value_and_slope
 from ..results.elementwise import (
     BAD_INPUT,
@@ -51,7 +52,7 @@ class Found(NamedTuple):
         Of the bracket that is left.
     """
 
-    result: Any
+    result: PyTree
     width: Array
 
 
@@ -72,7 +73,7 @@ class Search(eqx.Module):
             state = work_off(task, size) if may_be_parted else task.run(task.begin(size))
         ended = jnp.where(state.status == RUNNING, status, state.status)
         state = eqx.tree_at(lambda state: state.status, state, ended.astype(state.status.dtype))
-        result: Any = _in_shape(solver.finish(state), problem.shape)
+        result: PyTree = _in_shape(solver.finish(state), problem.shape)
         return Found(result, result.bracket[-1] - result.bracket[0])
 
 
@@ -89,13 +90,16 @@ class Polished(eqx.Module):
         return Found(dataclasses.replace(result, x=x, f_x=f), width)
 
 
+Finder = Callable[[ElementwiseProblem, Watch | None], Found]
+
+
 def _polish(
     problem: ElementwiseProblem,
     x: Array,
     f: Array,
     bracket: tuple[Array, Array],
     wanted: Array,
-    box: tuple[Any, Any] = (-math.inf, math.inf),
+    box: tuple[Number, Number] = (-math.inf, math.inf),
 ) -> tuple[Array, Array]:
     """x and f after Newton's steps on f'; as they are where JAX can take no second derivative.
 
@@ -113,7 +117,7 @@ def _polish(
     terms = jnp.abs(f) + jnp.where(jnp.isfinite(terms), terms, 0)
     noise = DOUBT * jnp.finfo(x.dtype).eps * terms
 
-    def newton(_: Any, now: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+    def newton(_: object, now: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         x, slope, curvature = now
         to = jnp.clip(x - slope / curvature, *box)
         new = (to, *value_and_slope(problem.slope, to))
@@ -246,22 +250,24 @@ def _task(solver: AbstractElementwiseSolver, problem: ElementwiseProblem) -> tup
     return Task(solver, fun, first, points, given, problem.dtype, problem.wall), False
 
 
-def _in_shape(result: Any, shape: tuple[int, ...]) -> Any:
+def _in_shape(result: PyTree, shape: tuple[int, ...]) -> PyTree:
     return jax.tree.map(lambda leaf: leaf.reshape(shape), result)
 
 
-def _with_callback(task: Task, state: Any, watch: Watch, shape: tuple[int, ...]) -> tuple[Any, Any]:
+def _with_callback(
+    task: Task, state: PyTree, watch: Watch, shape: tuple[int, ...]
+) -> tuple[PyTree, PyTree]:
     """Step with a callback, which gets the bracket first, then every iteration."""
 
-    def report(state: Any, active: Any) -> Array:
+    def report(state: PyTree, active: Array) -> Array:
         result = _in_shape(task.solver.finish(state), shape)
         return watch.asks_for_the_end(result, active, active)
 
-    def more(carry: Any) -> Array:
+    def more(carry: PyTree) -> Array:
         state, stopped = carry
         return (task.count(state) > 0) & ~stopped
 
-    def turn(carry: Any) -> Any:
+    def turn(carry: PyTree) -> PyTree:
         active = more(carry)
         state = task.step(carry[0])
         return state, report(state, active)
@@ -296,7 +302,7 @@ class _Search(Rule):
 
         return in_auto_mode(tangents, given, self._spec_of(moving.leaves))
 
-    def _spec_of(self, leaves: list[Array]) -> Callable[[Any], PartitionSpec]:
+    def _spec_of(self, leaves: list[Array]) -> Callable[[jax.ShapeDtypeStruct], PartitionSpec]:
         """How an array of the answer is sharded: as those of the problem's shape are."""
         shape = self.inputs(leaves)[1].shape[:1]
         specs = [explicit_spec(leaf) for leaf in leaves if shape and leaf.shape[:1] == shape]
@@ -320,7 +326,7 @@ class _Search(Rule):
         return none._replace(result=dataclasses.replace(none.result, **fields))
 
 
-def solve(search: Any, problem: ElementwiseProblem, watch: Watch | None = None) -> Any:
+def solve(search: Finder, problem: ElementwiseProblem, watch: Watch | None = None) -> PyTree:
     """Run a search to its end; an answer with an x has the derivative of that x."""
     leaves, treedef = jax.tree.flatten((search, problem, watch))
     return differentiable(_Search(treedef), leaves).result

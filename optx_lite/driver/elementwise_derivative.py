@@ -24,13 +24,13 @@ from __future__ import annotations
 
 import functools as ft
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array
+from jaxtyping import Array, PyTree
 
+from ..jax_support.types import Number
 from ..problem.elementwise import (
     ElementwiseProblem,
     at_each,
@@ -76,13 +76,13 @@ def minimum_tangents(
     x_free = _usable(x, free, problem)
     curvature = value_and_slope(problem.slope, x_free)[1]
     d_free = -change.of(lambda problem: problem.slope(x_free)) * _reciprocal(curvature, free)
-    known = held | (success & stationary)
-    x = _usable(x, known, problem)
-    d_f = jnp.where(known, change.of(lambda problem: problem(x)), 0)
+    has_derivative = held | (success & stationary)
+    x = _usable(x, has_derivative, problem)
+    d_f = jnp.where(has_derivative, change.of(lambda problem: problem(x)), 0)
     d_f = d_f + jnp.where(held, problem.slope(x), 0) * d_limit
     return (
         d_free + d_limit + change.unknown(~(free | held)),
-        d_f + change.unknown(~known),
+        d_f + change.unknown(~has_derivative),
     )
 
 
@@ -163,7 +163,7 @@ class Change:
         The leaves.
     """
 
-    def __init__(self, problem_of: Callable[[list[Any]], ElementwiseProblem], moving: Moving):
+    def __init__(self, problem_of: Callable[[list[PyTree]], ElementwiseProblem], moving: Moving):
         self.problem_of = problem_of
         self.moving = moving
         self.values, self.dots = moving.values, moving.dots
@@ -216,7 +216,7 @@ class Change:
         """
         own = self._places(lambda problem: (problem.args, problem.points))
         dtype = self.problem_of(self.moving.leaves).dtype
-        weight: Any = 0
+        weight: Number = 0
         rows = []
         for k, (value, dot) in enumerate(zip(self.values, self.dots, strict=True)):
             move, dot = zero_that_moves(value).astype(dtype), dot.astype(dtype)
@@ -228,7 +228,7 @@ class Change:
         rows = jnp.exp(weight)[None] * jnp.stack(rows)
         return jnp.sum(nan_unless_zero(rows, where[None]), axis=0)
 
-    def _places(self, part: Callable[[Any], Any]) -> list[int]:
+    def _places(self, part: Callable[[PyTree], PyTree]) -> list[int]:
         """Where among the values the leaves of a part of the problem are."""
         numbers = list(range(len(self.moving.leaves)))
         chosen = set(jax.tree.leaves(part(self.problem_of(numbers))))

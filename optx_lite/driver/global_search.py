@@ -9,29 +9,47 @@ from __future__ import annotations
 
 import functools as ft
 from collections.abc import Callable
-from typing import Any
+from typing import Protocol
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.core import Tracer
-from jaxtyping import Array
+from jaxtyping import Array, PyTree
 
 from ..jax_support.control_flow import while_loop
+from ..jax_support.types import TreeDef
+from ..problem.global_search import SearchProblem
 from ..results.base import to_host
+from ..solvers.global_search.differential_evolution import DifferentialEvolution
 from .callbacks import AbstractListener, Watch, watched
 from .unknown import nan_where_moved
 
-Described = Callable[[Any, Any], tuple[Any, Array]]
+Described = Callable[[PyTree, PyTree], tuple[PyTree, Array]]
+
+
+class Steps(Protocol):
+    """What goes from state to state."""
+
+    def step(self, problem: PyTree, state: PyTree) -> PyTree:
+        """The next state."""
+
+    def running(self, state: PyTree) -> Array:
+        """Whether there is to be one, ()."""
+        ...
 
 
 def search(
-    solver: Any, problem: Any, start: Array, key: Array, listener: AbstractListener | None = None
-) -> Any:
+    solver: DifferentialEvolution,
+    problem: SearchProblem,
+    start: Array,
+    key: Array,
+    listener: AbstractListener | None = None,
+) -> PyTree:
     """Run a search on a population to its end."""
 
-    def run(watch: Watch | None) -> Any:
+    def run(watch: Watch | None) -> PyTree:
         leaves, treedef = jax.tree.flatten((solver, problem, start, key, watch))
         if not any(isinstance(leaf, Tracer) for leaf in leaves):
             return _run(treedef, leaves)
@@ -43,15 +61,19 @@ def search(
 
 
 def drive_search(
-    search: Any, problem: Any, start: Any, watch: Watch | None, described: Described
-) -> Any:
+    search: Steps,
+    problem: PyTree,
+    start: PyTree,
+    watch: Watch | None,
+    described: Described,
+) -> PyTree:
     """The last state from ``start`` on.
 
     ``described`` gives, of the states before and after a step, what the callback gets and whether
     it is called.
     """
 
-    def turn(state: Any) -> Any:
+    def turn(state: PyTree) -> PyTree:
         after = search.step(problem, state)
         if watch is None:
             return after
@@ -64,10 +86,10 @@ def drive_search(
 
 
 @ft.partial(jax.jit, static_argnums=0)
-def _run(treedef: Any, leaves: list[Array]) -> Any:
+def _run(treedef: TreeDef, leaves: list[Array]) -> PyTree:
     solver, problem, start, key, watch = jax.tree.unflatten(treedef, leaves)
 
-    def described(before: Any, after: Any) -> tuple[Any, Array]:
+    def described(before: PyTree, after: PyTree) -> tuple[PyTree, Array]:
         return solver.report(problem, after), solver.running(before)
 
     state = drive_search(solver, problem, solver.init(problem, start, key), watch, described)
@@ -77,7 +99,7 @@ def _run(treedef: Any, leaves: list[Array]) -> Any:
     return result
 
 
-def without_derivative(result: Any, leaves: list[Any]) -> Any:
+def without_derivative(result: PyTree, leaves: list[PyTree]) -> PyTree:
     """The result, whose derivative by any of the leaves is NaN."""
     floats, others = eqx.partition(result, eqx.is_inexact_array)
     causes = [leaf for leaf in leaves if eqx.is_inexact_array(leaf)]
@@ -85,12 +107,12 @@ def without_derivative(result: Any, leaves: list[Any]) -> Any:
 
 
 @jax.custom_jvp
-def _unknown(floats: Any, causes: list[Array]) -> Any:
+def _unknown(floats: PyTree, causes: list[Array]) -> PyTree:
     return floats
 
 
 @_unknown.defjvp
-def _unknown_jvp(primals: Any, tangents: Any) -> Any:
+def _unknown_jvp(primals: PyTree, tangents: PyTree) -> PyTree:
     floats, causes = primals
     moved = tangents[1]
 

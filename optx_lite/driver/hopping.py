@@ -8,8 +8,11 @@ from typing import Any
 import equinox as eqx
 import jax
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
+from ..jax_support.types import TreeDef
+from ..problem.base import AbstractProblem
+from ..solvers.base import AbstractSolver
 from .adjoint import ImplicitAdjoint, with_minimum_derivative
 from .callbacks import AbstractListener, Watch, watched
 from .global_search import drive_search, without_derivative
@@ -33,18 +36,24 @@ class Hopping(ImplicitAdjoint):
     """
 
     make: Any = eqx.field(static=True, default=None)
-    key: Any = None
+    key: Array | None = None
     listener: AbstractListener | None = eqx.field(static=True, default=None)
     found: dict = eqx.field(static=True, default_factory=dict)
 
-    def solve(self, solver: Any, problem: Any, x0: Array, watch: Any = None) -> Any:
+    def solve(
+        self,
+        solver: AbstractSolver,
+        problem: AbstractProblem,
+        x0: Array,
+        watch: Watch | None = None,
+    ) -> PyTree:
         """The best minimum."""
         if watch is not None:
             raise ValueError("`minimizer_kwargs` must not have a callback or disp.")
         hopping = self.make(solver, x0, problem.restore_x)
         inputs = hopping, problem, x0, self.key
 
-        def run(watch: Watch | None) -> Any:
+        def run(watch: Watch | None) -> PyTree:
             leaves, treedef = jax.tree.flatten((*inputs, watch))
             return _run(treedef, lax.stop_gradient(leaves))
 
@@ -56,10 +65,10 @@ class Hopping(ImplicitAdjoint):
 
 
 @ft.partial(jax.jit, static_argnums=0)
-def _run(treedef: Any, leaves: list[Array]) -> Any:
+def _run(treedef: TreeDef, leaves: list[Array]) -> PyTree:
     hopping, problem, x0, key, watch = jax.tree.unflatten(treedef, leaves)
 
-    def described(before: Any, after: Any) -> tuple[Hop, Array]:
+    def described(before: PyTree, after: PyTree) -> tuple[Hop, Array]:
         hop = Hop(after.trial, after.trial_value, after.best.fun, after.accepted, after.nit)
         return hop, after.nit > before.nit
 

@@ -6,22 +6,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import equinox as eqx
 import equinox.internal as eqxi
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array
+from jaxtyping import Array, PyTree
 
 from ..jax_support import control_flow as control_flow
 from ..jax_support.xla import in_one_loop
+from ..problem.base import AbstractProblem
 from ..results.base import UNSOLVED
 from ..solvers import AbstractSolver
 from .callbacks import Watch
 
-Loop = Callable[[Callable[[Any], Array], Callable[[Any], Any], Any], Any]
+Loop = Callable[[Callable[[PyTree], Array], Callable[[PyTree], PyTree], PyTree], PyTree]
 
 
 class Checkpointed(eqx.Module):
@@ -34,7 +34,7 @@ class Checkpointed(eqx.Module):
     max_steps: int = eqx.field(static=True)
     checkpoints: int | None = eqx.field(static=True, default=None)
 
-    def __call__(self, cond: Callable, body: Callable, state: Any) -> Any:
+    def __call__(self, cond: Callable, body: Callable, state: PyTree) -> PyTree:
         """The last state, as `jax.lax.while_loop` has it."""
         return eqxi.while_loop(
             cond,
@@ -51,10 +51,10 @@ class FixedSteps(eqx.Module):
 
     steps: int = eqx.field(static=True)
 
-    def __call__(self, cond: Callable, body: Callable, state: Any) -> Any:
+    def __call__(self, cond: Callable, body: Callable, state: PyTree) -> PyTree:
         """The last state, as `jax.lax.while_loop` has it."""
 
-        def turn(state: Any, _: None) -> tuple[Any, None]:
+        def turn(state: PyTree, _: None) -> tuple[PyTree, None]:
             return control_flow.cond(cond(state), lambda: body(state), lambda: state), None
 
         return control_flow.scan(turn, state, None, length=self.steps)[0]
@@ -62,17 +62,17 @@ class FixedSteps(eqx.Module):
 
 def drive(
     solver: AbstractSolver,
-    problem: Any,
+    problem: AbstractProblem,
     x0: Array,
     watch: Watch | None = None,
     loop: Loop = control_flow.while_loop,
-) -> Any:
+) -> PyTree:
     """From a flat x0 to the `Result` on flat vectors.
 
     With a ``watch`` the callback and the log get every step, and may end the solve.
     """
 
-    def body(state: Any) -> Any:
+    def body(state: PyTree) -> PyTree:
         if watch is None:
             return solver.step(problem, state)
         if loop is control_flow.while_loop:
@@ -85,7 +85,7 @@ def drive(
         status = watch.step(report, solver.running(problem, state), moved, after.status)
         return eqx.tree_at(lambda s: s.status, after, status)
 
-    def cond(state: Any) -> Array:
+    def cond(state: PyTree) -> Array:
         return solver.running(problem, state)
 
     result = solver.finish(problem, loop(cond, body, solver.init(problem, x0)))
@@ -94,7 +94,7 @@ def drive(
     return result
 
 
-def _step_as_one(solver: AbstractSolver, problem: Any, state: Any) -> Any:
+def _step_as_one(solver: AbstractSolver, problem: AbstractProblem, state: PyTree) -> PyTree:
     """A step which XLA rounds as in a loop without a callback."""
     return in_one_loop(
         lambda now: now.nfev == state.nfev, lambda now: solver.step(problem, now), state
@@ -104,7 +104,9 @@ def _step_as_one(solver: AbstractSolver, problem: Any, state: Any) -> Any:
 _traced_once = jax.jit(drive, inline=True)
 
 
-def drive_as_one(solver: AbstractSolver, problem: Any, x0: Array, watch: Watch | None) -> Any:
+def drive_as_one(
+    solver: AbstractSolver, problem: AbstractProblem, x0: Array, watch: Watch | None
+) -> PyTree:
     """`drive` inside a loop which turns once, so that XLA makes one function of all of it."""
     shapes = jax.eval_shape(_traced_once, solver, problem, x0, watch)
     blank = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)

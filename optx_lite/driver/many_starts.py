@@ -19,17 +19,20 @@ fills the box evenly are not; they see more, so (1) to (3) err on the careful si
 from __future__ import annotations
 
 import functools as ft
-from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, DTypeLike, Float, Int, PyTree
 
 from ..jax_support.control_flow import while_loop
+from ..jax_support.types import Number
+from ..problem.base import AbstractProblem
 from ..problem.pytrees import widest
+from ..solvers.base import AbstractSolver
 from .adjoint import ImplicitAdjoint, with_minimum_derivative
+from .callbacks import Watch
 from .global_search import without_derivative
 from .refill import Found, nothing_found, solve_batch
 
@@ -59,12 +62,18 @@ class ManyStarts(ImplicitAdjoint):
     door. What the starts have found is left in ``record``, for the caller.
     """
 
-    starts: Any = None  # a pytree of arrays (k, ...)
-    rtol: Any = None
+    starts: PyTree = None  # a pytree of arrays (k, ...)
+    rtol: Number | None = None
     batch: int = eqx.field(static=True, default=1)
     record: dict = eqx.field(static=True, default_factory=dict)
 
-    def solve(self, solver: Any, problem: Any, x0: Array, watch: Any = None) -> Any:
+    def solve(
+        self,
+        solver: AbstractSolver,
+        problem: AbstractProblem,
+        x0: Array,
+        watch: Watch | None = None,
+    ) -> PyTree:
         """The best of all."""
         if watch is not None:
             raise ValueError("`multistart` takes a `solve` without callback and without report.")
@@ -80,7 +89,7 @@ class ManyStarts(ImplicitAdjoint):
         return with_minimum_derivative(solver, problem, found.best, self.unconverged)
 
 
-def flat(lanes: Any) -> Array:
+def flat(lanes: PyTree) -> Array:
     """A pytree of arrays (k, ...) as one array (k, n)."""
     leaves = jax.tree.leaves(lanes)
     dtype = widest(leaf.dtype for leaf in leaves)
@@ -89,7 +98,7 @@ def flat(lanes: Any) -> Array:
 
 @ft.partial(jax.jit, static_argnums=0)
 def _search(
-    static: Any, leaves: list[Array], starts: Array, rtol: Array
+    static: PyTree, leaves: list[Array], starts: Array, rtol: Array
 ) -> tuple[Array, Found, Census]:
     """Batch after batch, until (1) says that no minimum is missing."""
     treedef, batch = static
@@ -110,7 +119,7 @@ def _search(
     return while_loop(more, next_batch, carry)
 
 
-def enough(basin: Array, dtype: Any) -> Array:
+def enough(basin: Array, dtype: DTypeLike) -> Array:
     """Whether (1) expects less than half a minimum more: Boender & Rinnooy Kan's rule."""
     return what_is_unseen(basin, dtype).expected_minima < jnp.sum(basin > 0).astype(dtype) + 0.5
 
@@ -160,7 +169,7 @@ class Unseen(eqx.Module):
     missed_share: Float[Array, ""]
 
 
-def what_is_unseen(basin: Array, dtype: Any) -> Unseen:
+def what_is_unseen(basin: Array, dtype: DTypeLike) -> Unseen:
     """From the sizes of the basins, (k,), 0 where there is none."""
     tries = jnp.sum(basin).astype(dtype)
     found = jnp.sum(basin > 0).astype(dtype)

@@ -56,12 +56,11 @@ from __future__ import annotations
 
 import functools as ft
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool
+from jaxtyping import Array, Bool, PyTree
 
 from ..jax_support.control_flow import shard_like, while_loop, zeros_like
 from ..jax_support.xla import full_precision
@@ -88,7 +87,7 @@ DENSE = 500  # variables: up to here a minimiser's Hessian is written out
 def minimum_tangents(
     problem_of: Callable[[list[Array]], AbstractProblem],
     result: AbstractResult,
-    known: Bool[Array, ""],
+    has_derivative: Bool[Array, ""],
     moving: Moving,
 ) -> dict[str, Array | None]:
     """d x by (1), and with it d of the fields which follow from x, by their names.
@@ -99,16 +98,16 @@ def minimum_tangents(
         From the solve's leaves to the problem.
     result : Result or MinimizeResult
         On flat vectors.
-    known : array of bool, ()
+    has_derivative : array of bool, ()
         Whether there is a derivative, as far as the solve can say; it is NaN elsewhere.
     moving : Moving
         The leaves.
     """
-    x, *values = [still_unless(known, value) for value in (result.x, *moving.values)]
+    x, *values = [still_unless(has_derivative, value) for value in (result.x, *moving.values)]
     problem = problem_of(moving.with_values(values))
     unit, size = problem.units(result)
     unit = _balanced(unit, size)
-    dots = [jnp.where(known, dot, 0) for dot in moving.dots]  # see `unknown`
+    dots = [jnp.where(has_derivative, dot, 0) for dot in moving.dots]  # see `unknown`
 
     def problem_with(values: list[Array]) -> AbstractProblem:
         return problem_of(moving.with_values(values))
@@ -129,7 +128,7 @@ def minimum_tangents(
 
     dense = problem.dense or x.shape[0] <= DENSE
     hessian = (_Dense if dense else _ByProducts)(hessian_times, size)
-    known = known & _in_range(hessian.unit)
+    has_derivative = has_derivative & _in_range(hessian.unit)
     free, d_bound = jnp.ones(x.shape, bool), jnp.zeros_like(x)
     rhs = -hessian.unit * change(dots)
     if problem.bounded:
@@ -138,7 +137,7 @@ def minimum_tangents(
             *lax.stop_gradient((sides, x, grad, size)),
             hessian.fixed(ft.partial(hessian_times, linear=fixed)),
         )
-        known = known & settled
+        has_derivative = has_derivative & settled
         free, d_bound = held == 0, jnp.where(held == 0, 0, jnp.where(held > 0, *d_sides[::-1]))
         rhs = jnp.where(free, rhs - hessian.times(d_bound / hessian.unit), 0)
 
@@ -147,22 +146,24 @@ def minimum_tangents(
         return jnp.where(free, lax.stop_gradient(hessian.unit) * change(shaken, fixed), 0)
 
     d_x = d_bound + hessian.unit * hessian.solve(rhs, free, probe)
-    d_x = jnp.where(known, d_x, 0)
+    d_x = jnp.where(has_derivative, d_x, 0)
 
     def describe(x: Array, values: list[Array]) -> dict[str, Array]:
         return problem_with(values).describe(x)
 
     _, described = jax.jvp(describe, (x, values), (d_x, dots))
     moved = {"x": d_x, **described}
-    return jax.tree.map(ft.partial(_where_known, known, moving.values, moving.dots), moved)
+    return jax.tree.map(ft.partial(_nan_without, has_derivative, moving.values, moving.dots), moved)
 
 
-def _where_known(
-    known: Array, values: list[Array], d_given: list[Array], d_field: Array
+def _nan_without(
+    has_derivative: Array, values: list[Array], d_given: list[Array], d_field: Array
 ) -> Array | None:
     if d_field.dtype == jax.dtypes.float0:  # of integers, as a sparse array's places
         return None
-    return jnp.where(known, d_field, 0) + nan_where_moved(values, d_given, ~known, d_field)
+    return jnp.where(has_derivative, d_field, 0) + nan_where_moved(
+        values, d_given, ~has_derivative, d_field
+    )
 
 
 class _Dense:
@@ -282,7 +283,7 @@ def _unit_diagonal(curvature: Array, size: Array) -> Array:
     return power_of_two(of_size + jnp.where(there, relative, largest), size.dtype)
 
 
-def _sides(problem: Any) -> tuple[Array, Array]:
+def _sides(problem: AbstractProblem) -> tuple[Array, Array]:
     return problem.lower, problem.upper
 
 
@@ -300,7 +301,7 @@ def _held(
     fixed = lower == upper
     held = jnp.where((side != 0) & (jnp.abs(grad) > enough), -side, jnp.where(fixed, -1, 0))
 
-    def turn(state: Any) -> Any:
+    def turn(state: PyTree) -> PyTree:
         held, _, _, count = state
         onto = jnp.where(held < 0, low, jnp.where(held > 0, high, 0)) / hessian.unit
         slope = hessian.unit * grad

@@ -11,9 +11,10 @@ from typing import Any
 import equinox as eqx
 import equinox.internal as eqxi
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PyTree
 
 from ..jax_support.control_flow import while_loop
+from ..problem.base import AbstractProblem
 from ..problem.pytrees import ravel
 from ..results.base import to_host
 from ..solvers import AbstractSolver
@@ -52,7 +53,7 @@ class ProgressBar:
         unit = " steps" if lanes is None else " lanes"
         self.bar = tqdm(**{"total": lanes, "unit": unit} | options)
 
-    def __call__(self, intermediate_result: Any) -> None:
+    def __call__(self, intermediate_result: PyTree) -> None:
         """After an accepted step."""
         if self.lanes is None:
             value, optimality = intermediate_result.value, intermediate_result.optimality
@@ -100,7 +101,9 @@ class History(eqx.Module):
     count: Int[Array, ""]
 
 
-def record(solver: AbstractSolver, problem: Any, x0: Any, length: int = 200) -> tuple[Any, History]:
+def record(
+    solver: AbstractSolver, problem: AbstractProblem, x0: PyTree, length: int = 200
+) -> tuple[PyTree, History]:
     """Run a solver, as `run` does, and keep its history.
 
     Inside ``jit`` and ``vmap`` too; the answer has no derivative, for which `run` is there.
@@ -143,11 +146,13 @@ def record(solver: AbstractSolver, problem: Any, x0: Any, length: int = 200) -> 
 
 
 @eqx.filter_jit
-def _record(solver: AbstractSolver, problem: Any, x: Array, length: int) -> tuple[Any, History]:
+def _record(
+    solver: AbstractSolver, problem: AbstractProblem, x: Array, length: int
+) -> tuple[PyTree, History]:
     blank = jnp.full((length,), jnp.nan, x.dtype)
     history = History(blank, blank, blank, jnp.zeros((), jnp.int32))
 
-    def turn(carry: tuple[Any, History]) -> tuple[Any, History]:
+    def turn(carry: tuple[PyTree, History]) -> tuple[PyTree, History]:
         state, past = carry
         after = solver.step(problem, state)
         report, _ = solver.report(problem, state, after)

@@ -11,8 +11,8 @@ A step of a wide block is cheaper by lane and a narrow one wastes less at the en
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
-from typing import Any
 
 import equinox as eqx
 import jax
@@ -49,7 +49,7 @@ class Found(eqx.Module):
     value: Float[Array, " k"]
     success: Bool[Array, " k"]
     nfev: Int[Array, " k"]
-    best: Any  # of whatever family the solver is
+    best: PyTree  # of whatever family the solver is
     number: Int[Array, ""]
 
 
@@ -89,72 +89,96 @@ def solve_batch(
         lane_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
         wide = min(batch, max(LEAST, 2 * CACHE // lane_bytes))
 
-    def begin(numbers: Array) -> tuple[Any, Array]:
+    def begin(numbers: Array) -> tuple[PyTree, Array]:
         numbers = first + numbers
         return jax.vmap(lambda x: solver.init(problem, x))(starts[numbers]), numbers
 
     narrow = wide // PART if batch > LEAST else 0
-    lanes = _work(solver, problem, begin, wide, batch, wide // 2 if narrow else 0, found)
+    count = starts.shape[0]
+    work = _Work(solver, problem, begin, wide, batch, wide // 2 if narrow else 0, count)
+    lanes = work.done(found)
     if not narrow:
         return lanes.found
-    active = _running(solver, problem, lanes.states) & (lanes.number < starts.shape[0])
+    active = work.active(lanes.states, lanes.number)
     order = jnp.argsort(~active, stable=True).astype(jnp.int32)
 
-    def resume(places: Array) -> tuple[Any, Array]:
+    def resume(places: Array) -> tuple[PyTree, Array]:
         own = order[places]
         return jax.tree.map(lambda leaf: leaf[own], lanes.states), lanes.number[own]
 
     left = jnp.sum(active, dtype=jnp.int32)
-    return _work(solver, problem, resume, narrow, left, 0, lanes.found).found
+    return _Work(solver, problem, resume, narrow, left, 0, count).done(lanes.found).found
 
 
-def _running(
-    solver: AbstractSolver, problem: AbstractProblem, states: Any
-) -> Bool[Array, " width"]:
-    return jax.vmap(lambda state: solver.running(problem, state))(states)
+@dataclasses.dataclass(frozen=True)
+class _Work:
+    """A queue of ``total`` solves, gone through until no more than ``leave`` of them are left.
 
-
-def _work(
-    solver: AbstractSolver, problem: AbstractProblem, fetch: Fetch, width: int, total: int | Array,
-    leave: int, found: Found,
-) -> _Lanes:  # fmt: skip
-    """Go through ``total`` solves, until no more than ``leave`` of them are left.
-
-    ``fetch`` gives the states and the numbers of those in places 0, 1, ... of the queue.
+    ``fetch`` gives the states and the numbers of those in places 0, 1, ... of the queue; ``count``
+    is the number of a lane that is empty.
     """
-    count = found.x.shape[0]
-    portion = max(1, width // PART)
 
-    def active_of(states: Any, number: Array) -> Array:
-        return _running(solver, problem, states) & (number < count)
+    solver: AbstractSolver
+    problem: AbstractProblem
+    fetch: Fetch
+    width: int
+    total: int | Array
+    leave: int
+    count: int
 
-    def left(states: Any, number: Array) -> Array:
-        return jnp.sum(active_of(states, number), dtype=jnp.int32)
+    def done(self, found: Found) -> _Lanes:
+        """The lanes, ``width`` of them, at the end."""
+        place = jnp.arange(self.width, dtype=jnp.int32)
+        states, number = self.fetch(jnp.minimum(place, jnp.maximum(self.total - 1, 0)))
+        taken = jnp.asarray(jnp.minimum(self.total, self.width), jnp.int32)
+        number = jnp.where(place < self.total, number, self.count)
+        return while_loop(self._goes_on, self._turn, _Lanes(states, number, taken, found))
 
-    def step(states: Any, number: Array) -> Any:
-        after = jax.vmap(lambda state: solver.step(problem, state))(states)
-        return where(active_of(states, number), after, states)
+    def active(self, states: PyTree, number: Array) -> Bool[Array, " width"]:
+        """Which lanes are at work."""
+        running = jax.vmap(lambda state: self.solver.running(self.problem, state))(states)
+        return running & (number < self.count)
 
-    def turn(lanes: _Lanes) -> _Lanes:
-        most = jnp.where(lanes.taken < total, width - portion, leave)
+    def _left(self, states: PyTree, number: Array) -> Int[Array, ""]:
+        return jnp.sum(self.active(states, number), dtype=jnp.int32)
+
+    def _step(self, states: PyTree, number: Array) -> PyTree:
+        after = jax.vmap(lambda state: self.solver.step(self.problem, state))(states)
+        return where(self.active(states, number), after, states)
+
+    def _goes_on(self, lanes: _Lanes) -> Bool[Array, ""]:
+        active = self.active(lanes.states, lanes.number)
+        handed_in = jnp.all(active | (lanes.number == self.count))
+        left = jnp.sum(active, dtype=jnp.int32)
+        return (lanes.taken < self.total) | ~handed_in | (left > self.leave)
+
+    @property
+    def _portion(self) -> int:
+        """How many lanes take new states at once."""
+        return max(1, self.width // PART)
+
+    def _turn(self, lanes: _Lanes) -> _Lanes:
+        """Steps until a portion of the lanes has ended, which then is exchanged."""
+        most = jnp.where(lanes.taken < self.total, self.width - self._portion, self.leave)
         states = while_loop(
-            lambda states: left(states, lanes.number) > most,
-            lambda states: step(states, lanes.number),
+            lambda states: self._left(states, lanes.number) > most,
+            lambda states: self._step(states, lanes.number),
             lanes.states,
         )
-        return exchange(eqx.tree_at(lambda lanes: lanes.states, lanes, states))
+        return self._exchange(eqx.tree_at(lambda lanes: lanes.states, lanes, states))
 
-    def exchange(lanes: _Lanes) -> _Lanes:
+    def _exchange(self, lanes: _Lanes) -> _Lanes:
         """Of a portion of the lanes that have ended, the results for new states."""
-        active = active_of(lanes.states, lanes.number)
+        count, total = self.count, self.total
+        active = self.active(lanes.states, lanes.number)
         rank = jnp.where(active, 2, jnp.where(lanes.number == count, 1, 0))  # empty lanes later
-        chosen = jnp.argsort(rank, stable=True)[:portion].astype(jnp.int32)
+        chosen = jnp.argsort(rank, stable=True)[: self._portion].astype(jnp.int32)
         free = ~active[chosen]
         old = jax.tree.map(lambda leaf: leaf[chosen], lanes.states)
         number = jnp.where(free, lanes.number[chosen], count)
-        found = _handed_in(lanes.found, solver, problem, old, number)
+        found = _handed_in(lanes.found, self.solver, self.problem, old, number)
         place = lanes.taken + jnp.cumsum(free, dtype=jnp.int32) - 1
-        new, new_number = fetch(jnp.clip(place, 0, jnp.maximum(total - 1, 0)))
+        new, new_number = self.fetch(jnp.clip(place, 0, jnp.maximum(total - 1, 0)))
         filled = free & (place < total)
         new_number = jnp.where(filled, new_number, jnp.where(free, count, lanes.number[chosen]))
         return _Lanes(
@@ -167,20 +191,9 @@ def _work(
             found=found,
         )  # fmt: skip
 
-    def going_on(lanes: _Lanes) -> Array:
-        active = active_of(lanes.states, lanes.number)
-        handed_in = jnp.all(active | (lanes.number == count))
-        return (lanes.taken < total) | ~handed_in | (jnp.sum(active, dtype=jnp.int32) > leave)
-
-    place = jnp.arange(width, dtype=jnp.int32)
-    states, number = fetch(jnp.minimum(place, jnp.maximum(total - 1, 0)))
-    taken = jnp.asarray(jnp.minimum(total, width), jnp.int32)
-    lanes = _Lanes(states, jnp.where(place < total, number, count), taken, found)
-    return while_loop(going_on, turn, lanes)
-
 
 def _handed_in(
-    found: Found, solver: AbstractSolver, problem: AbstractProblem, states: Any, number: Array
+    found: Found, solver: AbstractSolver, problem: AbstractProblem, states: PyTree, number: Array
 ) -> Found:
     """With the results of states that have ended; ``number`` k where there is none."""
     results = jax.vmap(lambda state: solver.finish(problem, state))(states)
@@ -197,7 +210,7 @@ def _handed_in(
     )  # fmt: skip
 
 
-def _lowest(found: Found, results: Any, fine: Array, number: Array) -> tuple[Any, Array]:
+def _lowest(found: Found, results: PyTree, fine: Array, number: Array) -> tuple[PyTree, Array]:
     """The best result so far and its number: of equal ones the first."""
     count = found.x.shape[0]
     best = found.best

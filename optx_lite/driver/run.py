@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from jaxtyping import Array, PyTree
 
-from jaxtyping import Array
-
+from ..problem.base import AbstractProblem
 from ..problem.pytrees import ravel
 from ..results.base import to_host
 from ..solvers import AbstractSolver
@@ -16,7 +15,12 @@ from .callbacks import Listener, watched
 IMPLICIT = ImplicitAdjoint()
 
 
-def run(solver: AbstractSolver, problem: Any, x0: Any, adjoint: AbstractAdjoint = IMPLICIT) -> Any:
+def run(
+    solver: AbstractSolver,
+    problem: AbstractProblem,
+    x0: PyTree,
+    adjoint: AbstractAdjoint = IMPLICIT,
+) -> PyTree:
     """Run a solver on a problem, from x0 to the result.
 
     Parameters
@@ -53,11 +57,11 @@ def run(solver: AbstractSolver, problem: Any, x0: Any, adjoint: AbstractAdjoint 
 
 def solve(
     solver: AbstractSolver,
-    problem: Any,
+    problem: AbstractProblem,
     x: Array,
     adjoint: AbstractAdjoint,
     listener: Listener | None,
-) -> Any:
+) -> PyTree:
     """From a flat x to the result in the user's structures, perhaps with a callback."""
     inputs = traced(solver, problem, x), problem, x
     if listener is None:

@@ -6,11 +6,11 @@ whose other factor is 0, and so from a lane that has failed to what it shares wi
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
+
+from ..jax_support.types import Number
 
 
 def nan_where_moved(values: list[Array], dots: list[Array], where: Array, like: Array) -> Array:
@@ -19,8 +19,8 @@ def nan_where_moved(values: list[Array], dots: list[Array], where: Array, like: 
     As a linear function of the tangents ``dots`` of ``values``, which JAX can transpose: where a
     cotangent is not 0, those of all values become NaN.
     """
-    weight: Any = 0
-    total: Any = 0
+    weight: Number = 0
+    total: Number = 0
     for value, dot in zip(values, dots, strict=True):
         weight = weight + jnp.sum(zero_that_moves(value)).astype(like.dtype)
         total = total + jnp.sum(one_unless_zero(dot)).astype(like.dtype)
@@ -35,9 +35,9 @@ def zero_that_moves(value: Array) -> Array:
     return value - lax.stop_gradient(value)
 
 
-def still_unless(known: Array, value: Array) -> Array:
-    """The value, which moves only where ``known``: no derivative of what follows comes back."""
-    return jnp.where(known, value, lax.stop_gradient(value))
+def still_unless(has_derivative: Array, value: Array) -> Array:
+    """The value, which moves only where it has a derivative: none of what follows comes back."""
+    return jnp.where(has_derivative, value, lax.stop_gradient(value))
 
 
 def one_unless_zero(tangent: Array) -> Array:
@@ -47,20 +47,20 @@ def one_unless_zero(tangent: Array) -> Array:
     reverse mode, which multiplies it by 0.) The transpose hands on the NaN of `nan_unless_zero`.
     """
 
-    def solve(_: Any, tangent: Array) -> Array:
+    def solve(_: object, tangent: Array) -> Array:
         moves = (tangent != 0).astype(tangent.dtype)
         return jnp.where(jnp.isnan(tangent), tangent, moves)
 
     return lax.custom_linear_solve(lambda y: y, tangent, solve, symmetric=True)
 
 
-def nan_unless_zero(tangent: Array, where: Any = True) -> Array:
+def nan_unless_zero(tangent: Array, where: Array | bool = True) -> Array:
     """NaN ``where`` a tangent is not 0, 0 elsewhere; the transpose does the same.
 
     To JAX it is a linear system whose matrix is the identity: such a solver it does not look into.
     """
 
-    def solve(_: Any, tangent: Array) -> Array:
+    def solve(_: object, tangent: Array) -> Array:
         return jnp.where(where & (tangent != 0), jnp.nan, 0).astype(tangent.dtype)
 
     return lax.custom_linear_solve(lambda y: y, tangent, solve, symmetric=True)

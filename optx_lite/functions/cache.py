@@ -7,8 +7,10 @@ import weakref
 from typing import Any
 
 from jax.sharding import AbstractMesh
+from jaxtyping import PyTree
 
 from ..jax_support.control_flow import explicit_mesh
+from ..jax_support.types import TreeDef
 from .constants import LiftedJaxpr, Number
 from .jax_internals import ClosedJaxpr, Jaxpr
 from .mesh import without_mesh
@@ -47,8 +49,8 @@ class Structure:
         self,
         key: tuple,
         jaxpr: Jaxpr,
-        out_tree: Any,
-        avals: tuple[tuple[Any, ...], tuple[Any, ...]],
+        out_tree: TreeDef,
+        avals: tuple[tuple[PyTree, ...], tuple[PyTree, ...]],
     ):
         self.key = key
         self.jaxpr = jaxpr
@@ -80,7 +82,7 @@ class Structure:
     def __deepcopy__(self, _: Any) -> Structure:
         return self  # nothing in it changes
 
-    def __reduce__(self) -> Any:
+    def __reduce__(self) -> PyTree:
         raise TypeError(
             "A problem cannot be pickled, since it holds a traced function: pickle the function "
             "and its arguments, and make the problem of them anew. Results can be pickled."
@@ -97,7 +99,7 @@ _STRUCTURES: weakref.WeakValueDictionary[tuple, Structure] = weakref.WeakValueDi
 _LOCK = threading.RLock()
 
 
-def structure_of(parts: LiftedJaxpr, closed: ClosedJaxpr, out_tree: Any) -> Structure:
+def structure_of(parts: LiftedJaxpr, closed: ClosedJaxpr, out_tree: TreeDef) -> Structure:
     """That of a traced function: the one in use, if there is one which computes the same."""
     numbers = tuple((kind, len(values)) for kind, values in parts.numbers)
     with _LOCK:

@@ -15,7 +15,9 @@ Numbers that remain in the jaxpr, so that a function with others is another func
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
+
+from jaxtyping import DTypeLike
 
 from .frozen_rules import Freezer
 from .hoisting import Hoister, Scope
@@ -25,7 +27,7 @@ from .jax_internals import ClosedJaxpr, Jaxpr, Var, has_effects_on_inputs
 class Number(NamedTuple):
     """Of what type a lifted number is."""
 
-    dtype: Any
+    dtype: DTypeLike
     weak_type: bool
 
 

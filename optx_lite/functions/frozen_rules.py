@@ -14,7 +14,9 @@ from typing import Any
 
 import jax
 import jax.core
+from jaxtyping import PyTree
 
+from ..jax_support.types import Options
 from . import jax_internals as internals
 from .hoisting import Atom, Hoister, Input, Scope, with_operands
 from .jax_internals import AbstractValue, ClosedJaxpr, JaxprEqn, TracedRules, Var
@@ -47,7 +49,7 @@ class FrozenRules:
         self.zeros = traced.zeros
         self.residuals = traced.residuals
 
-    def params(self, eqn: JaxprEqn) -> dict[str, Any]:
+    def params(self, eqn: JaxprEqn) -> Options:
         """The parameters which stand for the rules in an equation."""
         if self.residuals is None:
             return internals.other_rules(eqn, [FrozenCall(self, self._jvp)], ())
@@ -63,7 +65,7 @@ class FrozenRules:
     def _forward(self, *_: bool) -> tuple:
         return self.jaxprs[0].jaxpr, []
 
-    def _backward(self, *values: Any) -> Any:
+    def _backward(self, *values: Any) -> PyTree:
         computed = iter(jax.core.eval_jaxpr(self.jaxprs[1].jaxpr, [], *values))
         zeros = map(internals.zero_cotangent, self.group.avals)
         cotangents = [next(computed) if z is None else z for z in self.zeros]

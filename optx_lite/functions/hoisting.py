@@ -25,7 +25,7 @@ _EXPONENTS_KNOWN_TO_XLA = (-1.0, 0.5, 1.0, 2.0, 3.0)
 class Input(NamedTuple):
     """Something that stood in a jaxpr and is to come in from outside."""
 
-    aval: Any
+    aval: Any  # an `AbstractValue`, of arrays
     value: Any
     is_number: bool
 
@@ -73,7 +73,7 @@ class Hoister:
             for var, const in zip(jaxpr.constvars, closed.consts, strict=True)
         }
 
-        def read(atom: Any) -> Atom:
+        def read(atom: Atom) -> Atom:
             if not isinstance(atom, Literal):
                 return env.get(atom, atom)
             if _is_array(atom.val):

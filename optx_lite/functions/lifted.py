@@ -10,7 +10,8 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array
+from jax.core import ShapedArray
+from jaxtyping import Array, PyTree
 
 from ..jax_support.control_flow import in_explicit_mode, vary_with
 from .cache import Structure
@@ -32,10 +33,10 @@ class Lifted(eqx.Module):
 
     """
 
-    consts: tuple[Any, ...]
+    consts: tuple[PyTree, ...]
     structure: Structure = eqx.field(static=True)
 
-    def __call__(self, *args: Any) -> Any:
+    def __call__(self, *args: Any) -> PyTree:
         """Compute the function from arguments of the examples' shapes and dtypes.
 
         Only their leaves count, in their order; and not those that were constants to `lift`,
@@ -52,7 +53,7 @@ class Lifted(eqx.Module):
             raise
         return jax.tree.unflatten(self.structure.out_tree, out)
 
-    def bindings(self, *args: Any) -> tuple[list[Any], list[Any]]:
+    def bindings(self, *args: Any) -> tuple[list[PyTree], list[PyTree]]:
         """What the jaxpr's variables stand for: those of constants, then of these arguments."""
         jaxpr, constants = self.structure.jaxpr, self._constants()
         # Which of them JAX itself counts as constants differs between its versions.
@@ -62,7 +63,7 @@ class Lifted(eqx.Module):
         return captured, list(zip(of_leaves, self._leaves(args), strict=True))
 
     @property
-    def out_shape(self) -> Any:
+    def out_shape(self) -> PyTree:
         """The result's pytree of `jax.ShapeDtypeStruct`, without computing anything."""
         shapes = [
             vary_with(jax.ShapeDtypeStruct(a.shape, a.dtype), a) for a in self.structure.out_avals
@@ -92,7 +93,7 @@ def _one_by_one(vector: Array, number: Number, count: int) -> list[Array]:
     return [lax.squeeze(part, (0,)) for part in lax.split(vector, (1,) * count)]
 
 
-def communicates(tree: Any) -> bool:
+def communicates(tree: PyTree) -> bool:
     """Whether a function in a pytree uses other lanes of a `vmap`, as `jax.lax.psum` does."""
     functions = jax.tree.leaves(tree, is_leaf=lambda node: isinstance(node, Lifted))
     return any(
@@ -103,7 +104,7 @@ def communicates(tree: Any) -> bool:
     )
 
 
-def _as_traced(leaf: Any, aval: Any) -> Array:
+def _as_traced(leaf: Any, aval: ShapedArray) -> Array:
     if not isinstance(leaf, jax.Array):
         leaf = jnp.asarray(leaf, None if hasattr(leaf, "dtype") else aval.dtype)
     if leaf.shape != aval.shape or leaf.dtype != aval.dtype:
@@ -114,7 +115,7 @@ def _as_traced(leaf: Any, aval: Any) -> Array:
     return vary_with(leaf, aval)
 
 
-def inputs(tree: Any) -> list:
+def inputs(tree: PyTree) -> list:
     """The leaves of a pytree of arguments that a `Lifted` takes.
 
     Examples

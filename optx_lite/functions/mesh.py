@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.core
+from jaxtyping import PyTree
 
 from . import jax_internals as internals
 from .jax_internals import AbstractValue, ClosedJaxpr, Jaxpr, Literal
@@ -28,7 +29,7 @@ class _MeshRemover:
     def jaxpr(self, jaxpr: Jaxpr) -> Jaxpr:
         names: dict[Any, Any] = {}
 
-        def atom(old: Any) -> Any:
+        def atom(old: PyTree) -> PyTree:
             if isinstance(old, Literal):
                 return Literal(old.val, self.aval(old.aval))
             if old not in names:
@@ -57,7 +58,7 @@ class _MeshRemover:
             return aval
         return jax.core.ShapedArray(aval.shape, aval.dtype, aval.weak_type)
 
-    def param(self, value: Any) -> Any:
+    def param(self, value: Any) -> PyTree:
         if isinstance(value, jax.sharding.NamedSharding):
             return None
         if isinstance(value, jax.sharding.AbstractMesh):
@@ -81,7 +82,7 @@ class _RuleWithoutMesh:
         self.remover = remover
         self.debug_info = rule.debug_info
 
-    def call_wrapped(self, *zeros: Any) -> Any:
+    def call_wrapped(self, *zeros: Any) -> PyTree:
         jaxpr, consts, out_zeros = self.rule.call_wrapped(*zeros)
         with internals.without_any_mesh():
             return self.remover.jaxpr(jaxpr), consts, out_zeros

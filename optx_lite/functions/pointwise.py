@@ -20,7 +20,7 @@ from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, PyTree
 
 from ..jax_support.control_flow import vary_with
 from . import jax_internals as internals
@@ -68,7 +68,7 @@ class Pointwise(eqx.Module):
         return read(self.code.result)
 
 
-def pointwise(fun: Lifted, shape: tuple[int, ...], args: tuple[Any, ...]) -> Pointwise | None:
+def pointwise(fun: Lifted, shape: tuple[int, ...], args: tuple[PyTree, ...]) -> Pointwise | None:
     """The function of x that ``fun(x, *args)`` is, cut loose from the shape of x.
 
     Parameters
@@ -113,21 +113,21 @@ def pointwise(fun: Lifted, shape: tuple[int, ...], args: tuple[Any, ...]) -> Poi
     return Pointwise([jnp.reshape(v, (-1,)) if jnp.ndim(v) else v for v in inputs], code)
 
 
-def _value(atom: Any, values: dict[Var, Any]) -> Any:
+def _value(atom: Atom, values: dict[Var, PyTree]) -> PyTree:
     if isinstance(atom, Literal):
         return jnp.asarray(atom.val, internals.dtype_of(atom))
     return values[atom]
 
 
 def _inline(
-    jaxpr: Jaxpr, names: dict[Var, Atom], eqns: list[JaxprEqn], consts: dict[Var, Any]
+    jaxpr: Jaxpr, names: dict[Var, Atom], eqns: list[JaxprEqn], consts: dict[Var, PyTree]
 ) -> list[Atom]:
     """Write down all equations, with the bodies of calls in their place; gives the results.
 
     ``names`` says which atoms stand for the variables. What changes no element is left out.
     """
 
-    def name(atom: Any) -> Any:
+    def name(atom: Atom) -> PyTree:
         if not isinstance(atom, Literal):
             return names.get(atom, atom)
         if not jnp.ndim(atom.val):
@@ -155,7 +155,7 @@ def _inline(
 class _Values:
     """The values that do not depend on x, on whole arrays."""
 
-    def __init__(self, values: dict[Var, Any]):
+    def __init__(self, values: dict[Var, PyTree]):
         self.whole = values
         # The one number in all entries, where that is known.
         self.same: dict[Any, Any] = {
@@ -178,6 +178,6 @@ class _Values:
             results = internals.evaluate(eqn, numbers)
             self.same.update(zip(eqn.outvars, results, strict=True))
 
-    def one_each(self, var: Var) -> Any:
+    def one_each(self, var: Var) -> PyTree:
         """One number for each element, or one for all."""
         return self.same.get(var, self.whole[var])

@@ -13,13 +13,15 @@ from __future__ import annotations
 
 import functools
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from typing import Any
 
 import jax
 import jax.core
 import numpy as np
+from jaxtyping import PyTree
 
+from ..jax_support.types import Options
 from .jax_internals import PLUMBING, ClosedJaxpr, Jaxpr, parts_of
 from .source_files import is_fixed_file
 
@@ -38,7 +40,7 @@ class FrozenCall:
         self.call = call
         self.__name__ = call.__name__
 
-    def __call__(self, *args: Any) -> Any:
+    def __call__(self, *args: Any) -> PyTree:
         """As the function itself."""
         return self.call(*args)
 
@@ -47,7 +49,7 @@ class FrozenCall:
 # Functions of JAX and of this package, by what they are
 
 
-def fixed_token(obj: Any, inner: Callable[[Any], Any]) -> Any:
+def fixed_token(obj: Any, inner: Callable[[Any], Hashable]) -> Hashable:
     """A function, and what it closes over, as a hashable value; equal for equal functions.
 
     ``inner`` says what to write for a jaxpr, and for rules that were frozen (see
@@ -64,11 +66,11 @@ def fixed_token(obj: Any, inner: Callable[[Any], Any]) -> Any:
 class _Writer:
     """Writes down one function; an object met again is written as the number of its first visit."""
 
-    def __init__(self, inner: Callable[[Any], Any]):
+    def __init__(self, inner: Callable[[Any], Hashable]):
         self.inner = inner
         self.seen: dict[int, int] = {}
 
-    def write(self, obj: Any) -> Any:
+    def write(self, obj: Any) -> Hashable:
         kind = type(obj)
         if obj is None or kind in (bool, int, str, bytes) or isinstance(obj, np.dtype):
             return kind, obj
@@ -81,7 +83,7 @@ class _Writer:
         self.seen[id(obj)] = len(self.seen)
         return self._compound(kind, obj)
 
-    def _compound(self, kind: type, obj: Any) -> Any:
+    def _compound(self, kind: type, obj: Any) -> Hashable:
         if isinstance(obj, FrozenCall):
             return "frozen", obj.call.__name__, self.inner(obj.rules)
         if isinstance(obj, (Jaxpr, ClosedJaxpr)):
@@ -99,7 +101,7 @@ class _Writer:
             return (kind, *map(self.write, parts))
         return self._of_jax(kind, obj)
 
-    def _of_jax(self, kind: type, obj: Any) -> Any:
+    def _of_jax(self, kind: type, obj: Any) -> Hashable:
         """A value of one of JAX's classes: a type of arrays, a mesh."""
         by_value = (
             not callable(obj)
@@ -114,7 +116,7 @@ class _Writer:
             raise UnknownRule from None
         return kind, obj
 
-    def _function(self, fun: types.FunctionType) -> Any:
+    def _function(self, fun: types.FunctionType) -> Hashable:
         if not is_fixed_file(fun.__code__.co_filename):
             raise UnknownRule
         inside = _inside_plumbing(fun)
@@ -123,10 +125,10 @@ class _Writer:
             inside += [fun.__defaults__, *sorted((fun.__kwdefaults__ or {}).items())]
         return (fun.__code__, *map(self.write, inside))
 
-    def _dict(self, items: dict[str, Any]) -> Any:
+    def _dict(self, items: Options) -> Hashable:
         return tuple((name, self.write(value)) for name, value in sorted(items.items()))
 
-    def _tree(self, tree: Any) -> Any:
+    def _tree(self, tree: PyTree) -> Hashable:
         """A structure of pytrees, compared as JAX does: if no class of others is in it."""
         for kind, data in _nodes(tree):
             package = kind.__module__.partition(".")[0]
@@ -137,7 +139,7 @@ class _Writer:
         return tree
 
 
-def _nodes(tree: Any) -> Iterator[tuple[type, Any]]:
+def _nodes(tree: PyTree) -> Iterator[tuple[type, object]]:
     node = tree.node_data()
     if node is not None:
         yield node
@@ -164,7 +166,7 @@ def identity(*rules: Any) -> tuple[tuple, list]:
     """Which functions these are, as ids and values; and the objects, to be kept with the ids."""
     objects: list = []
 
-    def write(obj: Any) -> Any:
+    def write(obj: Any) -> PyTree:
         if isinstance(obj, (tuple, list)):
             return tuple(map(write, obj))
         is_function = isinstance(obj, types.FunctionType)

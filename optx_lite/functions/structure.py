@@ -9,15 +9,17 @@ from __future__ import annotations
 import hashlib
 import struct
 import weakref
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import jax
 import jax.core
 import numpy as np
+from jaxtyping import PyTree
 
 from . import jax_internals as internals
 from .frozen_rules import FrozenRules, RuleGroup
-from .jax_internals import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
+from .jax_internals import Atom, ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
 from .rules import UnknownRule, fixed_token
 
 # JAX arrays up to this size are compared by value, larger ones by identity, which is free.
@@ -94,11 +96,11 @@ class _KeyWriter:
     def _write_jaxpr(self, jaxpr: Jaxpr) -> tuple:
         names: dict[Var, int] = {}
 
-        def bind(var: Var) -> Any:
+        def bind(var: Var) -> PyTree:
             names[var] = len(names)
             return var.aval
 
-        def read(atom: Any) -> Any:
+        def read(atom: Atom) -> PyTree:
             return self._literal(atom) if isinstance(atom, Literal) else names[atom]
 
         tokens: list = [len(jaxpr.constvars), len(jaxpr.invars)]
@@ -120,7 +122,7 @@ class _KeyWriter:
     def _literal(self, literal: Literal) -> tuple:
         return literal.aval, self._constant(literal.val)
 
-    def _constant(self, value: Any) -> Any:
+    def _constant(self, value: Any) -> Hashable:
         """A constant that could not become an input.
 
         JAX may look at the very memory of the user's NumPy array, now and when the jaxpr is
@@ -139,16 +141,16 @@ class _KeyWriter:
             return tuple((name, _hashable(params[name])) for name in sorted(params))
         return tuple((name, self.value(params[name])) for name in sorted(params))
 
-    def _rules(self, eqn: JaxprEqn) -> Any:
+    def _rules(self, eqn: JaxprEqn) -> Hashable:
         try:
             return fixed_token(internals.rules_of(eqn), inner=self._inner)
         except UnknownRule:
             return object()
 
-    def _inner(self, part: Any) -> Any:
+    def _inner(self, part: Any) -> Hashable:
         return self._frozen(part) if isinstance(part, FrozenRules) else self.closed(part)
 
-    def _frozen(self, rules: FrozenRules) -> Any:
+    def _frozen(self, rules: FrozenRules) -> Hashable:
         if rules.group in self._within:
             return "within", self._within.index(rules.group), rules.index
         keys, self._keys = self._keys, {}  # what is written now means something in here only
@@ -165,7 +167,7 @@ class _KeyWriter:
         self._keys = keys
         return _shared(tokens), rules.index
 
-    def value(self, value: Any) -> Any:
+    def value(self, value: Any) -> Hashable:
         """One parameter of an equation."""
         kind = type(value)
         if value is None or kind in (bool, int, str, bytes):
@@ -184,14 +186,14 @@ class _KeyWriter:
             return self._function(value)
         return kind, _hashable(value)
 
-    def _function(self, fun: Any) -> Any:
+    def _function(self, fun: Callable) -> Hashable:
         """A function which JAX may call when it traces: what that would see, nothing says."""
         try:
             return fixed_token(fun, inner=self._inner)
         except UnknownRule:
             return object()
 
-    def _array(self, value: Any) -> Any:
+    def _array(self, value: Any) -> Hashable:
         """An array or a number, by its contents where they are cheap to have."""
         if isinstance(value, jax.Array) and not _is_cheap_to_read(value):
             return _Same(value)
@@ -204,7 +206,7 @@ class _KeyWriter:
         return str(array.dtype), array.shape, bool(getattr(value, "weak_type", False)), contents
 
 
-def _hashable(value: Any) -> Any:
+def _hashable(value: Any) -> Hashable:
     try:
         hash(value)
     except TypeError:

@@ -27,6 +27,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PyTree
 
 from ..jax_support.control_flow import vary_with
 from ..jax_support.xla import full_precision_unless_chosen
@@ -79,7 +80,7 @@ def lift(fun: Callable, *examples: Any, label: str = "fun") -> Lifted:
     leaves, in_tree = jax.tree.flatten(dynamic)
 
     # A new function each time: JAX, too, remembers what it traced, by identity alone.
-    def on_leaves(*leaves: Any) -> Any:
+    def on_leaves(*leaves: PyTree) -> PyTree:
         out = fun(*eqx.combine(jax.tree.unflatten(in_tree, leaves), static))
         _check_result(out, label)
         return out
@@ -107,14 +108,14 @@ def _trace(fun: Callable, leaves: list, label: str) -> Lifted:
     return Lifted((*arrays, *vectors), structure)
 
 
-def _own(const: Any) -> Any:
+def _own(const: Any) -> PyTree:
     """A NumPy array as a JAX array of our own: the user may write into theirs."""
     if isinstance(const, jax.Array):
         return const
     return jnp.array(np.asarray(const), dtype=const.dtype, copy=True)
 
 
-def _check_result(out: Any, label: str) -> None:
+def _check_result(out: PyTree, label: str) -> None:
     for leaf in jax.tree.leaves(out):
         if not is_dynamic(leaf) or (isinstance(leaf, np.ndarray) and leaf.dtype.hasobject):
             raise TypeError(

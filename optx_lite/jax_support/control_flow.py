@@ -13,41 +13,45 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.core
 import jax.numpy as jnp
 from jax import lax
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
-from jaxtyping import Array
+from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
+from jaxtyping import Array, PyTree
+
+from .types import Count
 
 Axes = frozenset[str]
+Tree = TypeVar("Tree")
+Out = TypeVar("Out")
 
 
-def varying_axes(value: Any) -> Axes:
+def varying_axes(value: PyTree) -> Axes:
     """The axes of the mesh over which an array varies; none outside of `jax.shard_map`."""
     kind = value if hasattr(value, "manual_axis_type") else jax.typeof(value)
     return getattr(getattr(kind, "manual_axis_type", None), "varying", frozenset())
 
 
-def vary_with(tree: Any, others: Any) -> Any:
+def vary_with(tree: Tree, others: PyTree) -> Tree:
     """A pytree of arrays or shapes, varying over all axes over which any leaf of others does."""
     axes = frozenset[str]().union(*map(varying_axes, jax.tree.leaves(others)))
     return jax.tree.map(lambda leaf: _cast(leaf, axes), tree) if axes else tree
 
 
-def vary_like(tree: Any, like: Any) -> Any:
+def vary_like(tree: Tree, like: PyTree) -> Tree:
     """A pytree whose leaves vary at least as those of another of its structure."""
     return jax.tree.map(lambda leaf, other: _cast(leaf, varying_axes(other)), tree, like)
 
 
-def zeros_like(tree: Any) -> Any:
+def zeros_like(tree: Tree) -> Tree:
     """A pytree of zeros, which vary as the arrays do."""
     return vary_like(jax.tree.map(jnp.zeros_like, tree), tree)
 
 
-def where(which: Array, new: Any, old: Any) -> Any:
+def where(which: Array, new: Tree, old: Tree) -> Tree:
     """`jnp.where` of two pytrees; ``which`` has the first axes of their arrays."""
 
     def pick(a: Array, b: Array) -> Array:
@@ -56,7 +60,7 @@ def where(which: Array, new: Any, old: Any) -> Any:
     return jax.tree.map(pick, new, old)
 
 
-def cond(pred: Any, true_fun: Callable, false_fun: Callable) -> Any:
+def cond(pred: Array, true_fun: Callable[[], Tree], false_fun: Callable[[], Tree]) -> Tree:
     """`jax.lax.cond`, without operands.
 
     Within `shard_map` both branches are computed, as under `vmap`: what a branch captures cannot
@@ -67,7 +71,9 @@ def cond(pred: Any, true_fun: Callable, false_fun: Callable) -> Any:
     return jax.tree.map(lambda a, b: jnp.where(pred, a, b), true_fun(), false_fun())
 
 
-def while_loop(condition: Callable, body: Callable, init: Any) -> Any:
+def while_loop(
+    condition: Callable[[Tree], Array], body: Callable[[Tree], Tree], init: Tree
+) -> Tree:
     """`jax.lax.while_loop`."""
     if not in_shard_map():
         return lax.while_loop(condition, body, init)
@@ -77,7 +83,7 @@ def while_loop(condition: Callable, body: Callable, init: Any) -> Any:
     )
 
 
-def fori_loop(lower: Any, upper: Any, body: Callable, init: Any) -> Any:
+def fori_loop(lower: Count, upper: Count, body: Callable[[PyTree, Tree], Tree], init: Tree) -> Tree:
     """`jax.lax.fori_loop`."""
     if not in_shard_map():
         return lax.fori_loop(lower, upper, body, init)
@@ -87,14 +93,19 @@ def fori_loop(lower: Any, upper: Any, body: Callable, init: Any) -> Any:
     )
 
 
-def scan(body: Callable, init: Any, xs: Any, length: int | None = None) -> Any:
+def scan(
+    body: Callable[[Tree, PyTree], tuple[Tree, Out]],
+    init: Tree,
+    xs: PyTree,
+    length: int | None = None,
+) -> tuple[Tree, Out]:
     """`jax.lax.scan`."""
     if not in_shard_map():
         return lax.scan(body, init, xs, length=length)
     first = jax.tree.map(lambda leaf: leaf[0], xs)
     axes = _fixed_point(lambda carry: body(carry, first)[0], init)
 
-    def cast_body(carry: Any, x: Any) -> tuple[Any, Any]:
+    def cast_body(carry: PyTree, x: Any) -> tuple[PyTree, PyTree]:
         carry, y = body(carry, x)
         return _cast_all(carry, axes), y
 
@@ -106,7 +117,7 @@ def in_shard_map() -> bool:
     return bool(jax.sharding.get_abstract_mesh().manual_axes)
 
 
-def _cast(leaf: Any, axes: Axes) -> Any:
+def _cast(leaf: PyTree, axes: Axes) -> PyTree:
     missing = tuple(sorted(axes - varying_axes(leaf)))
     if not missing:
         return leaf
@@ -115,18 +126,18 @@ def _cast(leaf: Any, axes: Axes) -> Any:
     return lax.pcast(leaf, missing, to="varying")
 
 
-def _cast_all(tree: Any, axes: list[Axes]) -> Any:
+def _cast_all(tree: Tree, axes: list[Axes]) -> Tree:
     leaves, treedef = jax.tree.flatten(tree)
     return jax.tree.unflatten(treedef, map(_cast, leaves, axes))
 
 
-def _union(a: Any, b: Any, all_: Axes = frozenset()) -> list[Axes]:
+def _union(a: PyTree, b: PyTree, all_: Axes = frozenset()) -> list[Axes]:
     pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
     return [varying_axes(x) | varying_axes(y) | all_ for x, y in pairs]
 
 
 def _fixed_point(
-    body: Callable, carry: Any, all_: Callable[[Any], Axes] = lambda _: frozenset()
+    body: Callable, carry: PyTree, all_: Callable[[PyTree], Axes] = lambda _: frozenset()
 ) -> list[Axes]:
     """The axes over which a carry varies before and after the body."""
     while True:
@@ -136,7 +147,7 @@ def _fixed_point(
         carry = _cast_all(carry, axes)
 
 
-def explicit_mesh(value: Any) -> Any:
+def explicit_mesh(value: PyTree) -> AbstractMesh | None:
     """The mesh, with explicit axes, that stands in the type of an array; None if there is none."""
     kind = value if isinstance(value, jax.core.AbstractValue) else jax.typeof(value)
     mesh = getattr(getattr(kind, "sharding", None), "mesh", None)
@@ -148,7 +159,7 @@ def in_explicit_mode() -> bool:
     return AxisType.Explicit in jax.sharding.get_abstract_mesh().axis_types
 
 
-def in_mesh_of(leaves: Any) -> Any:
+def in_mesh_of(leaves: PyTree) -> contextlib.AbstractContextManager:
     """A context in which arrays whose types name a mesh meet that one, outside of `set_mesh` too.
 
     JAX makes arrays of constants in the mesh of the context, and mixes no two meshes.
@@ -166,7 +177,11 @@ def shard_like(value: Array, like: Array) -> Array:
     return jax.sharding.reshard(value, jax.typeof(like).sharding)
 
 
-def in_auto_mode(fun: Callable, leaves: Any, spec_of: Callable[[Any], PartitionSpec]) -> Any:
+def in_auto_mode(
+    fun: Callable[..., PyTree],
+    leaves: PyTree,
+    spec_of: Callable[[jax.ShapeDtypeStruct], PartitionSpec],
+) -> PyTree:
     """``fun(*leaves)`` with all axes of the mesh automatic.
 
     ``spec_of`` an output's shape says how it is to be sharded.
@@ -180,7 +195,7 @@ def in_auto_mode(fun: Callable, leaves: Any, spec_of: Callable[[Any], PartitionS
     return jax.sharding.auto_axes(fun, out_sharding=shardings)(*leaves)
 
 
-def explicit_spec(value: Any) -> PartitionSpec:
+def explicit_spec(value: PyTree) -> PartitionSpec:
     """How an array is sharded, as far as its type says; the leading axis alone."""
     if explicit_mesh(value) is None:
         return PartitionSpec()

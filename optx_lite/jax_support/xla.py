@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools as ft
 from collections.abc import Callable
-from typing import Any, ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -47,7 +47,7 @@ def full_precision_unless_chosen(fun: Callable[P, T]) -> Callable[P, T]:
     return precisely
 
 
-def in_one_loop(begins: Callable[[T], Any], body: Callable[[T], T], state: T) -> T:
+def in_one_loop(begins: Callable[[T], Array], body: Callable[[T], T], state: T) -> T:
     """``body(state)``, once, as the body of a loop.
 
     ``begins`` says of a state that it is the first one, by its values: where XLA sees that a loop

@@ -18,11 +18,9 @@ cost falls in every turn, so that none repeats itself; from a guess that is righ
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Bool, Float, PyTree
 
 from ..jax_support.control_flow import while_loop
 from .norms import norm, safe_divide
@@ -31,7 +29,9 @@ from .triangular import solve_transposed, solve_upper, triangularize
 NOISE = 8  # times epsilon: by so much a multiplier, or a bound, may be missed
 
 
-def evaluate_model(r_factor: Array, qtf: Array, step: Array) -> Array:
+def evaluate_model(
+    r_factor: Float[Array, "n n"], qtf: Float[Array, " n"], step: Float[Array, " n"]
+) -> Float[Array, ""]:
     """Reduction that the linear model predicts: -(g p + 0.5 |R p|^2) = -(q + R p / 2) . R p."""
     moved = r_factor @ step
     return -jnp.sum((qtf + 0.5 * moved) * moved)
@@ -39,8 +39,12 @@ def evaluate_model(r_factor: Array, qtf: Array, step: Array) -> Array:
 
 @jax.custom_jvp
 def solve_in_box(
-    r_factor: Array, qtf: Array, low: Array, high: Array, start: Array
-) -> tuple[Array, Array, Array]:
+    r_factor: Float[Array, "n n"],
+    qtf: Float[Array, " n"],
+    low: Float[Array, " n"],
+    high: Float[Array, " n"],
+    start: Float[Array, " n"],
+) -> tuple[Float[Array, " n"], Float[Array, "n n"], Bool[Array, ""]]:
     """The minimiser p of (1), (n,), the factor of the free columns, and whether p was found.
 
     ``start`` is where to begin, in the box; what lies on a bound there is held at first. Where
@@ -60,7 +64,7 @@ def _solve_in_box_jvp(primals, tangents):  # type: ignore[no-untyped-def]
     d_residual = d_r_factor @ p + r_factor @ onto + d_qtf
     slope = d_r_factor.T @ (r_factor @ p + qtf) + r_factor.T @ d_residual
 
-    def factorize(r_factor: Array) -> Array:
+    def factorize(r_factor: Float[Array, "n n"]) -> Float[Array, "n n"]:
         return triangularize(jnp.where(free, r_factor, 0).T, qtf)[0]
 
     factor, d_factor = jax.jvp(factorize, (r_factor,), (d_r_factor,))
@@ -70,14 +74,18 @@ def _solve_in_box_jvp(primals, tangents):  # type: ignore[no-untyped-def]
 
 
 def _solve(
-    r_factor: Array, qtf: Array, low: Array, high: Array, start: Array
-) -> tuple[Array, Array, Array, Array]:
+    r_factor: Float[Array, "n n"],
+    qtf: Float[Array, " n"],
+    low: Float[Array, " n"],
+    high: Float[Array, " n"],
+    start: Float[Array, " n"],
+) -> tuple[Float[Array, " n"], Float[Array, "n n"], Bool[Array, " n"], Bool[Array, ""]]:
     """As `solve_in_box`, and which variables are free."""
     n = qtf.shape[0]
     eps = jnp.finfo(qtf.dtype).eps
     size = jnp.sqrt(jnp.sum(r_factor * r_factor, axis=0))
 
-    def turn(state: Any) -> Any:
+    def turn(state: PyTree) -> PyTree:
         p, _, free, turns, _ = state
         residual = r_factor @ p + qtf
         factor, rest = triangularize(jnp.where(free, r_factor, 0).T, residual)
@@ -105,7 +113,7 @@ def _solve(
         done = inside & ~jnp.any(freed)
         return moved_to, factor, jnp.where(done, free, still_free), turns + 1, done
 
-    def unsolved(state: Any) -> Array:
+    def unsolved(state: PyTree) -> Bool[Array, ""]:
         turns, done = state[-2:]
         return ~done & (turns < 10 + 10 * n)
 

@@ -23,7 +23,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.scipy.sparse.linalg import cg
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from ..jax_support.control_flow import scan, while_loop
 from .norms import norm, reciprocal, safe_divide, unit_of
@@ -34,7 +34,7 @@ RESTARTS = 5
 ROUNDS, PROBES = 8, 4  # of equilibration: ratios of 2^256 become ones of 2
 
 
-def solve_by_products(times: Callable[[Array], Array], b: Array) -> Array:
+def solve_by_products(times: Callable[[Array], Array], b: Float[Array, " n"]) -> Float[Array, " n"]:
     """x with ``times(x) = b``, shape (n,), to the digits that the condition of H leaves.
 
     The rows of H have norms of about 1, as `equilibrate` makes them.
@@ -62,7 +62,7 @@ def solve_by_products(times: Callable[[Array], Array], b: Array) -> Array:
     return jnp.where(solved, x * unit, jnp.nan)
 
 
-def equilibrate(times: Callable[[Array], Array], start: Array) -> Array:
+def equilibrate(times: Callable[[Array], Array], start: Float[Array, " n"]) -> Float[Array, " n"]:
     """s, shape (n,), powers of two, so that the rows of S H S have a norm of about 1."""
 
     def turn(s: Array, key: Array) -> tuple[Array, None]:

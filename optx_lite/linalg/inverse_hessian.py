@@ -10,12 +10,10 @@ so that H y = s for the newest. A product takes two loops over the pairs.
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array
+from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from ..jax_support.export import exportable
 from . import AbstractOperator, safe_divide
@@ -53,7 +51,7 @@ class LbfgsInvHessProduct(AbstractOperator):
     sk: Array
     yk: Array
 
-    def __init__(self, sk: Any, yk: Any):
+    def __init__(self, sk: ArrayLike, yk: ArrayLike):
         self.sk, self.yk = (_as_float(jnp.asarray(pairs)) for pairs in (sk, yk))
         if self.sk.ndim != 2 or self.sk.shape != self.yk.shape:
             raise ValueError(
@@ -62,7 +60,7 @@ class LbfgsInvHessProduct(AbstractOperator):
             )
 
     @property
-    def rho(self) -> Array:
+    def rho(self) -> Float[Array, " k"]:
         """1 / (s . y) of each pair, 0 for a pair of zeros."""
         return safe_divide(jnp.ones((), self.dtype), jnp.sum(self.sk * self.yk, axis=1))
 
@@ -81,16 +79,16 @@ class LbfgsInvHessProduct(AbstractOperator):
         """Of the pairs."""
         return self.sk.dtype
 
-    def apply(self, v: Array) -> Array:
+    def apply(self, v: Float[Array, " n"]) -> Float[Array, " n"]:
         """H v, for v of shape (n,): by two loops over the pairs."""
         pairs = (self.sk, self.yk, self.rho)
 
-        def back(q: Array, pair: Any) -> tuple[Array, Array]:
+        def back(q: Array, pair: PyTree) -> tuple[Array, Array]:
             s, y, rho = pair
             alpha = rho * (s @ q)
             return q - alpha * y, alpha
 
-        def forth(r: Array, pair: Any) -> tuple[Array, None]:
+        def forth(r: Array, pair: PyTree) -> tuple[Array, None]:
             (s, y, rho), alpha = pair
             return r + s * (alpha - rho * (y @ r)), None
 

@@ -9,7 +9,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, DTypeLike, Float, PyTree
 
 from .operators import AbstractOperator
 
@@ -51,12 +51,12 @@ def column_sizes(jacobian: Jacobian) -> Float[Array, " n"]:
     return jnp.max(jnp.abs(jacobian), axis=1)
 
 
-def cast_jacobian(jacobian: Jacobian, dtype: Any) -> Jacobian:
+def cast_jacobian(jacobian: Jacobian, dtype: DTypeLike) -> Jacobian:
     """With entries of this dtype."""
     return jax.tree.map(lambda a: a.astype(dtype) if eqx.is_inexact_array(a) else a, jacobian)
 
 
-def as_result(jacobian: Jacobian) -> Any:
+def as_result(jacobian: Jacobian) -> PyTree:
     """As a result shows it: dense (m, n), JAX's sparse array, or an operator."""
     if not isinstance(jacobian, JacobianOperator):
         return jacobian.T
@@ -78,7 +78,7 @@ class JacobianOperator(AbstractOperator):
     def absolute(self) -> AbstractOperator:
         """|J|, entry by entry."""
 
-    def as_result(self) -> Any:
+    def as_result(self) -> PyTree:
         """As the user is to see it: itself, or JAX's sparse array."""
         return self
 

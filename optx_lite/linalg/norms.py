@@ -10,19 +10,17 @@ it rounds nothing, and the result is right wherever it can be represented.
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 _INTEGERS = {4: np.int32, 8: np.int64}
 
 
 @jax.custom_jvp
-def safe_sqrt(square: Array) -> Array:
+def safe_sqrt(square: Float[Array, " ..."]) -> Float[Array, " ..."]:
     """Root of numbers >= 0; its derivative at 0 is 0."""
     return jnp.sqrt(square)
 
@@ -34,7 +32,7 @@ def _safe_sqrt_jvp(primals, tangents):  # type: ignore[no-untyped-def]
     return root, jnp.where(root > 0, 0.5 / jnp.where(root > 0, root, 1), 0) * d_square
 
 
-def unit_of(v: Array) -> Array:
+def unit_of(v: Float[Array, " ..."]) -> Float[Array, ""]:
     """The largest power of two that is not above max |v|, (); 1 where that is 0 or not finite.
 
     A unit for ``v``, whose `reciprocal` is in range, too. It counts as a constant in derivatives.
@@ -47,7 +45,7 @@ def unit_of(v: Array) -> Array:
     return jnp.where(proper, jnp.minimum(unit, 0.5 / info.smallest_normal), 1)
 
 
-def reciprocal(unit: Array) -> Array:
+def reciprocal(unit: Float[Array, " ..."]) -> Float[Array, " ..."]:
     """1 / ``unit`` of a power of two, exactly.
 
     By its exponent: of (a / b) / c XLA makes a / (b c), where b c may be out of range.
@@ -56,21 +54,21 @@ def reciprocal(unit: Array) -> Array:
     return lax.bitcast_convert_type(2 * _bits(one) - _bits(unit), unit.dtype)
 
 
-def _bits(number: Any) -> Any:
+def _bits(number: Array | np.ndarray) -> Array | np.ndarray:
     integer = _INTEGERS[number.dtype.itemsize]
     if isinstance(number, np.ndarray):
         return number.view(integer)
     return lax.bitcast_convert_type(number, integer)
 
 
-def norm(v: Array) -> Array:
+def norm(v: Float[Array, " n"]) -> Float[Array, ""]:
     """Euclidean norm of a vector, also where the squares of its entries are out of range."""
     unit = unit_of(v)
     v = v * reciprocal(unit)
     return safe_sqrt(v @ v) * unit
 
 
-def dot(a: Array, b: Array) -> Array:
+def dot(a: Float[Array, " n"], b: Float[Array, " n"]) -> Float[Array, ""]:
     """a . b, also where products of their entries are out of range."""
     unit_a, unit_b = unit_of(a), unit_of(b)
     product = (a * reciprocal(unit_a)) @ (b * reciprocal(unit_b))

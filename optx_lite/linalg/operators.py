@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import abc
 import functools as ft
-from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array
+from jaxtyping import Array, ArrayLike, PyTree
 
 
 class AbstractOperator(eqx.Module):
@@ -60,7 +59,7 @@ class AbstractOperator(eqx.Module):
         """2."""
         return 2
 
-    def matvec(self, x: Any) -> Array:
+    def matvec(self, x: ArrayLike) -> Array:
         """A x, for x of shape (n,) or (n, 1)."""
         x, n = jnp.asarray(x), self.shape[1]
         if x.shape not in ((n,), (n, 1)):
@@ -71,21 +70,21 @@ class AbstractOperator(eqx.Module):
             return lax.complex(*parts).reshape(-1, *x.shape[1:])
         return self.apply(flat.astype(self.dtype)).reshape(-1, *x.shape[1:])
 
-    def rmatvec(self, x: Any) -> Array:
+    def rmatvec(self, x: ArrayLike) -> Array:
         """A^T x, for x of shape (m,) or (m, 1)."""
         return self.adjoint().matvec(x)
 
-    def matmat(self, x: Any) -> Array:
+    def matmat(self, x: ArrayLike) -> Array:
         """A X, for X of shape (n, k)."""
         if jnp.ndim(x) != 2:
             raise ValueError(f"`x` must be a matrix, got shape {jnp.shape(x)}.")
         return jax.vmap(self.matvec, 1, 1)(jnp.asarray(x))
 
-    def rmatmat(self, x: Any) -> Array:
+    def rmatmat(self, x: ArrayLike) -> Array:
         """A^T X, for X of shape (m, k)."""
         return self.adjoint().matmat(x)
 
-    def dot(self, x: Any) -> Any:
+    def dot(self, x: PyTree) -> PyTree:
         """A times a number, a vector, a matrix or an operator."""
         if isinstance(x, AbstractOperator):
             return Product(self, x)
@@ -97,28 +96,28 @@ class AbstractOperator(eqx.Module):
         """A as an array (m, n)."""
         return self.matmat(jnp.eye(self.shape[1], dtype=self.dtype))
 
-    def __call__(self, x: Any) -> Any:
+    def __call__(self, x: PyTree) -> PyTree:
         """The product with x, as `dot`."""
         return self.dot(x)
 
-    def __mul__(self, x: Any) -> Any:
+    def __mul__(self, x: PyTree) -> PyTree:
         return self.dot(x)
 
-    def __rmul__(self, x: Any) -> Any:
+    def __rmul__(self, x: PyTree) -> PyTree:
         return self.dot(x) if jnp.ndim(x) == 0 else self.__rmatmul__(x)
 
-    def __matmul__(self, x: Any) -> Any:
+    def __matmul__(self, x: PyTree) -> PyTree:
         if not isinstance(x, AbstractOperator) and jnp.ndim(x) == 0:
             raise ValueError("A number is no operand of `@`: use `*`.")
         return self.dot(x)
 
-    def __rmatmul__(self, x: Any) -> Array:
+    def __rmatmul__(self, x: PyTree) -> Array:
         return self.adjoint().dot(jnp.asarray(x).T).T
 
-    def __truediv__(self, x: Any) -> AbstractOperator:
+    def __truediv__(self, x: PyTree) -> AbstractOperator:
         return Multiple(self, 1 / self._factor(x))
 
-    def _factor(self, x: Any) -> Array:
+    def _factor(self, x: ArrayLike) -> Array:
         if jnp.ndim(x) > 0 or jnp.iscomplexobj(x):
             raise ValueError(f"An operator is scaled by a real number, got {x!r}.")
         return jnp.asarray(x, self.dtype)
@@ -126,12 +125,12 @@ class AbstractOperator(eqx.Module):
     def __neg__(self) -> AbstractOperator:
         return Multiple(self, -jnp.ones((), self.dtype))
 
-    def __add__(self, other: Any) -> AbstractOperator:
+    def __add__(self, other: PyTree) -> AbstractOperator:
         if not isinstance(other, AbstractOperator):
             return NotImplemented
         return Sum(self, other)
 
-    def __sub__(self, other: Any) -> AbstractOperator:
+    def __sub__(self, other: PyTree) -> AbstractOperator:
         if not isinstance(other, AbstractOperator):
             return NotImplemented
         return Sum(self, -other)
@@ -223,6 +222,6 @@ class Multiple(AbstractOperator):
         return Multiple(self.a.adjoint(), self.factor)
 
 
-def _check(fits: bool, sign: str, pair: Any) -> None:
+def _check(fits: bool, sign: str, pair: PyTree) -> None:
     if not fits:
         raise ValueError(f"shapes of A {sign} B do not fit: {pair.a.shape} and {pair.b.shape}.")

@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from ..jax_support.control_flow import fori_loop
 
 
-def solve_positive(matrix: Array, rhs: Array) -> tuple[Array, Array]:
+def solve_positive(
+    matrix: Float[Array, "n n"], rhs: Float[Array, "n k"]
+) -> tuple[Float[Array, "n k"], Float[Array, ""]]:
     """``matrix``^-1 ``rhs``, (n, n) and (n, k), and the smallest pivot relative to its diagonal.
 
     The second is not positive, or NaN, where the matrix was not positive definite to rounding.
@@ -45,5 +47,5 @@ def solve_positive(matrix: Array, rhs: Array) -> tuple[Array, Array]:
     return table[:, n:] * inverse[:, None], smallest
 
 
-def _diagonal(matrix: Array) -> Array:
+def _diagonal(matrix: Float[Array, "n n"]) -> Float[Array, " n"]:
     return jnp.sum(jnp.where(jnp.eye(matrix.shape[0], dtype=bool), matrix, 0), axis=1)

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array
+from jaxtyping import Array, Float, Int
 
 
-def exponent(size: Array) -> Array:
+def exponent(size: Float[Array, " ..."]) -> Int[Array, " ..."]:
     """k with 2^k <= |size| < 2^(k+1); int32, 0 for 0, the least for subnormal numbers."""
     info = jnp.finfo(size.dtype)
     bits = lax.bitcast_convert_type(jnp.abs(lax.stop_gradient(size)), f"int{info.bits}")
@@ -21,7 +21,7 @@ def exponent(size: Array) -> Array:
     return jnp.where(bits == 0, 0, k).astype(jnp.int32)
 
 
-def power_of_two(k: Array, dtype: jnp.dtype) -> Array:
+def power_of_two(k: Int[Array, " ..."], dtype: jnp.dtype) -> Float[Array, " ..."]:
     """2^k, or the nearest which is in the dtype's range together with its inverse."""
     info = jnp.finfo(dtype)
     limit = info.maxexp - 2
@@ -29,6 +29,6 @@ def power_of_two(k: Array, dtype: jnp.dtype) -> Array:
     return lax.bitcast_convert_type(biased << info.nmant, dtype)
 
 
-def next_power_of_two(size: Array) -> Array:
+def next_power_of_two(size: Float[Array, " ..."]) -> Float[Array, " ..."]:
     """2^k next to ``|size|``; 1 for 0."""
     return power_of_two(exponent(size), size.dtype)

@@ -10,14 +10,12 @@ would make the padding large, entries are summed by sorted segments instead.
 
 from __future__ import annotations
 
-from typing import Any
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental.sparse import BCOO
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PyTree
 
 from .jacobians import JacobianOperator
 
@@ -32,9 +30,9 @@ class Grouped(eqx.Module):
     the column of each.
     """
 
-    entries: Any  # Int[Array, "..."], as the next two
-    others: Any
-    segments: Any  # or None
+    entries: Array | np.ndarray  # Int[Array, "..."], as the next two
+    others: PyTree
+    segments: Array | np.ndarray | None
     size: int = eqx.field(static=True)
     nnz: int = eqx.field(static=True)
 

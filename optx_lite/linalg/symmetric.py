@@ -115,7 +115,7 @@ def solve_definite(
     return jnp.where(definite, _refined(matrix, lower, b), 0), definite
 
 
-def _definite(matrix: Array) -> tuple[Array, Array]:
+def _definite(matrix: Float[Array, "n n"]) -> tuple[Float[Array, "n n"], Bool[Array, ""]]:
     """Cholesky's factor, and whether the matrix is definite."""
     lower = _cholesky(matrix)
     pivots = diagonal(lower)
@@ -123,13 +123,15 @@ def _definite(matrix: Array) -> tuple[Array, Array]:
     return lower, least > _rounding(pivots) ** 0.5
 
 
-def _refined(matrix: Array, lower: Array, b: Array) -> Array:
+def _refined(
+    matrix: Float[Array, "n n"], lower: Float[Array, "n n"], b: Float[Array, " n"]
+) -> Float[Array, " n"]:
     """With one correction: it gives back the digits that the factorisation of a stiff H lost."""
     y = _by_cholesky(lower, b)
     return y + _by_cholesky(lower, b - matrix @ y)
 
 
-def _counts(values: Array) -> Array:
+def _counts(values: Float[Array, " n"]) -> Bool[Array, " n"]:
     """Which of the eigenvalues are not zero to rounding."""
     size = jnp.abs(values)
     return size > _rounding(values) * jnp.max(size)
@@ -140,12 +142,12 @@ def _rounding(values: Array) -> float:
     return 8 * values.shape[0] * float(jnp.finfo(values.dtype).eps)
 
 
-def _by_cholesky(lower: Array, b: Array) -> Array:
+def _by_cholesky(lower: Float[Array, "n n"], b: Float[Array, "n ..."]) -> Float[Array, "n ..."]:
     upper = lower.T
     return solve_upper(upper, solve_transposed(upper, b))
 
 
-def _cholesky(matrix: Array) -> Array:
+def _cholesky(matrix: Float[Array, "n n"]) -> Float[Array, "n n"]:
     """Lower factor; a column of NaN or zeros where the matrix is not positive definite."""
     n = matrix.shape[0]
     if n > SMALL:

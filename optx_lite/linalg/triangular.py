@@ -22,7 +22,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from ..jax_support.control_flow import cond, scan, while_loop
 
@@ -30,7 +30,9 @@ SMALL = 6
 
 
 @jax.custom_jvp
-def triangularize(rows: Array, f: Array) -> tuple[Array, Array]:
+def triangularize(
+    rows: Float[Array, "n m"], f: Float[Array, " m"]
+) -> tuple[Float[Array, "n n"], Float[Array, " n"]]:
     """R, shape (n, n) upper, and Q^T f, shape (n,), of A = ``rows.T``, shape (m, n).
 
     A column that depends on the ones before it, to rounding, gets a zero row in R and in
@@ -54,7 +56,9 @@ def _triangularize_jvp(primals, tangents):  # type: ignore[no-untyped-def]
     return (upper, qtf), (d_upper, d_qtf)
 
 
-def _gram_schmidt(rows: Array, f: Array) -> tuple[Array, Array]:
+def _gram_schmidt(
+    rows: Float[Array, "n m"], f: Float[Array, " m"]
+) -> tuple[Float[Array, "n n"], Float[Array, " n"]]:
     n, m = rows.shape
     work = jnp.concatenate([rows, f[None]])
     rounding = (jnp.finfo(rows.dtype).eps * (m + n)) ** 2
@@ -74,7 +78,9 @@ def _gram_schmidt(rows: Array, f: Array) -> tuple[Array, Array]:
     return table[:, :n], table[:, n]
 
 
-def _cholesky_or_householder(rows: Array, f: Array) -> tuple[Array, Array]:
+def _cholesky_or_householder(
+    rows: Float[Array, "n m"], f: Float[Array, " m"]
+) -> tuple[Float[Array, "n n"], Float[Array, " n"]]:
     eps = jnp.finfo(rows.dtype).eps
     gram = rows @ rows.T
     square = diagonal(gram)
@@ -92,7 +98,9 @@ def _cholesky_or_householder(rows: Array, f: Array) -> tuple[Array, Array]:
     return cond(accurate, from_cholesky, lambda: _householder(rows, f))
 
 
-def _householder(rows: Array, f: Array) -> tuple[Array, Array]:
+def _householder(
+    rows: Float[Array, "n m"], f: Float[Array, " m"]
+) -> tuple[Float[Array, "n n"], Float[Array, " n"]]:
     n, m = rows.shape
     table = _of_parts(jnp.concatenate([rows, f[None]]).T)[:n]
     if m < n:
@@ -110,7 +118,7 @@ def _householder(rows: Array, f: Array) -> tuple[Array, Array]:
     return table[:, :n], table[:, n]
 
 
-def _of_parts(matrix: Array) -> Array:
+def _of_parts(matrix: Float[Array, "m k"]) -> Float[Array, "_ k"]:
     """R of a matrix (m, k): of each device's part of the rows, then of these stacked.
 
     So a matrix whose rows are spread over devices stays where it is, and k^2 numbers of each meet
@@ -127,12 +135,12 @@ def _of_parts(matrix: Array) -> Array:
     return _qr(matrix)
 
 
-def _qr(matrix: Array) -> Array:
+def _qr(matrix: Float[Array, "*parts m k"]) -> Float[Array, "*parts _ k"]:
     packed, _ = jnp.linalg.qr(matrix, mode="raw")
     return jnp.triu(jnp.swapaxes(packed, -1, -2)[..., : matrix.shape[-1], :])
 
 
-def _one_by_one(rows: Array, f: Array) -> Array:
+def _one_by_one(rows: Float[Array, "n m"], f: Float[Array, " m"]) -> Float[Array, "n n+1"]:
     """[R, Q^T f] by modified Gram-Schmidt, as `_gram_schmidt` but with its loop not written out."""
     n, m = rows.shape
     rounding = (jnp.finfo(rows.dtype).eps * (m + n)) ** 2
@@ -150,13 +158,13 @@ def _one_by_one(rows: Array, f: Array) -> Array:
 
 
 @jax.custom_jvp
-def solve_upper(upper: Array, b: Array) -> Array:
+def solve_upper(upper: Float[Array, "n n"], b: Float[Array, " n"]) -> Float[Array, " n"]:
     """x with ``upper @ x = b``, shapes (n, n), (n,); an entry whose pivot is 0 is 0."""
     return _solve(upper, b, transposed=False)
 
 
 @jax.custom_jvp
-def solve_transposed(upper: Array, b: Array) -> Array:
+def solve_transposed(upper: Float[Array, "n n"], b: Float[Array, " n"]) -> Float[Array, " n"]:
     """x with ``upper.T @ x = b``, shapes (n, n), (n,); an entry whose pivot is 0 is 0."""
     return _solve(upper, b, transposed=True)
 
@@ -175,7 +183,9 @@ def _solve_transposed_jvp(primals, tangents):  # type: ignore[no-untyped-def]
     return x, _by_trsm(upper, d_b - d_upper.T @ x, transposed=True)
 
 
-def _solve(upper: Array, b: Array, transposed: bool) -> Array:
+def _solve(
+    upper: Float[Array, "n n"], b: Float[Array, "n ..."], transposed: bool
+) -> Float[Array, "n ..."]:
     n = b.shape[0]
     if n > SMALL:
         return _by_trsm(upper, b, transposed)
@@ -190,12 +200,14 @@ def _solve(upper: Array, b: Array, transposed: bool) -> Array:
     return jnp.stack(x)
 
 
-def safe_inverse(v: Array) -> Array:
+def safe_inverse(v: Float[Array, " ..."]) -> Float[Array, " ..."]:
     """1 / v, and 0 where v is 0."""
     return jnp.where(v == 0, 0, 1 / v)
 
 
-def _by_trsm(upper: Array, b: Array, transposed: bool) -> Array:
+def _by_trsm(
+    upper: Float[Array, "n n"], b: Float[Array, "n ..."], transposed: bool
+) -> Float[Array, "n ..."]:
     if b.ndim == 1:
         return _by_trsm(upper, b[:, None], transposed)[:, 0]
     unseen = diagonal(upper) == 0
@@ -204,10 +216,10 @@ def _by_trsm(upper: Array, b: Array, transposed: bool) -> Array:
     return lax.linalg.triangular_solve(filled, b, left_side=True, transpose_a=transposed)
 
 
-def diagonal(matrix: Array) -> Array:
+def diagonal(matrix: Float[Array, "n n"]) -> Float[Array, " n"]:
     """The diagonal, as a masked sum: `jnp.diagonal` is a gather, dear to compile and to run."""
     return jnp.sum(matrix * _eye(matrix), axis=0)
 
 
-def _eye(matrix: Array) -> Array:
+def _eye(matrix: Float[Array, "n n"]) -> Float[Array, "n n"]:
     return jnp.eye(matrix.shape[0], dtype=matrix.dtype)

@@ -30,7 +30,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, Bool, Float, Shaped
 
 from ..jax_support.control_flow import while_loop
 from .norms import norm
@@ -43,30 +43,30 @@ MAX_ITERATIONS = 12
 class CorrectionStep(eqx.Module):
     """A step asked for first, with its own q and alpha: the answer if it is short enough."""
 
-    wanted: Array  # () bool
-    qtf: Array  # (n,)
-    alpha: Array  # ()
-    longest: Array  # ()
+    wanted: Bool[Array, ""]
+    qtf: Float[Array, " n"]
+    alpha: Float[Array, ""]
+    longest: Float[Array, ""]
 
 
 class Answer(eqx.Module):
     """What came out."""
 
-    step: Array  # (n,) p
-    alpha: Array  # () its Levenberg-Marquardt parameter
-    limited: Array  # () bool: the ball's boundary stopped it
-    corrected: Array  # () bool: it is the step of the correction
+    step: Float[Array, " n"]  # p
+    alpha: Float[Array, ""]  # its Levenberg-Marquardt parameter
+    limited: Shaped[Array, ""]  # the ball's boundary stopped it
+    corrected: Shaped[Array, ""]  # it is the step of the correction
 
 
 @jax.custom_jvp
 def solve_trust_region(
-    r_factor: Array,
-    qtf: Array,
-    diag: Array | None,
-    newton: Array | None,
-    singular: Array,
-    radius: Array,
-    alpha: Array,
+    r_factor: Float[Array, "n n"],
+    qtf: Float[Array, " n"],
+    diag: Float[Array, " n"] | None,
+    newton: Float[Array, " n"] | None,
+    singular: Bool[Array, ""],
+    radius: Float[Array, ""],
+    alpha: Float[Array, ""],
     correction: CorrectionStep,
 ) -> Answer:
     """The minimiser in the ball, or the step of the correction.
@@ -141,7 +141,9 @@ def solve_trust_region(
     return Answer(step, jnp.where(limited | corrected, alpha, 0), limited, corrected)
 
 
-def _between(alpha: Array, low: Array, high: Array) -> Array:
+def _between(
+    alpha: Float[Array, ""], low: Float[Array, ""], high: Float[Array, ""]
+) -> Float[Array, ""]:
     """alpha if it lies in (low, high], else a point in between."""
     middle = jnp.maximum(1e-3 * high, jnp.sqrt(low) * jnp.sqrt(high))
     return jnp.where((alpha > low) & (alpha <= high), alpha, middle)
@@ -172,8 +174,11 @@ def _solve_trust_region_jvp(primals, tangents):  # type: ignore[no-untyped-def]
 
 
 def _damped_step_and_slope(
-    r_factor: Array, qtf: Array, diag: Array | None, alpha: Array
-) -> tuple[Array, Array]:
+    r_factor: Float[Array, "n n"],
+    qtf: Float[Array, " n"],
+    diag: Float[Array, " n"] | None,
+    alpha: Float[Array, ""],
+) -> tuple[Float[Array, " n"], Float[Array, ""]]:
     """p(alpha) of (1) and -phi'(alpha) of (3)."""
     damping = jnp.zeros_like(qtf) + alpha if diag is None else diag + alpha
     root, right = _damped_root(r_factor, qtf, damping)
@@ -183,14 +188,16 @@ def _damped_step_and_slope(
     return step, (half @ half) / jnp.where(size > 0, size, 1)
 
 
-def _damped_root(r_factor: Array, qtf: Array, damping: Array) -> tuple[Array, Array]:
+def _damped_root(
+    r_factor: Float[Array, "n n"], qtf: Float[Array, " n"], damping: Float[Array, " n"]
+) -> tuple[Float[Array, "n n"], Float[Array, " n"]]:
     """S and S^-T R^T q of (3), by QR of [R; damping^1/2]: R is not squared."""
     eye = jnp.eye(qtf.shape[0], dtype=qtf.dtype)
     rows = jnp.concatenate([r_factor.T, jnp.sqrt(damping)[None, :] * eye], axis=1)
     return triangularize(rows, jnp.concatenate([qtf, jnp.zeros_like(qtf)]))
 
 
-def _floor(r_factor: Array, singular: Array) -> Array:
+def _floor(r_factor: Float[Array, "n n"], singular: Bool[Array, ""]) -> Float[Array, ""]:
     """Zero for a full-rank system, else the damping that rounding in R asks for."""
     # Above what `triangularize` takes for the rounding of a dependent column.
     rounding = 16 * r_factor.shape[0] * jnp.finfo(r_factor.dtype).eps

@@ -12,14 +12,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike
+from jaxtyping import Array, ArrayLike, PyTree
 
+from ..jax_support.types import Args, Bounds, Options
 from .pytrees import as_array_or_tree, is_concrete, is_numbers, ravel
 
 LOWER, UPPER = "`bounds`: the lower bound", "`bounds`: the upper bound"
 
 
-def check_x0(x0: Any) -> Any:
+def check_x0(x0: PyTree) -> PyTree:
     """x0 as a pytree of floating arrays; anything that SciPy takes is one array (n,)."""
     tree = as_array_or_tree(x0)
     leaves = jax.tree.leaves(tree)
@@ -54,17 +55,17 @@ def check_x0(x0: Any) -> Any:
     return tree.reshape(-1) if alone and tree.ndim == 0 else tree
 
 
-def _dtype_of(leaf: Any) -> Any:
+def _dtype_of(leaf: PyTree) -> PyTree:
     if isinstance(leaf, (str, bytes, type, np.dtype)):  # which for JAX are the names of dtypes
         raise TypeError
     return jnp.result_type(leaf)
 
 
-def _names(dtypes: list[Any]) -> str:
+def _names(dtypes: list[PyTree]) -> str:
     return ", ".join(sorted({str(dtype) for dtype in dtypes}))
 
 
-def _as_float(leaf: Any) -> Any:
+def _as_float(leaf: PyTree) -> PyTree:
     """The leaf as an array of floating dtype, on the host if it came from there."""
     dtype = jnp.result_type(leaf)
     if not jnp.issubdtype(dtype, jnp.floating):
@@ -72,7 +73,7 @@ def _as_float(leaf: Any) -> Any:
     return leaf.astype(dtype) if isinstance(leaf, jax.Array) else np.asarray(leaf, dtype)
 
 
-def check_vector(x0: ArrayLike, bounds: Any) -> tuple[Array, Array, Array]:
+def check_vector(x0: PyTree, bounds: Bounds) -> tuple[Array, Array, Array]:
     """x0 as one vector (n,), where no pytree is taken; and its lower and upper bounds."""
     tree = check_x0(x0)
     if not jax.tree_util.all_leaves([tree]):
@@ -83,7 +84,7 @@ def check_vector(x0: ArrayLike, bounds: Any) -> tuple[Array, Array, Array]:
     return x, jnp.asarray(lower), jnp.asarray(upper)
 
 
-def as_pair(bounds: Any) -> tuple[Any, Any]:
+def as_pair(bounds: Bounds) -> tuple[PyTree, PyTree]:
     """What is given as lower and upper bound: None, a pair, or an object with ``lb`` and ``ub``."""
     if bounds is None:
         return None, None
@@ -102,7 +103,7 @@ def as_pair(bounds: Any) -> tuple[Any, Any]:
     return bounds[0], bounds[1]
 
 
-def check_bounds(bounds: Any, tree: Any, x: Array) -> tuple[Array, Array, bool]:
+def check_bounds(bounds: Bounds, tree: PyTree, x: Array) -> tuple[Array, Array, bool]:
     """Flat lower and upper bounds, and whether there are any."""
     low, high = as_pair(bounds)
     lower = spread(low, -np.inf, tree, x, LOWER)
@@ -150,7 +151,7 @@ def check_finite(x: Array) -> None:
         raise ValueError(f"`x0` must be finite, got {x}.")
 
 
-def _first(where: np.ndarray) -> tuple[int, ...]:
+def _first(where: ArrayLike) -> tuple[int, ...]:
     return tuple(map(int, np.argwhere(where)[0]))
 
 
@@ -158,7 +159,7 @@ def _at_entry(index: tuple[int, ...]) -> str:
     return f" at entry {', '.join(map(str, index))}" if index else ""
 
 
-def real_array(value: Any, missing: float, name: str) -> Any:
+def real_array(value: PyTree, missing: float, name: str) -> PyTree:
     """Real numbers, on the host if they came from there; None is ``missing``."""
     if isinstance(value, (list, tuple)):
         value = [missing if v is None else v for v in value]
@@ -171,13 +172,13 @@ def real_array(value: Any, missing: float, name: str) -> Any:
     return value
 
 
-def spread(value: Any, missing: float, tree: Any, x: Array, name: str) -> Array:
+def spread(value: PyTree, missing: float, tree: PyTree, x: Array, name: str) -> Array:
     """A number, an array or a pytree prefix of ``tree`` as a flat vector; None is ``missing``.
 
     ``name`` is what messages call the value.
     """
 
-    def onto(value: Any, leaf: Any) -> Any:
+    def onto(value: PyTree, leaf: Array) -> PyTree:
         numbers = real_array(value, missing, name)
         xp = jnp if isinstance(numbers, jax.Array) else np
         value = xp.asarray(numbers)
@@ -187,7 +188,7 @@ def spread(value: Any, missing: float, tree: Any, x: Array, name: str) -> Array:
             )
         return xp.broadcast_to(value.astype(x.dtype), leaf.shape)
 
-    def by_leaf(is_leaf: Callable[[Any], bool]) -> Any:
+    def by_leaf(is_leaf: Callable[[PyTree], bool]) -> PyTree:
         return jax.tree.map(
             lambda value, part: jax.tree.map(lambda leaf: onto(value, leaf), part),
             as_array_or_tree(value),
@@ -209,36 +210,36 @@ def spread(value: Any, missing: float, tree: Any, x: Array, name: str) -> Array:
     return ravel(full, x.dtype)
 
 
-def _is_numbers_or_none(value: Any) -> bool:
+def _is_numbers_or_none(value: PyTree) -> bool:
     if type(value) not in (list, tuple):
         return is_numbers(value)
     return is_numbers([0.0 if v is None else v for v in value])
 
 
-def as_tuple(args: Any) -> tuple[Any, ...]:
+def as_tuple(args: Args) -> tuple[PyTree, ...]:
     """Arguments; a number or an array alone need not stand in a tuple."""
     return tuple(args) if isinstance(args, (tuple, list)) else (args,)
 
 
-def check_callable(fun: Any, name: str = "`fun`", error: type[Exception] = TypeError) -> None:
+def check_callable(fun: object, name: str = "`fun`", error: type[Exception] = TypeError) -> None:
     """That a function is one; the exception's type is SciPy's."""
     if not callable(fun):
         raise error(f"{name} must be callable, got {fun!r}.")
 
 
-def check_kwargs(kwargs: Any) -> dict[str, Any]:
+def check_kwargs(kwargs: Any) -> Options:
     """Keyword arguments, none for None."""
     if not isinstance(kwargs or {}, dict):
         raise TypeError(f"`kwargs` must be a dict, got {kwargs!r}.")
     return kwargs or {}
 
 
-def with_kwargs(fun: Callable, kwargs: dict[str, Any] | None) -> Callable:
+def with_kwargs(fun: Callable, kwargs: Any) -> Callable:
     """The function with its keyword arguments."""
     return jax.tree_util.Partial(fun, **chosen) if (chosen := check_kwargs(kwargs)) else fun
 
 
-def shape_of(out: Any) -> tuple[int, ...]:
+def shape_of(out: PyTree) -> tuple[int, ...]:
     """Shape of the array that nested lists of arrays make."""
     if isinstance(out, (list, tuple)) and out:
         return (len(out), *shape_of(out[0]))

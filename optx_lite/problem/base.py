@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Callable
-from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Float, PyTree
 
 from ..linalg import next_power_of_two
 from .pytrees import Unravel
@@ -45,15 +44,15 @@ class AbstractProblem(eqx.Module):
         """Whether matrices of n columns are written out anyway."""
 
     @abc.abstractmethod
-    def evaluate(self, x: Array) -> Array:
+    def evaluate(self, x: Float[Array, " n"]) -> Float[Array, " ..."]:
         """The user's function at x, in its own dtype."""
 
     @abc.abstractmethod
-    def gradient(self, x: Array, unit: Array | float = 1.0) -> Array:
+    def gradient(self, x: Float[Array, " n"], unit: Array | float = 1.0) -> Float[Array, " n"]:
         """d (objective / unit) / d x; differentiable again."""
 
     @abc.abstractmethod
-    def units(self, result: Any) -> tuple[Any, Array]:
+    def units(self, result: PyTree) -> tuple[PyTree, Array]:
         """Of the objective, and of each variable: powers of two which keep a Hessian in range."""
 
     @abc.abstractmethod
@@ -61,16 +60,16 @@ class AbstractProblem(eqx.Module):
         """The fields of the result that follow from x, as differentiable functions of it."""
 
     @abc.abstractmethod
-    def restore(self, result: Any) -> Any:
+    def restore(self, result: PyTree) -> PyTree:
         """The result in the user's structures."""
 
 
-def sizes(x: Array) -> Array:
+def sizes(x: Float[Array, " n"]) -> Float[Array, " n"]:
     """The power of two next to each entry's size; for 0, that next to the largest entry."""
     return next_power_of_two(jnp.where(x == 0, jnp.max(jnp.abs(x)), x))
 
 
-def pulled_back(fun: Callable, x: Array, cotangent: Callable) -> tuple[Array, Array]:
+def pulled_back(fun: Callable, x: Float[Array, " n"], cotangent: Callable) -> tuple[Array, Array]:
     """``fun`` at x, and J^T c: J its Jacobian there, c the ``cotangent`` for its value.
 
     The value comes by the same mode, for `jax.custom_vjp` has no other.

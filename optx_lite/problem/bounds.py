@@ -7,13 +7,15 @@ positive where it does not, which frees it.
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
+
+from .base import AbstractProblem
 
 
-def within(x: Float[Array, " n"], lower: Float[Array, " n"], upper: Float[Array, " n"]) -> Array:
+def within(
+    x: Float[Array, " n"], lower: Float[Array, " n"], upper: Float[Array, " n"]
+) -> Bool[Array, ""]:
     """Whether every entry lies in the box, its faces included."""
     return jnp.all((x >= lower) & (x <= upper))
 
@@ -45,7 +47,9 @@ def step_to_bound(
     return smallest, ahead & (t == smallest)
 
 
-def projected_descent(problem: Any, x: Float[Array, " n"], grad: Float[Array, " n"]) -> Array:
+def projected_descent(
+    problem: AbstractProblem, x: Float[Array, " n"], grad: Float[Array, " n"]
+) -> Float[Array, " n"]:
     """P(x - g) - x, P the projection onto the box, so that a small g is not lost beside x."""
     if not problem.bounded:
         return -grad
@@ -75,7 +79,7 @@ def active_mask(
     lower: Float[Array, " n"],
     upper: Float[Array, " n"],
     tolerance: Float[Array, " n"],
-) -> Array:
+) -> Int[Array, " n"]:
     """-1 within ``tolerance`` of the lower bound, 1 of the upper, 0 elsewhere; int32."""
     to_lower, to_upper = x - lower, upper - x
     at_lower = (to_lower <= tolerance) & (to_lower <= to_upper)

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array
+from jaxtyping import Array, DTypeLike, PyTree
 
 from ..functions import Lifted, Pointwise, lift, pointwise
 from .arguments import check_kwargs
@@ -54,11 +54,11 @@ class ElementwiseProblem(eqx.Module):
 
     fun: Lifted
     first: Lifted
-    args: tuple[Any, ...]
-    points: tuple[Any, ...]
+    args: tuple[PyTree, ...]
+    points: tuple[PyTree, ...]
     shape: tuple[int, ...] = eqx.field(static=True)
-    dtype: Any = eqx.field(static=True)
-    first_dtype: Any = eqx.field(static=True)
+    dtype: DTypeLike = eqx.field(static=True)
+    first_dtype: DTypeLike = eqx.field(static=True)
     values: tuple[Array, ...] | None = None
     wall: float | None = eqx.field(static=True, default=None)
 
@@ -80,7 +80,7 @@ class ElementwiseProblem(eqx.Module):
         """The lower limits of a bracket and the upper ones, (2, ...)."""
         return jnp.stack([self.limit(jnp.full(self.shape, side)) for side in (-1, 1)])
 
-    def full(self, point: Any) -> Array:
+    def full(self, point: PyTree) -> Array:
         """A first point for each element, in the common dtype."""
         return jnp.broadcast_to(jnp.asarray(point).astype(self.dtype), self.shape)
 
@@ -108,7 +108,7 @@ class ElementwiseProblem(eqx.Module):
         """The same on all elements, in a row."""
         return fun(x.reshape(self.shape), *self.args).reshape(-1)
 
-    def in_row(self, point: Any) -> Array:
+    def in_row(self, point: PyTree) -> Array:
         """A first point, in a row; or one number if it is the same for all."""
         point = jnp.asarray(point).astype(self.first_dtype)
         if all(length == 1 for length in point.shape):
@@ -142,7 +142,7 @@ def value_and_slope(fun: Callable[[Array], Array], x: Array) -> tuple[Array, Arr
     return first_possible(forward, reverse)
 
 
-def at_each(fun: Callable[[Array], Any], points: Array) -> Any:
+def at_each(fun: Callable[[Array], PyTree], points: Array) -> PyTree:
     """A function of arrays at each of several, (k, ...).
 
     All at once, which compiles sooner; one after the other where it cannot be batched, as with
@@ -160,7 +160,7 @@ def batch_of_one(value: Array) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct((1, *value.shape), value.dtype)
 
 
-def first_possible(*ways: Callable[[], Any]) -> Any:
+def first_possible(*ways: Callable[[], PyTree]) -> PyTree:
     """What the first of these ways to differentiate gives that JAX can go.
 
     Raises
@@ -182,10 +182,10 @@ class NoDerivativeError(TypeError):
 
 
 def elementwise_problem(
-    fun: Callable[..., Any],
-    points: tuple[Any, ...],
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any] | None,
+    fun: Callable[..., PyTree],
+    points: tuple[PyTree, ...],
+    args: tuple[PyTree, ...],
+    kwargs: Any,
 ) -> ElementwiseProblem:
     """Trace the function on arrays of the shape to which all inputs broadcast.
 
@@ -202,7 +202,7 @@ def elementwise_problem(
     shape = _broadcast_shape([*there, *args])
     whole = _on_whole(fun, names, shape)
 
-    def trace(dtype: Any) -> tuple[Lifted, Any]:
+    def trace(dtype: DTypeLike) -> tuple[Lifted, PyTree]:
         lifted = lift(whole, jax.ShapeDtypeStruct(shape, dtype), *args, label="`func`")
         out = lifted.out_shape
         if getattr(out, "shape", None) != shape:
@@ -218,7 +218,7 @@ def elementwise_problem(
 def _on_whole(fun: Callable, names: tuple[str, ...], shape: tuple[int, ...]) -> Callable:
     """The function of arrays that all have the shape, as the user may expect them."""
 
-    def whole(x: Array, *args: Any) -> Any:
+    def whole(x: Array, *args: Any) -> PyTree:
         full = [jnp.broadcast_to(arg, shape) for arg in args]
         positional = full[: len(full) - len(names)]
         out = fun(x, *positional, **dict(zip(names, full[len(positional) :], strict=True)))
@@ -227,7 +227,7 @@ def _on_whole(fun: Callable, names: tuple[str, ...], shape: tuple[int, ...]) -> 
     return whole
 
 
-def _as_array(value: Any, name: str) -> Any:
+def _as_array(value: PyTree, name: str) -> PyTree:
     """Whatever NumPy makes an array of; arrays and numbers as they are."""
     if isinstance(value, (jax.Array, np.ndarray, np.generic, bool, int, float, complex)):
         return value
@@ -239,7 +239,7 @@ def _as_array(value: Any, name: str) -> Any:
     return array
 
 
-def _broadcast_shape(arrays: list[Any]) -> tuple[int, ...]:
+def _broadcast_shape(arrays: list[PyTree]) -> tuple[int, ...]:
     shapes = [jnp.shape(array) for array in arrays]
     try:
         return jnp.broadcast_shapes(*shapes)
@@ -250,7 +250,7 @@ def _broadcast_shape(arrays: list[Any]) -> tuple[int, ...]:
         ) from error
 
 
-def _floating(points: list[Any]) -> Any:
+def _floating(points: list[PyTree]) -> PyTree:
     """The dtype of all points together; integers count as JAX's default floats."""
     kinds = [
         point if isinstance(point, (int, float, complex)) or _is_inexact(point) else np.dtype(float)
@@ -260,11 +260,11 @@ def _floating(points: list[Any]) -> Any:
         return _common(*kinds)
 
 
-def _is_inexact(point: Any) -> bool:
+def _is_inexact(point: object) -> bool:
     return jnp.issubdtype(jnp.result_type(point), jnp.inexact)
 
 
-def _common(*kinds: Any) -> Any:
+def _common(*kinds: Any) -> PyTree:
     with jax.numpy_dtype_promotion("standard"):
         dtype = jnp.result_type(*kinds)
     if jnp.issubdtype(dtype, jnp.complexfloating):

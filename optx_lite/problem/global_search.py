@@ -18,9 +18,10 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, PyTree
 
 from ..functions import Lifted, inputs, lift
+from ..jax_support.types import Args, Bounds
 from .arguments import as_tuple, check_callable, real_array
 from .pytrees import as_dtype, is_concrete
 
@@ -123,21 +124,21 @@ class SearchProblem(eqx.Module):
         return [c.violation(x) for c in self.constraints]
 
 
-def in_box(unit: Array, lower: Any, upper: Any) -> Array:
+def in_box(unit: Array, lower: PyTree, upper: PyTree) -> Array:
     """The points of a box, (..., n), that belong to those of the unit cube."""
     lower, upper = (jnp.broadcast_to(side, unit.shape) for side in (lower, upper))
     return jnp.clip((1 - unit) * lower + unit * upper, lower, upper)
 
 
 def search_problem(
-    fun: Callable[..., Any],
-    bounds: Any,
+    fun: Callable[..., PyTree],
+    bounds: Bounds,
     *,
-    args: Any = (),
+    args: Args = (),
     constraints: Any = (),
-    integrality: Any = None,
+    integrality: PyTree = None,
     vectorized: bool = False,
-    like: Any = None,
+    like: PyTree = None,
 ) -> SearchProblem:
     """Make a problem of the user's function and bounds.
 
@@ -149,7 +150,7 @@ def search_problem(
         Whose floating dtype is taken where ``bounds`` has none of its own.
     """
     lower, upper = read_box(bounds, like)
-    integral: Any = None
+    integral: PyTree = None
     if integrality is not None and np.any(integrality):
         integral = np.asarray(integrality, bool)
         if integral.shape not in ((), lower.shape):
@@ -183,7 +184,7 @@ def of_one_point(fun: Callable) -> Callable:
     return fun_at
 
 
-def read_box(bounds: Any, like: Any = None) -> tuple[Any, Any]:
+def read_box(bounds: Bounds, like: PyTree = None) -> tuple[PyTree, PyTree]:
     """Lower and upper, each (n,), of pairs (min, max) or of an object with ``lb`` and ``ub``."""
     message = (
         "bounds should be a sequence containing finite real valued (min, max) pairs for each "
@@ -192,7 +193,7 @@ def read_box(bounds: Any, like: Any = None) -> tuple[Any, Any]:
     if hasattr(bounds, "lb") and hasattr(bounds, "ub"):
         bounds = list(zip(np.atleast_1d(bounds.lb), np.atleast_1d(bounds.ub), strict=True))
     if isinstance(bounds, jax.Array):
-        pairs: Any = bounds
+        pairs: PyTree = bounds
     else:
         try:
             concrete = is_concrete(bounds)
@@ -210,14 +211,14 @@ def read_box(bounds: Any, like: Any = None) -> tuple[Any, Any]:
     return lower, upper
 
 
-def _floating(bounds: Any, like: Any) -> Any:
+def _floating(bounds: Bounds, like: PyTree) -> PyTree:
     for given in (bounds, like):
         if isinstance(given, (jax.Array, np.ndarray)) and jnp.issubdtype(given.dtype, jnp.floating):
             return jnp.result_type(given)
     return jnp.result_type(float)
 
 
-def _integral_box(lower: Any, upper: Any, integral: np.ndarray) -> tuple[Any, Any]:
+def _integral_box(lower: PyTree, upper: PyTree, integral: np.ndarray) -> tuple[PyTree, PyTree]:
     xp = np if is_concrete((lower, upper)) else jnp
     low, high = xp.ceil(lower), xp.floor(upper)
     if xp is np and not np.all((low <= high)[integral]):
@@ -231,7 +232,7 @@ def _integral_box(lower: Any, upper: Any, integral: np.ndarray) -> tuple[Any, An
     return xp.where(integral, low, lower), xp.where(integral, high, upper)
 
 
-def _check_value(out: Any) -> None:
+def _check_value(out: PyTree) -> None:
     leaves = jax.tree.leaves(out)
     if len(leaves) != 1 or int(np.prod(leaves[0].shape)) != 1:
         raise RuntimeError(f"func(x, *args) must return a scalar value, got {out}.")
@@ -239,7 +240,7 @@ def _check_value(out: Any) -> None:
         raise ValueError("`func` must return a real value, got a complex one.")
 
 
-def _check_many_values(fun: Callable, lower: Any, args: tuple) -> None:
+def _check_many_values(fun: Callable, lower: PyTree, args: tuple) -> None:
     """Of two points: of one a scalar might pass for an array."""
     two = jax.ShapeDtypeStruct((*lower.shape, 2), lower.dtype)
     out = lift(fun, two, *args, label="`func`").out_shape
@@ -256,7 +257,7 @@ def _as_sequence(constraints: Any) -> Sequence[Any]:
     return constraints if hasattr(constraints, "__len__") else (constraints,)
 
 
-def _constraint(constraint: Any, example: Any, vectorized: bool) -> Constraint:
+def _constraint(constraint: Any, example: PyTree, vectorized: bool) -> Constraint:
     """From SciPy's NonlinearConstraint, LinearConstraint or Bounds, by their attributes."""
     if not (hasattr(constraint, "lb") and hasattr(constraint, "ub")):
         raise ValueError(
@@ -285,5 +286,5 @@ def _constraint(constraint: Any, example: Any, vectorized: bool) -> Constraint:
     return Constraint(lifted, *(side + jnp.zeros(shape, example.dtype) for side in sides))
 
 
-def _as_array(value: Any) -> Array:
+def _as_array(value: PyTree) -> Array:
     return jnp.atleast_1d(jnp.asarray(value))

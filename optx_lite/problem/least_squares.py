@@ -14,13 +14,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental.sparse import BCOO
-from jaxtyping import Array
+from jaxtyping import Array, DTypeLike, Float, PyTree
 
 from ..derivatives import AbstractJacobian, ComplexStep, resolve, traced
 from ..derivatives.compressed import Compressed
 from ..derivatives.sparsity import detected, sparsity
 from ..derivatives.structured import AbstractStructured, MatrixFree, UserOperator, UserSparse
 from ..jax_support.control_flow import vary_with
+from ..jax_support.types import Bounds, Number, Options
 from ..linalg import exponent, next_power_of_two, power_of_two
 from ..linalg.jacobians import (
     Jacobian,
@@ -50,7 +51,7 @@ MATRIX_FREE = "matrix-free"
 
 
 @jax.custom_jvp
-def _cost(loss: Loss, f: Array) -> Array:
+def _cost(loss: Loss, f: Float[Array, " m"]) -> Float[Array, ""]:
     """The cost, with a derivative that is in range even where the square of f is not."""
     return loss.cost(f)
 
@@ -99,7 +100,7 @@ class LeastSquaresProblem(AbstractProblem):
         """Whether matrices of n columns are written out anyway."""
         return not isinstance(self.jacobian, AbstractStructured)
 
-    def evaluate(self, x: Array) -> Array:
+    def evaluate(self, x: Float[Array, " n"]) -> Float[Array, " m"]:
         """f(x), (m,), in its own dtype."""
         return self.residuals(x)
 
@@ -120,7 +121,7 @@ class LeastSquaresProblem(AbstractProblem):
         """Whether the user said which entries of J may differ from 0."""
         return isinstance(self.jacobian, Compressed)
 
-    def sparsity_mismatch(self, x: Array) -> Array:
+    def sparsity_mismatch(self, x: Float[Array, " n"]) -> Float[Array, " m"]:
         """Above 1 in rows of which the pattern lacks an entry, (m,)."""
         assert isinstance(self.jacobian, Compressed)
         return self.jacobian.mismatch(self.residuals, x, self.lower, self.upper)
@@ -131,7 +132,7 @@ class LeastSquaresProblem(AbstractProblem):
         return self.jacobian.missing_entry(self.residuals, x, self.sparsity_mismatch(x))
 
     def weighted(
-        self, f: Array, jacobian: Jacobian, least_bend: float = 0.0
+        self, f: Float[Array, " m"], jacobian: Jacobian, least_bend: float = 0.0
     ) -> tuple[Array, Jacobian]:
         """f and its Jacobian with the loss in them; fixed variables have no column."""
         if self.bounded:
@@ -141,17 +142,17 @@ class LeastSquaresProblem(AbstractProblem):
         row_weight, f_weight = self.loss.weights(f, least_bend)
         return f * f_weight, scale_rows(jacobian, row_weight)
 
-    def cost(self, x: Array) -> Array:
+    def cost(self, x: Float[Array, " n"]) -> Float[Array, ""]:
         """The objective, as a plain differentiable function of x and of all that is in here."""
         return self.loss.cost(self.residuals(x).astype(x.dtype))
 
-    def gradient(self, x: Array, unit: Array | float = 1.0) -> Array:
+    def gradient(self, x: Float[Array, " n"], unit: Array | float = 1.0) -> Float[Array, " n"]:
         """d (cost / unit) / d x; differentiable again."""
         return pulled_back(
             lambda x: self.residuals(x).astype(x.dtype), x, lambda f: self.loss.slope(f) / unit
         )[1]
 
-    def units(self, result: Result) -> tuple[Array, Array]:
+    def units(self, result: Result) -> tuple[Float[Array, ""], Float[Array, " n"]]:
         """Of the residuals, and of each variable: powers of two which keep a Hessian in range.
 
         With cost / unit for cost, a change of a variable by its unit changes its derivative by
@@ -221,17 +222,17 @@ class _Jacobian(eqx.Module):
 
 
 def least_squares_problem(
-    fun: Callable[..., Any],
-    x0: Any,
+    fun: Callable[..., PyTree],
+    x0: PyTree,
     *,
-    jac: Any = "jacfwd",
-    bounds: Any = (-np.inf, np.inf),
-    loss: Any = "linear",
-    f_scale: Any = 1.0,
-    diff_step: Any = None,
-    jac_sparsity: Any = None,
+    jac: str | Callable | AbstractJacobian = "jacfwd",
+    bounds: Bounds = (-np.inf, np.inf),
+    loss: str | Callable = "linear",
+    f_scale: Number = 1.0,
+    diff_step: PyTree = None,
+    jac_sparsity: PyTree = None,
     args: tuple = (),
-    kwargs: dict[str, Any] | None = None,
+    kwargs: Options | None = None,
 ) -> tuple[LeastSquaresProblem, Array]:
     """Make a problem of the user's functions, to be solved by hand.
 
@@ -295,14 +296,14 @@ def least_squares_problem(
     return problem, x
 
 
-def _scheme(jac: Any, diff_step: Any) -> AbstractJacobian | AbstractStructured:
+def _scheme(jac: Any, diff_step: PyTree) -> AbstractJacobian | AbstractStructured:
     return MatrixFree() if isinstance(jac, str) and jac == MATRIX_FREE else resolve(jac, diff_step)
 
 
 def _compressed(
     jac: Any,
     scheme: AbstractJacobian | AbstractStructured,
-    pattern: Any,
+    pattern: PyTree,
     fun: Callable,
     x: Array,
     m: int,
@@ -319,7 +320,12 @@ def _compressed(
 
 
 def _users_scheme(
-    jac: Callable, restore: Unravel, args: tuple, kwargs: Any, f: Any, shape: tuple[int, int]
+    jac: Callable,
+    restore: Unravel,
+    args: tuple,
+    kwargs: Options | None,
+    f: PyTree,
+    shape: tuple[int, int],
 ) -> AbstractJacobian | AbstractStructured:
     """A callable's: sparse, or by products, if that is what it returns."""
     lifted = UserFunction.lifted(jac, restore, args, kwargs, name="`jac`")
@@ -333,14 +339,14 @@ def _users_scheme(
     return (UserSparse if isinstance(lifted.out_shape, BCOO) else UserOperator)(lifted)
 
 
-def _lift_jacobian(lifted: UserFunction, f: Any, restore: Unravel) -> _Jacobian:
+def _lift_jacobian(lifted: UserFunction, f: PyTree, restore: Unravel) -> _Jacobian:
     out = lifted.out_shape
     if any(jnp.issubdtype(leaf.dtype, jnp.complexfloating) for leaf in jax.tree.leaves(out)):
         raise ValueError("`jac` must return real values, got complex ones.")
     return _Jacobian(lifted, _blocks(out, f, restore.shapes()))
 
 
-def _blocks(out: Any, f: Any, x: Any) -> tuple[tuple[tuple[int, int], ...], ...]:
+def _blocks(out: PyTree, f: PyTree, x: PyTree) -> tuple[tuple[tuple[int, int], ...], ...]:
     """The shapes of the blocks that make up the Jacobian (m, n), in the order of out's leaves.
 
     ``out`` is one matrix; or what `jax.jacfwd` gives, a tree like x in each place of a tree like
@@ -378,11 +384,11 @@ def _atleast_2d(shape: tuple[int, ...]) -> tuple[int, ...]:
     return (1,) * (2 - len(shape)) + shape
 
 
-def _size(leaf: Any) -> int:
+def _size(leaf: PyTree) -> int:
     return int(np.prod(leaf.shape))
 
 
-def _ravel_native(leaves: list[Any]) -> Array:
+def _ravel_native(leaves: list[PyTree]) -> Array:
     """One vector of the leaves' common floating dtype."""
     arrays = [jnp.asarray(leaf) for leaf in leaves]
     dtypes = [
@@ -392,7 +398,7 @@ def _ravel_native(leaves: list[Any]) -> Array:
     return ravel(arrays, dtype)
 
 
-def _restorer(out: Any, dtype: Any) -> Unravel:
+def _restorer(out: PyTree, dtype: DTypeLike) -> Unravel:
     """Back to what `fun` returned; SciPy's kinds of return value become one flat array."""
     leaves = jax.tree.leaves(out)
     if jax.tree_util.all_leaves([out]) or _is_scalars(out):
@@ -401,13 +407,13 @@ def _restorer(out: Any, dtype: Any) -> Unravel:
     return Unravel.like(jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), out))
 
 
-def _is_scalars(out: Any) -> bool:
+def _is_scalars(out: PyTree) -> bool:
     return type(out) in (list, tuple) and all(
         jax.tree_util.all_leaves([leaf]) and leaf.shape == () for leaf in out
     )
 
 
-def _check_residuals(out: Any) -> None:
+def _check_residuals(out: PyTree) -> None:
     leaves = jax.tree.leaves(out)
     if any(jnp.issubdtype(leaf.dtype, jnp.complexfloating) for leaf in leaves):
         raise ValueError(

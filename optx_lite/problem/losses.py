@@ -30,7 +30,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array
+from jaxtyping import Array, DTypeLike, Float, PyTree
 
 from ..functions import Lifted, lift
 from ..jax_support.control_flow import vary_with
@@ -54,11 +54,11 @@ class NamedLoss(NamedTuple):
     bend: Callable[[Array], Array]  # (rho' + 2 rho'' z) / rho'
 
 
-def _hypotenuse(r: Array) -> Array:
+def _hypotenuse(r: Float[Array, " m"]) -> Float[Array, " m"]:
     return jnp.hypot(jnp.ones_like(r), r)
 
 
-def _at_least_1(r: Array) -> Array:
+def _at_least_1(r: Float[Array, " m"]) -> Float[Array, " m"]:
     return jnp.maximum(jnp.abs(r), 1)
 
 
@@ -102,7 +102,9 @@ LOSSES = {
 }
 
 
-def _effective(named: NamedLoss, f: Array, f_scale: Array, unit: Array) -> Array:
+def _effective(
+    named: NamedLoss, f: Float[Array, " m"], f_scale: Float[Array, ""], unit: Array
+) -> Float[Array, " m"]:
     """C rho^1/2 / unit, (m,): the residuals whose plain sum of squares is the sum of the losses."""
     r = f / f_scale
     near = (jnp.abs(f) / unit) * named.near(jnp.clip(r, -1, 1))
@@ -110,7 +112,9 @@ def _effective(named: NamedLoss, f: Array, f_scale: Array, unit: Array) -> Array
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _named_cost(named: NamedLoss, f: Array, f_scale: Array, unit: Array) -> Array:
+def _named_cost(
+    named: NamedLoss, f: Float[Array, " m"], f_scale: Float[Array, ""], unit: Array
+) -> Float[Array, ""]:
     """0.5 C^2 sum rho / unit^2."""
     effective = _effective(named, f, f_scale, unit)
     return 0.5 * jnp.sum(effective * effective)
@@ -127,7 +131,9 @@ def _named_cost_jvp(named, primals, tangents):  # type: ignore[no-untyped-def]
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _named_slope(named: NamedLoss, f: Array, f_scale: Array) -> Array:
+def _named_slope(
+    named: NamedLoss, f: Float[Array, " m"], f_scale: Float[Array, ""]
+) -> Float[Array, " m"]:
     """f rho', (m,)."""
     root = named.root_weight(f / f_scale)
     return (f * root) * root
@@ -158,7 +164,7 @@ class Loss(eqx.Module):
     """
 
     named: NamedLoss | None = eqx.field(static=True)
-    rho: Any
+    rho: PyTree
     f_scale: Array
 
     @property
@@ -166,7 +172,7 @@ class Loss(eqx.Module):
         """Whether the cost is the plain sum of squares."""
         return self.rho is None and self.named is None
 
-    def cost(self, f: Array, unit: Array | float = 1.0) -> Array:
+    def cost(self, f: Float[Array, " m"], unit: Array | float = 1.0) -> Float[Array, ""]:
         """0.5 C^2 sum rho, in units of ``unit**2`` (which keeps the squares in range)."""
         if self.is_linear:
             f = f / unit
@@ -176,7 +182,7 @@ class Loss(eqx.Module):
         margin = self.f_scale / unit
         return 0.5 * margin**2 * jnp.sum(self.rho((f / self.f_scale) ** 2)[0])
 
-    def slope(self, f: Array) -> Array:
+    def slope(self, f: Float[Array, " m"]) -> Float[Array, " m"]:
         """d cost / d f, shape (m,): f itself when linear, f rho' otherwise."""
         if self.is_linear:
             return f
@@ -184,7 +190,9 @@ class Loss(eqx.Module):
             return _named_slope(self.named, f, self.f_scale)
         return f * self.rho((f / self.f_scale) ** 2)[1]
 
-    def weights(self, f: Array, least_bend: float = 0.0) -> tuple[Array, Array]:
+    def weights(
+        self, f: Float[Array, " m"], least_bend: float = 0.0
+    ) -> tuple[Float[Array, " m"], Float[Array, " m"]]:
         """Factors of the rows of J and of f, equations (1) and (2); shapes (m,).
 
         ``least_bend``: of the bracket, relative to rho'; eps in any case, or rho' if that is less.
@@ -202,7 +210,7 @@ class Loss(eqx.Module):
         by_curvature = jnp.sqrt(jnp.maximum(bend, least))
         return root * by_curvature, root / by_curvature  # (1), (2)
 
-    def unit(self, f: Array) -> Array:
+    def unit(self, f: Float[Array, " m"]) -> Float[Array, ""]:
         """A unit, (), in which the cost is neither far above nor far below 1."""
         if self.named is None:
             return unit_of(f)
@@ -213,7 +221,7 @@ class Loss(eqx.Module):
 class ScipyLoss(eqx.Module):
     """A user's loss in SciPy's form: z -> array (3, m)."""
 
-    loss: Callable[[Array], Any]
+    loss: Callable[[Array], PyTree]
 
     def __call__(self, z: Array) -> Rho:
         """rho, rho' and rho'' at z, (m,)."""
@@ -224,7 +232,7 @@ class ScipyLoss(eqx.Module):
 class ScalarLoss(eqx.Module):
     """A user's loss as one JAX function of a scalar, differentiated by us."""
 
-    loss: Callable[[Array], Any]
+    loss: Callable[[Array], PyTree]
 
     def __call__(self, z: Array) -> Rho:
         """rho, rho' and rho'' at z, (m,)."""
@@ -236,7 +244,7 @@ class ScalarLoss(eqx.Module):
         return jax.vmap(rho)(z), jax.vmap(slope)(z), jax.vmap(jax.grad(slope))(z)
 
 
-def _check_f_scale(f_scale: Any, dtype: Any) -> Array:
+def _check_f_scale(f_scale: PyTree, dtype: DTypeLike) -> Array:
     if not isinstance(f_scale, jax.Array):
         f_scale = np.asarray(f_scale)
     if not jnp.issubdtype(f_scale.dtype, np.number) or jnp.iscomplexobj(f_scale):
@@ -249,7 +257,7 @@ def _check_f_scale(f_scale: Any, dtype: Any) -> Array:
     return f_scale
 
 
-def check_loss(loss: Any, f_scale: Any, z: Any) -> Loss:
+def check_loss(loss: Any, f_scale: Any, z: PyTree) -> Loss:
     """The loss of squares like z, (m,)."""
     (m,), dtype = z.shape, z.dtype
     f_scale = _check_f_scale(f_scale, dtype)
@@ -275,7 +283,7 @@ def check_loss(loss: Any, f_scale: Any, z: Any) -> Loss:
     )
 
 
-def _try_scalar_loss(loss: Callable, z: Any) -> Lifted | None:
+def _try_scalar_loss(loss: Callable, z: PyTree) -> Lifted | None:
     """The loss on a scalar z, or None if it is not made for one."""
     try:
         lifted = lift(loss, z, label="`loss`")

@@ -9,10 +9,11 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, DTypeLike, Float, PyTree
 
 from ..derivatives import AbstractJacobian, FiniteDifference, Gradient, named, traced
 from ..jax_support.control_flow import vary_with
+from ..jax_support.types import Args, Bounds, Number, Options
 from ..results.minimize import MinimizeResult
 from .arguments import (
     LOWER,
@@ -58,18 +59,18 @@ class MinimizationProblem(AbstractProblem):
         """Whether matrices of n columns are written out anyway."""
         return False
 
-    def evaluate(self, x: Array) -> Array:
+    def evaluate(self, x: Float[Array, " n"]) -> Float[Array, ""]:
         """f(x), (), in its own dtype."""
         return self.objective(x)
 
-    def value_and_grad(self, x: Array) -> tuple[Array, Array]:
+    def value_and_grad(self, x: Float[Array, " n"]) -> tuple[Float[Array, ""], Float[Array, " n"]]:
         """f(x) and its gradient (n,): the one evaluation of a step."""
         value, jacobian = self.derivative.linearize(
             _AsVector(self.objective), x, self.lower, self.upper
         )
         return value[0].astype(x.dtype), jacobian()[:, 0].astype(x.dtype)
 
-    def gradient(self, x: Array, unit: Array | float = 1.0) -> Array:
+    def gradient(self, x: Float[Array, " n"], unit: Array | float = 1.0) -> Float[Array, " n"]:
         """The gradient of f / unit; differentiable again."""
         return self._with_gradient(x, unit)[1]
 
@@ -123,7 +124,7 @@ class _Together(AbstractJacobian):
 
     objective: _Objective
 
-    def linearize(self, fun: Any, x: Array, lower: Array, upper: Array) -> Any:
+    def linearize(self, fun: Callable, x: Array, lower: Array, upper: Array) -> PyTree:
         value, gradient = self.objective.both(x)
         return value[None].astype(x.dtype), lambda: gradient[:, None]
 
@@ -133,21 +134,21 @@ class _Gradient(AbstractJacobian):
 
     jac: UserFunction
 
-    def linearize(self, fun: Any, x: Array, lower: Array, upper: Array) -> Any:
+    def linearize(self, fun: Callable, x: Array, lower: Array, upper: Array) -> PyTree:
         gradient = ravel(self.jac(x), x.dtype)
         return fun(x), lambda: gradient[:, None]
 
 
 def minimization_problem(
-    fun: Callable[..., Any],
-    x0: Any,
+    fun: Callable[..., PyTree],
+    x0: PyTree,
     *,
-    args: Any = (),
-    kwargs: dict[str, Any] | None = None,
+    args: Args = (),
+    kwargs: Options | None = None,
     jac: Any = None,
-    bounds: Any = None,
-    eps: Any = None,
-    finite_diff_rel_step: Any = None,
+    bounds: Bounds = None,
+    eps: Number | None = None,
+    finite_diff_rel_step: PyTree = None,
 ) -> tuple[MinimizationProblem, Array]:
     """Make a problem of the user's objective, to be solved by hand.
 
@@ -203,9 +204,7 @@ def minimization_problem(
     return problem, x
 
 
-def _lift_objective(
-    fun: Callable, restore: Unravel, args: tuple, kwargs: dict[str, Any] | None, jac: Any
-) -> _Objective:
+def _lift_objective(fun: Any, restore: Unravel, args: tuple, kwargs: Any, jac: Any) -> _Objective:
     lifted = UserFunction.lifted(fun, restore, args, kwargs, complex_too=jac == "cs")
     pair = jac is True
     out = lifted.out_shape
@@ -217,7 +216,7 @@ def _lift_objective(
     return _Objective(lifted, pair)
 
 
-def _check_value(out: Any) -> None:
+def _check_value(out: PyTree) -> None:
     leaves = jax.tree.leaves(out)
     if len(leaves) != 1 or int(np.prod(leaves[0].shape)) != 1:
         raise ValueError(
@@ -231,7 +230,7 @@ def _check_value(out: Any) -> None:
         )
 
 
-def _check_gradient(out: Any, restore: Unravel, name: str) -> None:
+def _check_gradient(out: PyTree, restore: Unravel, name: str) -> None:
     got = [tuple(leaf.shape) for leaf in jax.tree.leaves(out)]
     expected = [shape for shape, _ in restore.leaves]
     if sum(map(_size, got)) != sum(map(_size, expected)):
@@ -243,7 +242,12 @@ def _size(shape: tuple[int, ...]) -> int:
 
 
 def _derivative(
-    jac: Any, objective: _Objective, restore: Unravel, args: tuple, eps: Any, rel_step: Any
+    jac: Any,
+    objective: _Objective,
+    restore: Unravel,
+    args: tuple,
+    eps: Number | None,
+    rel_step: PyTree,
 ) -> AbstractJacobian:
     if isinstance(jac, AbstractJacobian):
         return jac
@@ -264,7 +268,7 @@ def _derivative(
     )
 
 
-def _as_two(bounds: Any, restore: Unravel, x: Array) -> Any:
+def _as_two(bounds: Bounds, restore: Unravel, x: Array) -> PyTree:
     """SciPy's pairs (min, max), one for each entry of a flat x, as (lower, upper)."""
     if bounds is None or not restore.is_flat:
         return bounds
@@ -294,13 +298,13 @@ def _wrong_number(expected: int, got: int) -> ValueError:
     )
 
 
-def _is_pair(pair: Any) -> bool:
+def _is_pair(pair: PyTree) -> bool:
     if isinstance(pair, (tuple, list)):
         return len(pair) == 2
     return jnp.shape(pair)[:1] == (2,)
 
 
-def _stack(side: list[Any], dtype: Any) -> Any:
+def _stack(side: list[PyTree], dtype: DTypeLike) -> PyTree:
     traced = any(isinstance(value, jax.Array) for value in side)
     stacked = jnp.stack([jnp.asarray(v, dtype) for v in side]) if traced else np.array(side, dtype)
     if stacked.ndim != 1:

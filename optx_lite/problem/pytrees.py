@@ -6,16 +6,18 @@ whose leaves keep their shapes and dtypes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Hashable, Iterable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+from jaxtyping import Array, DTypeLike, PyTree
+
+from ..jax_support.types import TreeDef
 
 
-def as_array_or_tree(value: Any) -> Any:
+def as_array_or_tree(value: PyTree) -> PyTree:
     """Read numbers, nested lists of numbers and arrays as one array; leave pytrees alone."""
     if is_numbers(value):
         return (
@@ -24,7 +26,7 @@ def as_array_or_tree(value: Any) -> Any:
     return value
 
 
-def is_numbers(value: Any) -> bool:
+def is_numbers(value: PyTree) -> bool:
     """Whether this is a list or tuple (not a named one) with nothing but numbers in it."""
     if type(value) not in (list, tuple) or not value:
         return False
@@ -33,20 +35,20 @@ def is_numbers(value: Any) -> bool:
     ) and all(_known(v) for v in value)
 
 
-def _known(value: Any) -> bool:
+def _known(value: object) -> bool:
     return isinstance(value, (int, float, complex, np.generic, np.ndarray, jax.Array, list, tuple))
 
 
-def _has_array(value: Any) -> bool:
+def _has_array(value: Iterable[object]) -> bool:
     return any(isinstance(v, jax.Array) for v in value)
 
 
-def widest(dtypes: Iterable[Any]) -> Any:
+def widest(dtypes: Iterable[DTypeLike]) -> DTypeLike:
     """The floating dtype with the most bits, under any of JAX's rules of promotion."""
     return max(dtypes, key=lambda dtype: jnp.finfo(dtype).bits)
 
 
-def ravel(tree: Any, dtype: Any) -> Any:
+def ravel(tree: PyTree, dtype: DTypeLike) -> PyTree:
     """All leaves, one after the other, in one vector of the given dtype.
 
     Numbers that are on the host stay there: NumPy takes a microsecond where a call of JAX
@@ -65,17 +67,17 @@ def ravel(tree: Any, dtype: Any) -> Any:
 class Unravel:
     """Vector to pytree; hashable, so that it may stand in a compiled function's key."""
 
-    def __init__(self, treedef: Any, leaves: tuple[tuple[tuple[int, ...], Any], ...]):
+    def __init__(self, treedef: TreeDef, leaves: tuple[tuple[tuple[int, ...], DTypeLike], ...]):
         self.treedef = treedef
         self.leaves = leaves
 
     @classmethod
-    def like(cls, tree: Any) -> Unravel:
+    def like(cls, tree: PyTree) -> Unravel:
         """For trees of the given tree's structure, shapes and dtypes."""
         leaves, treedef = jax.tree.flatten(tree)
         return cls(treedef, tuple((jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves))
 
-    def __call__(self, vector: jax.Array, *, dtype: Any = None) -> Any:
+    def __call__(self, vector: Array, *, dtype: DTypeLike | None = None) -> PyTree:
         """Cut the vector into leaves; their dtypes are the tree's own, or ``dtype`` if given.
 
         A complex vector (the complex-step derivative) stays complex.
@@ -98,7 +100,7 @@ class Unravel:
             ],
         )
 
-    def shapes(self, dtype_of: Callable[[Any], Any] = lambda own: own) -> Any:
+    def shapes(self, dtype_of: Callable[[DTypeLike], DTypeLike] = lambda own: own) -> PyTree:
         """The tree's shapes and dtypes, or other dtypes made of them."""
         leaves = [jax.ShapeDtypeStruct(shape, dtype_of(own)) for shape, own in self.leaves]
         return jax.tree.unflatten(self.treedef, leaves)
@@ -113,7 +115,7 @@ class Unravel:
         """The number of entries of each leaf."""
         return [int(np.prod(shape)) for shape, _ in self.leaves]
 
-    def _key(self) -> Any:
+    def _key(self) -> Hashable:
         return self.treedef, self.leaves
 
     def __hash__(self) -> int:
@@ -123,11 +125,11 @@ class Unravel:
         return isinstance(other, Unravel) and self._key() == other._key()
 
 
-def is_concrete(tree: Any) -> bool:
+def is_concrete(tree: PyTree) -> bool:
     """Whether no leaf is a tracer."""
     return not any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(tree))
 
 
-def as_dtype(value: Any, dtype: Any) -> Any:
+def as_dtype(value: PyTree, dtype: DTypeLike) -> PyTree:
     """The value as an array of this dtype, on the host if it came from there."""
     return value.astype(dtype) if isinstance(value, jax.Array) else np.asarray(value, dtype)

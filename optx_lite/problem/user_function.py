@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, DTypeLike, Inexact, PyTree
 
 from ..functions import Lifted, inputs, lift
 from .arguments import check_callable, with_kwargs
 from .pytrees import Unravel
 
 
-def as_complex(dtype: Any) -> Any:
+def as_complex(dtype: DTypeLike) -> DTypeLike:
     """The complex dtype of the same precision."""
     return np.result_type(dtype, np.complex64)
 
@@ -36,16 +35,16 @@ class UserFunction(eqx.Module):
 
     fun: Lifted
     on_complex: Lifted | None
-    args: list[Any]
+    args: list[PyTree]
     restore: Unravel = eqx.field(static=True)
 
     @classmethod
     def lifted(
         cls,
-        fun: Callable,
+        fun: Any,
         restore: Unravel,
         args: tuple,
-        kwargs: dict[str, Any] | None = None,
+        kwargs: Any = None,
         *,
         name: str = "`fun`",
         complex_too: bool = False,
@@ -61,12 +60,12 @@ class UserFunction(eqx.Module):
         on_real = lift(bound, restore.shapes(), *args, label=name)
         return cls(on_real, on_complex, inputs(args), restore)
 
-    def __call__(self, x: Float[Array, " n"]) -> Any:
+    def __call__(self, x: Inexact[Array, " n"]) -> PyTree:
         """What the user's function gives at x."""
         fun = self.on_complex if self.on_complex is not None and jnp.iscomplexobj(x) else self.fun
         return fun(self.restore(x), *self.args)
 
     @property
-    def out_shape(self) -> Any:
+    def out_shape(self) -> PyTree:
         """Its shapes and dtypes, without computing anything."""
         return self.fun.out_shape

@@ -5,13 +5,16 @@ from __future__ import annotations
 import abc
 import dataclasses
 from collections.abc import Iterator
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+from jaxtyping import Array, PyTree
+
+Record = TypeVar("Record", bound="AbstractRecord")
 
 UNSOLVED = -100  # in no answer: the record is still to be filled
 CALLBACK_STOP = -2
@@ -26,20 +29,20 @@ class AbstractRecord(eqx.Module):
     MESSAGES: ClassVar[dict[int, str]]
     COUNTERS: ClassVar[tuple[str, ...]] = ()  # plain numbers outside of a trace and a batch
 
-    status: eqx.AbstractVar[Any]
+    status: eqx.AbstractVar[int | Array]
 
     @property
     @abc.abstractmethod
-    def success(self) -> Any:
+    def success(self) -> Array | bool:
         """Whether it ended well."""
 
     @property
-    def code(self) -> Any:
+    def code(self) -> int | Array | None:
         """Why the solve ended, as a key of MESSAGES; None in what a callback gets."""
         return self.status
 
     @property
-    def message(self) -> Any:
+    def message(self) -> str | np.ndarray:
         """Why the solve ended, in words; made on the host, so not available inside a trace."""
         if isinstance(self.status, Tracer):
             raise RuntimeError(
@@ -50,7 +53,7 @@ class AbstractRecord(eqx.Module):
             return PROCEEDING
         return self._texts(np.asarray(self.code))[()]
 
-    def _texts(self, codes: np.ndarray) -> Any:
+    def _texts(self, codes: np.ndarray) -> np.ndarray:
         """The messages of all lanes of a batch; of a single result, of lane ()."""
         texts = np.empty(codes.shape, object)
         for lane in np.ndindex(codes.shape):
@@ -65,7 +68,7 @@ class AbstractRecord(eqx.Module):
         """Names of the fields, as ``OptimizeResult.keys``."""
         return [*_names(self), "success", "message"]
 
-    def values(self) -> list[Any]:
+    def values(self) -> list[PyTree]:
         """The fields, in the order of `keys`."""
         return [self[key] for key in self.keys()]
 
@@ -108,10 +111,10 @@ class AbstractResult(AbstractRecord):
     SUMMARY: ClassVar[tuple[str, ...]]  # fields for the message and the report at the end
     VALUE: ClassVar[str]  # what it calls that which is minimised
 
-    x: eqx.AbstractVar[Any]
+    x: eqx.AbstractVar[PyTree]
 
     @property
-    def value(self) -> Any:
+    def value(self) -> Array:
         """That which is minimised."""
         return getattr(self, self.VALUE.lower())
 
@@ -120,7 +123,7 @@ def _names(result: AbstractRecord) -> list[str]:
     return [field.name for field in dataclasses.fields(result)]
 
 
-def _line(name: str, value: Any) -> str:
+def _line(name: str, value: object) -> str:
     """One field of the printed result: its name to the right of a margin of 14 characters."""
     if isinstance(value, (jax.Array, np.ndarray)):
         with np.printoptions(precision=3, threshold=20, edgeitems=3, linewidth=76 - 16):
@@ -129,7 +132,7 @@ def _line(name: str, value: Any) -> str:
     return "\n".join([f"{name:>14}: {first}", *(" " * 16 + line for line in rest)])
 
 
-def to_host(result: AbstractRecord) -> Any:
+def to_host(result: Record) -> Record:
     """Turn the counters of a concrete, unbatched result into plain Python numbers."""
     names = result.COUNTERS
     values = [getattr(result, name) for name in names]

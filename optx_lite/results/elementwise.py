@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 from jaxtyping import Array, Float, Int
@@ -30,11 +30,11 @@ class AbstractElementwiseResult(AbstractRecord):
     """What all of them have. Every field is an array of the shape to which all inputs broadcast."""
 
     @property
-    def success(self) -> Any:
+    def success(self) -> Array | bool:
         """Where the algorithm ended well (``status == 0``)."""
         return self.status == CONVERGED
 
-    def _texts(self, codes: np.ndarray) -> Any:
+    def _texts(self, codes: np.ndarray) -> np.ndarray:
         texts = np.empty(codes.shape, object)
         for code in np.unique(codes):
             texts[codes == code] = self.MESSAGES[int(code)]
@@ -77,7 +77,7 @@ class ElementwiseResult(AbstractElementwiseResult):
     f_bracket: tuple[Float[Array, "..."], ...]
 
     @property
-    def value(self) -> Any:
+    def value(self) -> Array:
         """The function at x."""
         return self.f_x
 
@@ -120,7 +120,7 @@ class ScalarResult(AbstractElementwiseResult):
     active_mask: Int[Array, "..."]
 
     @property
-    def value(self) -> Any:
+    def value(self) -> Array:
         """The function at x."""
         return self.fun
 

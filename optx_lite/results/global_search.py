@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
@@ -82,19 +82,19 @@ class DifferentialEvolutionResult(AbstractResult):
     status: int | Int[Array, ""] | None
 
     @property
-    def constr_violation(self) -> Any:
+    def constr_violation(self) -> Array | None:
         """``maxcv``."""
         return self.maxcv
 
     @property
-    def success(self) -> Any:
+    def success(self) -> Array | bool:
         """Whether the energies agreed to the tolerances, at a feasible point (``status > 0``)."""
         if self.status is None:
             return self.maxcv is None or not self.maxcv > 0
         return self.status > 0
 
     @property
-    def message(self) -> Any:
+    def message(self) -> str | np.ndarray:
         """Why the search ended, in words."""
         return IN_PROGRESS if self.status is None else super().message
 
@@ -142,7 +142,7 @@ class MultistartResult(AbstractRecord):
     MESSAGES: ClassVar = {}
     COUNTERS = ("n_minima", "n_failed", "n_starts", "nfev")
 
-    best: Any  # of whatever family the solve is
+    best: PyTree  # of whatever family the solve is
     x: PyTree[Array]
     fun: Float[Array, " w"]
     basin: Int[Array, " w"]
@@ -158,12 +158,12 @@ class MultistartResult(AbstractRecord):
     status: int | Int[Array, ""]
 
     @property
-    def success(self) -> Any:
+    def success(self) -> Array | bool:
         """Whether any solve has succeeded: then the best one of those is ``best``."""
         return self.best.success
 
     @property
-    def message(self) -> Any:
+    def message(self) -> str | np.ndarray:
         """That of ``best``."""
         return self.best.message
 
@@ -211,7 +211,7 @@ class BasinHoppingResult(AbstractRecord):
     status: int | Int[Array, ""]
 
     @property
-    def success(self) -> Any:
+    def success(self) -> Array | bool:
         """Whether the solve that found x has succeeded."""
         return self.lowest_optimization_result.success
 
@@ -257,6 +257,6 @@ class ConsensusResult(AbstractRecord):
     status: int | Int[Array, ""]
 
     @property
-    def success(self) -> Any:
+    def success(self) -> Array | bool:
         """Whether the confidence was reached (``status == 1``)."""
         return self.status == CONVERGED

@@ -6,8 +6,6 @@ below -2 are ours, because inside ``jit`` nothing can be raised and a status has
 
 from __future__ import annotations
 
-from typing import Any
-
 from jaxtyping import Array, Float, Int, PyTree
 
 from ..jax_support.export import exportable
@@ -91,7 +89,7 @@ class Result(AbstractResult):
     x: PyTree[Array]
     cost: Float[Array, ""]
     fun: PyTree[Array]
-    jac: Any
+    jac: PyTree
     grad: PyTree[Array]
     optimality: Float[Array, ""]
     active_mask: PyTree[Array]
@@ -101,6 +99,6 @@ class Result(AbstractResult):
     status: int | Int[Array, ""] | None
 
     @property
-    def success(self) -> Any:
+    def success(self) -> Array | bool:
         """Whether a convergence test was met (``status > 0``)."""
         return self.status is not None and self.status > 0

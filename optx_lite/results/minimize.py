@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
@@ -98,12 +96,12 @@ class MinimizeResult(AbstractResult):
     slopes: Float[Array, " 2"] | None
 
     @property
-    def success(self) -> Any:
+    def success(self) -> Array | bool:
         """Whether a convergence test was met (``status == 0``)."""
         return self.task is not None and self.status == 0
 
     @property
-    def code(self) -> Any:
+    def code(self) -> int | Array | None:
         """The task."""
         return RUNNING if self.task is None else self.task
 

@@ -7,10 +7,12 @@ of the attributes here.
 from __future__ import annotations
 
 import abc
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import ClassVar, Generic, TypeVar
 
 import equinox as eqx
-from jaxtyping import Array
+from jaxtyping import Array, PyTree
+
+from ..jax_support.types import Count
 
 
 class Report(eqx.Module):
@@ -63,11 +65,11 @@ class AbstractSolver(eqx.Module, Generic[Problem, State]):
         """Whether there is to be another step, ()."""
 
     @abc.abstractmethod
-    def most_steps(self, n: int) -> Any:
+    def most_steps(self, n: int) -> Count:
         """No run on n variables takes more."""
 
     @abc.abstractmethod
-    def finish(self, problem: Problem, state: State) -> Any:
+    def finish(self, problem: Problem, state: State) -> PyTree:
         """The `Result` that this state stands for."""
 
     @abc.abstractmethod

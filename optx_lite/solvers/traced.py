@@ -6,14 +6,14 @@ traced each time, so that what runs is what it computes now.
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, PyTree
 
 from ..functions.traced import Lifted, lift
 from ..jax_support.control_flow import in_explicit_mode
+from ..jax_support.types import Count
+from ..problem.base import AbstractProblem
 from .base import AbstractSolver
 
 PACKAGE = __name__.split(".")[0]
@@ -25,28 +25,28 @@ class _Traced(AbstractSolver):
     goes_on: Lifted
     result: Lifted
     reported: Lifted
-    most: Any
+    most: Count
 
-    def init(self, problem: Any, x0: Array) -> Any:
+    def init(self, problem: AbstractProblem, x0: Array) -> PyTree:
         return self.first(problem, x0)
 
-    def step(self, problem: Any, state: Any) -> Any:
+    def step(self, problem: AbstractProblem, state: PyTree) -> PyTree:
         return self.next(problem, state)
 
-    def running(self, problem: Any, state: Any) -> Array:
+    def running(self, problem: AbstractProblem, state: PyTree) -> Array:
         return self.goes_on(problem, state)
 
-    def most_steps(self, n: int) -> Any:
+    def most_steps(self, n: int) -> Count:
         return self.most
 
-    def finish(self, problem: Any, state: Any) -> Any:
+    def finish(self, problem: AbstractProblem, state: PyTree) -> PyTree:
         return self.result(problem, state)
 
-    def report(self, problem: Any, before: Any, after: Any) -> Any:
+    def report(self, problem: AbstractProblem, before: PyTree, after: PyTree) -> PyTree:
         return self.reported(problem, before, after)
 
 
-def traced(solver: AbstractSolver, problem: Any, x0: Array) -> AbstractSolver:
+def traced(solver: AbstractSolver, problem: AbstractProblem, x0: Array) -> AbstractSolver:
     """A solver whose code is compiled anew when what it computes has changed.
 
     Those of the package depend on their fields alone. In JAX's explicit mode, where not all code
@@ -56,7 +56,7 @@ def traced(solver: AbstractSolver, problem: Any, x0: Array) -> AbstractSolver:
         return solver
     after = jax.eval_shape(lambda: solver.step(problem, solver.init(problem, x0)))
 
-    def init(problem: Any, x0: Array) -> Any:
+    def init(problem: AbstractProblem, x0: Array) -> PyTree:
         """In the dtypes of the loop, which adapts numbers without one of their own."""
         first = solver.init(problem, x0)
         return jax.tree.map(lambda a, b: jnp.asarray(a).astype(b.dtype), first, after)

@@ -22,19 +22,20 @@ Fits that fail are left out, and counted: if they are many, what is left is no f
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import ndtr, ndtri
-from jaxtyping import Array, Bool, Float, Key, PyTree
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from ..driver.adjoint import ImplicitAdjoint
+from ..jax_support.types import Number
 from ..linalg import safe_sqrt
 from ..problem.losses import check_loss
 from ..problem.pytrees import Unravel, is_concrete
+from ..problem.random_keys import as_key
 from .curve import CurveFit, Data, check_one, refitting
 from .influence import free_jacobian, leverages
 from .quantiles import probability
@@ -69,7 +70,7 @@ class Bootstrap(eqx.Module):
     restore: Unravel = eqx.field(static=True)
 
     @property
-    def failed(self) -> Array:
+    def failed(self) -> Int[Array, ""]:
         """How many fits failed and are left out, ()."""
         return jnp.sum(~self.success)
 
@@ -87,7 +88,7 @@ class Bootstrap(eqx.Module):
         return self.restore(jnp.sqrt(jnp.diagonal(self.covariance)))
 
     def intervals(
-        self, level: float = 0.95, kind: str = "percentile"
+        self, level: Number = 0.95, kind: str = "percentile"
     ) -> tuple[PyTree[Array], PyTree[Array]]:
         """Lower and upper ends, each in the structure of the parameters.
 
@@ -119,7 +120,7 @@ class Bootstrap(eqx.Module):
         low, high = jax.vmap(jnp.nanquantile, in_axes=(1, 1), out_axes=1)(x, tails)
         return self.restore(low), self.restore(high)
 
-    def _corrected(self, tails: Array) -> Array:
+    def _corrected(self, tails: Float[Array, "2 1"]) -> Float[Array, "2 n"]:
         """(1), (2, n)."""
         below = jnp.where(self.success[:, None], self.x < self.estimate[None], False)
         ties = jnp.where(self.success[:, None], self.x == self.estimate[None], False)
@@ -161,7 +162,7 @@ def bootstrap(
     ----------
     fit : CurveFit
         Each sample is fitted from its parameters, with its bounds and loss.
-    key : int or key of jax.random
+    key : int, key of jax.random, or whatever SciPy takes for ``rng``
         Of the random numbers: the same gives the same samples.
     samples : int
         How many fits.
@@ -194,7 +195,7 @@ def bootstrap(
     ((200, 2), 0, True)
     """
     _check(fit, samples, kind)
-    keys = jax.random.split(_key(key), samples)
+    keys = jax.random.split(as_key(key, "key"), samples)
     draw = functools.partial(_parametric if kind == "parametric" else _residual, fit)
     x, success = jax.vmap(lambda key: _refit(fit, draw(key)))(keys)
     x = jnp.where(success[:, None], x, jnp.nan)
@@ -202,15 +203,7 @@ def bootstrap(
     return Bootstrap(x, success, estimate.x, _acceleration(fit), estimate.names, estimate.restore)
 
 
-def _key(key: Any) -> Key[Array, ""]:
-    if isinstance(key, (int, np.integer)):
-        return jax.random.key(int(key))
-    if not isinstance(key, jax.Array) or jnp.issubdtype(key.dtype, jnp.floating):
-        raise TypeError(f"`key` must be an int or a key of jax.random, got {key!r}.")
-    return key
-
-
-def _check(fit: Any, samples: Any, kind: Any) -> None:
+def _check(fit: PyTree, samples: object, kind: object) -> None:
     if not isinstance(fit, CurveFit):
         raise TypeError(f"`fit` must come from `curve_fit`, got {type(fit).__name__}.")
     check_one(fit)
@@ -227,10 +220,10 @@ def _check(fit: Any, samples: Any, kind: Any) -> None:
         )
 
 
-def _refit(fit: CurveFit, data: Data) -> tuple[Array, Array]:
+def _refit(fit: CurveFit, data: Data) -> tuple[Float[Array, " n"], Bool[Array, ""]]:
     """The parameters of other data, flat, and whether the fit succeeded."""
     problem, solver, x = refitting(fit, data, TOLERANCE)
-    result: Any = ImplicitAdjoint().solve(solver, problem, x)
+    result: PyTree = ImplicitAdjoint().solve(solver, problem, x)
     return result.x, result.success
 
 
@@ -261,13 +254,13 @@ def _residual(fit: CurveFit, key: Array) -> Data:
     return _with_errors(fit, fit.data.x, centred[drawn])
 
 
-def _with_errors(fit: CurveFit, x: Any, errors: Array) -> Data:
+def _with_errors(fit: CurveFit, x: PyTree, errors: Array) -> Data:
     """The curve at x, with errors in units of sigma."""
     curve = jnp.ravel(fit.predict(x)).astype(errors.dtype)
     return eqx.tree_at(lambda d: d.y, fit.data, curve + fit.data.colour(errors))
 
 
-def _acceleration(fit: CurveFit) -> Array:
+def _acceleration(fit: CurveFit) -> Float[Array, " n"]:
     """(2), (n,)."""
     factor = fit.covariance.factor
     # Under a robust loss each row of the Jacobian has a weight, so that J^T f is not the gradient.
@@ -281,7 +274,7 @@ def _acceleration(fit: CurveFit) -> Array:
     return jnp.where(size > 0, jnp.sum(effect**3, axis=0) / (6 * jnp.where(size > 0, size, 1)), 0)
 
 
-def _rest(fit: CurveFit) -> Array:
+def _rest(fit: CurveFit) -> Float[Array, " m"]:
     """1 - h, (m,); 1 under a robust loss, which has no leverages."""
     f = fit.result.fun
     if fit.loss != "linear":

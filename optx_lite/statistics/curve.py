@@ -5,15 +5,15 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
+from ..jax_support.types import Count, Number, Options
 from ..problem.least_squares import LeastSquaresProblem, least_squares_problem
 from ..problem.pytrees import is_concrete
 from ..solvers import AbstractLeastSquaresSolver, LevenbergMarquardt, TrustRegionReflective
@@ -33,10 +33,10 @@ class Model:
         ``fun(x, *p)``, ``fun(x, **p)`` or ``fun(x, p)``.
     """
 
-    fun: Callable[..., Any]
+    fun: Callable[..., PyTree]
     style: str
 
-    def __call__(self, x: Any, p: Any) -> Any:
+    def __call__(self, x: PyTree, p: PyTree) -> PyTree:
         """The curve at x."""
         if self.style == "positional":
             return self.fun(x, *p)
@@ -59,11 +59,11 @@ class Data(eqx.Module):
         The standard deviations of x, where it has errors too.
     """
 
-    x: Any
-    y: Any
-    weight: Any
-    mask: Any
-    sigma_x: Any = None
+    x: PyTree
+    y: PyTree
+    weight: PyTree
+    mask: PyTree
+    sigma_x: PyTree = None
 
     def whiten(self, difference: Array) -> Array:
         """A difference of curve and data, (m,) or (m, n), in standard deviations of y."""
@@ -78,7 +78,7 @@ class Data(eqx.Module):
             return white.reshape(difference.shape)
         return difference * (self.weight[column] if self.weight.ndim else self.weight)
 
-    def colour(self, white: Array) -> Array:
+    def colour(self, white: Float[Array, " m"]) -> Float[Array, " m"]:
         """The inverse of `whiten`, of (m,): 0 where there is no datum."""
         if self.weight is None:
             return white
@@ -87,21 +87,21 @@ class Data(eqx.Module):
         weight = jnp.asarray(self.weight)
         return jnp.where(weight == 0, 0, white / jnp.where(weight == 0, 1, weight))
 
-    def counted(self, m: int) -> Array:
+    def counted(self, m: int) -> Bool[Array, " m"]:
         """Which of m residuals stand for a datum, (m,): those with a weight."""
         counts = jnp.ones((m,), bool) if self.mask is None else jnp.asarray(self.mask)
         if self.weight is not None and self.weight.ndim == 1:
             counts = counts & (self.weight != 0)
         return counts
 
-    def count(self, m: int) -> Any:
+    def count(self, m: int) -> PyTree:
         """How many of m residuals stand for a datum."""
         if self.mask is None and (self.weight is None or self.weight.ndim != 1):
             return m
         return jnp.sum(self.counted(m))
 
 
-def residuals(model: Model, p: Any, data: Data) -> Array:
+def residuals(model: Model, p: PyTree, data: Data) -> Array:
     """The residuals of the model, (m,), in standard deviations where these are given.
 
     Where x has errors they are the signed distances from the curve.
@@ -144,28 +144,28 @@ class CurveFit(eqx.Module):
         Those of the fit; ``loss`` static.
     """
 
-    popt: Any
-    pcov: Any
-    result: Any
+    popt: PyTree
+    pcov: PyTree
+    result: PyTree
     covariance: Covariance
     data: Data
-    nobs: Any
-    factors: Any
-    box: Any
-    f_scale: Any
-    loss: Any = eqx.field(static=True)
+    nobs: Count
+    factors: PyTree
+    box: PyTree
+    f_scale: Number
+    loss: str | Callable = eqx.field(static=True)
     model: Model = eqx.field(static=True)
     absolute_sigma: bool = eqx.field(static=True)
     full_output: bool = eqx.field(static=True)
     minpack_codes: bool = eqx.field(static=True)
 
     @property
-    def perr(self) -> Any:
+    def perr(self) -> PyTree:
         """The standard errors, in the structure of the parameters."""
         return self.covariance.stderr
 
     @property
-    def infodict(self) -> dict[str, Any]:
+    def infodict(self) -> Options:
         """SciPy's: nfev, fvec, and by 'lm' the factors of the Jacobian."""
         info = {"nfev": self.result.nfev, "fvec": self.result.fun}
         if self.factors is not None:
@@ -173,7 +173,7 @@ class CurveFit(eqx.Module):
         return info
 
     @property
-    def ier(self) -> Any:
+    def ier(self) -> PyTree:
         """Why it ended: 1 to 4 for success."""
         status = self.result.status
         return minpack_code(status) if self.minpack_codes else status
@@ -192,7 +192,7 @@ class CurveFit(eqx.Module):
         from_constant = y - one * ((one @ y) / (one @ one))
         return 1 - (f @ f) / (from_constant @ from_constant)
 
-    def predict(self, x: Any = None) -> Array:
+    def predict(self, x: PyTree = None) -> Array:
         """The fitted curve at x, by default at the data."""
         return self.model(self.data.x if x is None else x, self.popt)
 
@@ -228,13 +228,13 @@ class CurveFit(eqx.Module):
             return self.popt, self.pcov
         return self.popt, self.pcov, self.infodict, self.mesg, self.ier
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[PyTree]:
         return iter(self._values())
 
     def __len__(self) -> int:
         return len(self._values())
 
-    def __getitem__(self, index: Any) -> Any:
+    def __getitem__(self, index: PyTree) -> PyTree:
         return self._values()[index]
 
 
@@ -259,7 +259,7 @@ def check_one(fit: CurveFit) -> None:
         )
 
 
-def minpack_code(status: Any) -> Any:
+def minpack_code(status: int | Array) -> PyTree:
     """MINPACK's number for a status: 1 ftol, 2 xtol, 3 both, 4 gtol, 5 spent, 7 stuck, 0 wrong."""
     if isinstance(status, int):
         return {0: 5, 1: 4, 2: 1, 3: 2, 4: 3, -1: 0}.get(status, 7)
@@ -267,7 +267,9 @@ def minpack_code(status: Any) -> Any:
     return jnp.where(status >= 0, codes, jnp.where(status == -1, 0, 7))
 
 
-def pivoted_factors(jac: Array, f: Array) -> tuple[Array, Array, Array]:
+def pivoted_factors(
+    jac: Float[Array, "m n"], f: Float[Array, " m"]
+) -> tuple[Float[Array, "n m"], Int[Array, " n"], Float[Array, " n"]]:
     """MINPACK's fjac (n, m), ipvt (n,) and qtf (n,); the rest of fjac is 0."""
     q, r, ipvt = jax.scipy.linalg.qr(jac, mode="economic", pivoting=True)  # type: ignore[misc]
     fjac = jnp.zeros_like(jac.T).at[:, : r.shape[0]].set(r.T)

@@ -27,7 +27,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Bool, Float
 
 from ..driver.unknown import nan_unless_zero
 from ..jax_support.control_flow import while_loop
@@ -42,7 +42,9 @@ def default_rcond(rows: int, dtype: jnp.dtype) -> float:
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
-def inverse_of_gram(jac: Array, held: Array, rcond: float) -> tuple[Array, Array]:
+def inverse_of_gram(
+    jac: Float[Array, "m n"], held: Bool[Array, " n"], rcond: float
+) -> tuple[Float[Array, "n n"], Float[Array, "n n"]]:
     """F and N for J^T J among the variables that are not held.
 
     Parameters
@@ -97,7 +99,9 @@ def _inverse_of_gram_jvp(rcond, primals, tangents):  # type: ignore[no-untyped-d
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
-def inverse_of_hessian(hessian: Array, held: Array, rcond: float) -> tuple[Array, Array]:
+def inverse_of_hessian(
+    hessian: Float[Array, "n n"], held: Bool[Array, " n"], rcond: float
+) -> tuple[Float[Array, "n n"], Float[Array, "n n"]]:
     """F and N for a symmetric matrix, by its eigenvalues; NaN where one of them is negative.
 
     ``rcond`` is that of a J with J^T J = H: its square is what an eigenvalue is compared with, or
@@ -128,7 +132,11 @@ def _inverse_of_hessian_jvp(rcond, primals, tangents):  # type: ignore[no-untype
 
 
 def _in_own_units(
-    factor: Array, null: Array, inverse_length: Array, held: Array, rcond: float
+    factor: Float[Array, "n k"],
+    null: Float[Array, "n n"],
+    inverse_length: Float[Array, " n"],
+    held: Bool[Array, " n"],
+    rcond: float,
 ) -> tuple[Array, Array]:
     """D F, and D N with columns whose largest entry is 1; without what is rounding in N."""
     null = jnp.where((jnp.abs(null) > rcond**0.5) & ~held[:, None], null, 0)
@@ -138,6 +146,8 @@ def _in_own_units(
     return factor, null / jnp.where(size > 0, size, 1)[None, :]
 
 
-def _unless_singular(d_factor: Array, null: Array) -> Array:
+def _unless_singular(
+    d_factor: Float[Array, "n n"], null: Float[Array, "n n"]
+) -> Float[Array, "n n"]:
     singular = jnp.any(null != 0)
     return jnp.where(singular, 0, d_factor) + nan_unless_zero(d_factor, singular)

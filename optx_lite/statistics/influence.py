@@ -75,12 +75,12 @@ def influence(fit: CurveFit) -> Influence:
     )  # fmt: skip
 
 
-def leverages(fit: CurveFit) -> Array:
+def leverages(fit: CurveFit) -> Float[Array, " m"]:
     """h, (m,)."""
     q = free_jacobian(fit) @ fit.covariance.factor
     return jnp.sum(q * q, axis=1)
 
 
-def free_jacobian(fit: CurveFit) -> Array:
+def free_jacobian(fit: CurveFit) -> Float[Array, "m n"]:
     """J without the columns of parameters that are held, (m, n)."""
     return jnp.where(fit.covariance.held[None, :], 0, fit.result.jac)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import numpy as np
+from jaxtyping import PyTree
 
 
-def names_of(tree: Any) -> tuple[str, ...]:
+def names_of(tree: PyTree) -> tuple[str, ...]:
     """A name for each entry, in the order of the leaves: a, b[0], c.rate; x0 for an array."""
     names: list[str] = []
     for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:

@@ -32,13 +32,12 @@ p, so that the answer is differentiable as any fit's.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, PyTree
+from jaxtyping import Array, ArrayLike, Bool, Float, Int, PyTree
 
 from ..functions import Lifted, lift
 from ..jax_support.control_flow import while_loop
@@ -61,14 +60,14 @@ class Points(eqx.Module):
     """
 
     curve: Lifted
-    p: PyTree[Array]
+    p: PyTree[ArrayLike]
     x: Float[Array, "... m"]
     y: Float[Array, " m"]
     weight: Float[Array, " m"]
     sigma_x: Float[Array, "... m"]
 
     @property
-    def origin(self) -> Array:
+    def origin(self) -> Float[Array, "k m"]:
         """u = 0, (k, m)."""
         return jnp.zeros((self.x.size // self.y.size, self.y.size), self.y.dtype)
 
@@ -76,28 +75,28 @@ class Points(eqx.Module):
         """x at u, of x's shape."""
         return self.x + self.sigma_x * u.reshape(self.x.shape)
 
-    def errors(self, u: Array) -> Array:
+    def errors(self, u: Float[Array, "k m"]) -> Float[Array, " m"]:
         """e, (m,)."""
         curve = jnp.ravel(jnp.asarray(self.curve(self.at(u), self.p))).astype(self.y.dtype)
         # A datum that is left out is no datum, whatever f is there.
         return jnp.where(self.weight == 0, 0, (curve - self.y) * self.weight)
 
-    def slopes(self, u: Array) -> tuple[Array, Array]:
+    def slopes(self, u: Float[Array, "k m"]) -> tuple[Float[Array, " m"], Float[Array, "k m"]]:
         """e and v, (m,) and (k, m)."""
         e, push = jax.linearize(self.errors, u)
         return e, jax.vmap(push)(_axes(u))
 
-    def gradients(self, u: Array) -> Array:
+    def gradients(self, u: Float[Array, "k m"]) -> Float[Array, "k m"]:
         """Half the derivative of the terms, e v + u, (k, m)."""
         e, v = self.slopes(u)
         return e[None] * v + u
 
-    def curvatures(self, u: Array) -> Array:
+    def curvatures(self, u: Float[Array, "k m"]) -> Float[Array, "m k k"]:
         """The derivative of `gradients`, (m, k, k)."""
         columns = jax.vmap(lambda axis: jax.jvp(self.gradients, (u,), (axis,))[1])(_axes(u))
         return jnp.moveaxis(columns, -1, 0)
 
-    def mixes_data(self) -> Array:
+    def mixes_data(self) -> Bool[Array, ""]:
         """Whether a curve's value depends on the x of other data, ()."""
         u = self.origin
         # Of a derivative that is diagonal each sign stays with its datum.
@@ -108,7 +107,7 @@ class Points(eqx.Module):
         return jnp.any(off > jnp.finfo(u.dtype).eps ** 0.5 * jnp.max(jnp.abs(v)))
 
 
-def _axes(u: Array) -> Array:
+def _axes(u: Float[Array, "k m"]) -> Float[Array, "k k m"]:
     """A change of each of the k coordinates, of all data at once; (k, k, m)."""
     k = u.shape[0]
     return jnp.broadcast_to(jnp.eye(k, dtype=u.dtype)[:, :, None], (k, *u.shape))
@@ -126,7 +125,7 @@ class _Search(eqx.Module):
 
 
 @jax.custom_jvp
-def foot(points: Points) -> Array:
+def foot(points: Points) -> Float[Array, "k m"]:
     """The u at which each term of (1) is least, (k, m); NaN where none was found."""
     u = points.origin
     eps = jnp.finfo(u.dtype).eps
@@ -171,14 +170,16 @@ def _foot_jvp(primals, tangents):  # type: ignore[no-untyped-def]
     return u, _newton_steps(points.curvatures(u), d_gradient)[0]
 
 
-def _newton_steps(matrices: Array, gradients: Array) -> tuple[Array, Array]:
+def _newton_steps(
+    matrices: Float[Array, "m k k"], gradients: Float[Array, "k m"]
+) -> tuple[Float[Array, "k m"], Bool[Array, " m"]]:
     """-H^-1 g for each datum, (k, m); and where H is definite, (m,)."""
     step, definite = jax.vmap(solve_definite)(matrices, -gradients.T)
     return step.T, definite
 
 
 @jax.custom_jvp
-def distances(points: Points) -> Array:
+def distances(points: Points) -> Float[Array, " m"]:
     """The residuals d of (2), (m,)."""
     u = foot(points)
     e, v = points.slopes(u)
@@ -194,13 +195,13 @@ def _distances_jvp(primals, tangents):  # type: ignore[no-untyped-def]
     return distances(points), d_errors * shrinkage(points, u)
 
 
-def shrinkage(points: Points, u: Array) -> Array:
+def shrinkage(points: Points, u: Float[Array, "k m"]) -> Float[Array, " m"]:
     """The factor of (3), (m,)."""
     _, v = points.slopes(u)
     return 1 / jnp.sqrt(1 + jnp.sum(v * v, axis=0))
 
 
-def points_of(model: Callable[..., Any], p: Any, data: Any) -> Points:
+def points_of(model: Callable[..., PyTree], p: PyTree, data: PyTree) -> Points:
     """The terms of a fit with errors in x."""
     curve = lift(model, data.x, p, label="`f`")
     m = int(np.prod([s.size for s in jax.tree.leaves(curve.out_shape)]))
@@ -214,7 +215,7 @@ def points_of(model: Callable[..., Any], p: Any, data: Any) -> Points:
 
 
 def at_the_feet(
-    model: Callable[..., Any], p: Any, data: Any
+    model: Callable[..., PyTree], p: PyTree, data: PyTree
 ) -> tuple[Array, Callable[[Array], Array]]:
     """The x of the feet, and what makes of the curve's derivative there that of the residuals."""
     points = points_of(model, p, data)
@@ -228,7 +229,7 @@ def _weighted(rows: Array, factor: Array) -> Array:
     return jnp.where(factor == 0, 0, rows * factor)
 
 
-def check_pointwise(model: Callable[..., Any], p: Any, data: Any) -> None:
+def check_pointwise(model: Callable[..., PyTree], p: PyTree, data: PyTree) -> None:
     """Raise if the curve's values depend on the x of other data."""
     if bool(points_of(model, p, data).mixes_data()):
         raise ValueError(

@@ -6,9 +6,9 @@ import logging
 import types
 import weakref
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
+from jaxtyping import ArrayLike, PyTree
 
 LOGGER = logging.getLogger("optx_lite")
 MANY = 5  # lengths of data for one function, before the hint
@@ -23,7 +23,7 @@ class LengthHint:
             weakref.WeakKeyDictionary()
         )
 
-    def note(self, f: Callable[..., Any], m: int) -> None:
+    def note(self, f: Callable[..., PyTree], m: int) -> None:
         """Of a fit of ``f`` to ``m`` data outside of `jax.jit`."""
         code = getattr(f, "__code__", None)
         if self.given or code is None:
@@ -43,7 +43,7 @@ LENGTH_HINT = LengthHint()
 
 
 def pad_data(
-    xdata: Sequence[Any], ydata: Sequence[Any], length: int | None = None
+    xdata: Sequence[ArrayLike], ydata: Sequence[ArrayLike], length: int | None = None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Pad data sets to one length, with a mask of what is there.
 
@@ -103,6 +103,6 @@ def pad_data(
     return np.stack(padded), np.stack([_pad(y, length, mode="constant") for y in ys]), mask
 
 
-def _pad(array: np.ndarray, length: int, mode: Any) -> np.ndarray:
+def _pad(array: np.ndarray, length: int, mode: PyTree) -> np.ndarray:
     widths = [(0, 0)] * (array.ndim - 1) + [(0, length - array.shape[-1])]
     return np.pad(array, widths, mode=mode)

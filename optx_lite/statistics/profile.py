@@ -20,17 +20,20 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from ..driver.adjoint import ImplicitAdjoint
 from ..jax_support.control_flow import while_loop
+from ..jax_support.types import Number
 from ..problem.bounds import step_to_bound
+from ..problem.least_squares import LeastSquaresProblem
 from ..problem.pytrees import is_concrete
+from ..results.least_squares import Result
+from ..solvers.least_squares.base import AbstractLeastSquaresSolver
 from .curve import CurveFit, check_one, refitting
 from .propagation import freedom
 from .quantiles import half_width, probability, radius
@@ -70,7 +73,7 @@ class ProfileIntervals(eqx.Module):
     upper: Float[Array, " k"]
     status: Int[Array, "k 2"]
     names: tuple[str, ...] = eqx.field(static=True)
-    level: float | Array = ONE_SIGMA
+    level: Number = ONE_SIGMA
 
     def __repr__(self) -> str:
         if not is_concrete(self) or jnp.ndim(self.value) != 1:
@@ -85,7 +88,7 @@ class ProfileIntervals(eqx.Module):
 
 
 def profile_intervals(
-    fit: CurveFit, names: Sequence[str] | None = None, *, level: float = ONE_SIGMA
+    fit: CurveFit, names: Sequence[str] | None = None, *, level: Number = ONE_SIGMA
 ) -> ProfileIntervals:
     """Compute profile-likelihood intervals of parameters: MINOS's errors.
 
@@ -140,7 +143,7 @@ def profile_intervals(
 
 
 def contour(
-    fit: CurveFit, first: str, second: str, *, level: float = ONE_SIGMA, points: int = 32
+    fit: CurveFit, first: str, second: str, *, level: Number = ONE_SIGMA, points: int = 32
 ) -> tuple[Array, Array]:
     """Compute the contour of two parameters at which the profile reaches a level.
 
@@ -226,14 +229,20 @@ def profile_curves(
     return grid, rise, _quantile(ends.level, fit)
 
 
-def _quantile(level: Any, fit: CurveFit) -> Array:
+def _quantile(level: Number, fit: CurveFit) -> Array:
     dtype = fit.covariance.x.dtype
     return half_width(probability(level, dtype), freedom(fit, dtype))
 
 
 @jax.jit
 def _rises(
-    problem: Any, solver: Any, x: Array, cost: Array, variance: Array, held: Array, grid: Array
+    problem: LeastSquaresProblem,
+    solver: AbstractLeastSquaresSolver,
+    x: Array,
+    cost: Array,
+    variance: Array,
+    held: Array,
+    grid: Array,
 ) -> Array:
     def rise(held: Array, value: Array) -> Array:
         res = _fit_held(problem, solver, held, jnp.where(held, value, x), x)
@@ -242,7 +251,13 @@ def _rises(
     return jax.vmap(jax.vmap(rise, (None, 0)))(held, grid)
 
 
-def _fit_held(problem: Any, solver: Any, held: Array, at: Array, start: Array) -> Any:
+def _fit_held(
+    problem: LeastSquaresProblem,
+    solver: AbstractLeastSquaresSolver,
+    held: Bool[Array, " n"],
+    at: Float[Array, " n"],
+    start: Float[Array, " n"],
+) -> PyTree:
     """The fit in which some parameters are held."""
     lower, upper = (jnp.where(held, at, side) for side in (problem.lower, problem.upper))
     there = eqx.tree_at(lambda p: (p.lower, p.upper), problem, (lower, upper))
@@ -261,13 +276,17 @@ def _rows(fit: CurveFit, names: Sequence[str] | None) -> list[int]:
     return [known.index(name) for name in names]
 
 
-def _distances(fit: CurveFit, rays: Array, held: Array, q: Array) -> tuple[Array, Array]:
+def _distances(
+    fit: CurveFit, rays: Float[Array, "L n"], held: Bool[Array, "L n"], q: Float[Array, ""]
+) -> tuple[Float[Array, " L"], Int[Array, " L"]]:
     """How far along each ray, (L, n), the profile reaches q; and why not, if it does not."""
     problem, solver, x, variance = _held_problem(fit)
     return _search(problem, solver, x, fit.result.cost, variance, rays, held, q)
 
 
-def _held_problem(fit: CurveFit) -> tuple[Any, Any, Array, Array]:
+def _held_problem(
+    fit: CurveFit,
+) -> tuple[LeastSquaresProblem, AbstractLeastSquaresSolver, Array, Array]:
     """The problem with bounds which may be closed, its solver, its x and s²."""
     problem, solver, x = refitting(fit, fit.data, TOLERANCE)
     problem = dataclasses.replace(problem, bounded=True)
@@ -294,8 +313,8 @@ SEARCHING = -1
 
 @jax.jit
 def _search(
-    problem: Any, solver: Any, x: Array, cost: Array, variance: Array, rays: Array, held: Array,
-    q: Array,
+    problem: LeastSquaresProblem, solver: AbstractLeastSquaresSolver, x: Array,
+    cost: Array, variance: Array, rays: Array, held: Array, q: Array,
 ) -> tuple[Array, Array]:  # fmt: skip
     def along(ray: Array, held: Array) -> tuple[Array, Array]:
         return _along(problem, solver, x, cost, variance, ray, held, q)
@@ -304,9 +323,10 @@ def _search(
 
 
 def _along(
-    problem: Any, solver: Any, x: Array, cost: Array, variance: Array, ray: Array, held: Array,
-    q: Array,
-) -> tuple[Array, Array]:  # fmt: skip
+    problem: LeastSquaresProblem, solver: AbstractLeastSquaresSolver, x: Float[Array, " n"],
+    cost: Float[Array, ""], variance: Float[Array, ""], ray: Float[Array, " n"],
+    held: Bool[Array, " n"], q: Float[Array, ""],
+) -> tuple[Float[Array, ""], Int[Array, ""]]:  # fmt: skip
     eps = jnp.finfo(x.dtype).eps
     longest, _ = step_to_bound(x, ray, problem.lower, problem.upper)
     accuracy = eps**0.4
@@ -352,7 +372,9 @@ def _along(
     return jnp.where(bad, jnp.nan, distance), end.status
 
 
-def _verdict(res: Any, rise: Array, q: Array, eps: Any) -> Array:
+def _verdict(
+    res: Result, rise: Float[Array, ""], q: Float[Array, ""], eps: Number
+) -> Int[Array, ""]:
     """Whether a trial ends the search."""
     lower = rise < -(eps**0.5) * q * q
     failed = ~res.success | jnp.isnan(rise)

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, DTypeLike, Float, PyTree
 
+from ..jax_support.types import Number
 from ..linalg import safe_sqrt
 from ..problem.pytrees import Unravel, ravel, widest
 from .covariance import Covariance
@@ -39,7 +39,9 @@ class Band(eqx.Module):
     upper: Float[Array, "..."]
 
 
-def propagate(fun: Callable[..., Any], fit: Any, covariance: Any = None) -> tuple[Any, Any]:
+def propagate(
+    fun: Callable[..., PyTree], fit: PyTree, covariance: PyTree = None
+) -> tuple[PyTree, PyTree]:
     """Propagate the errors of parameters through a function, to first order.
 
     Parameters
@@ -90,7 +92,7 @@ def propagate(fun: Callable[..., Any], fit: Any, covariance: Any = None) -> tupl
     return back(value), back(error)
 
 
-def _errors(jac: Array, estimate: Covariance) -> Array:
+def _errors(jac: Float[Array, "k n"], estimate: Covariance) -> Float[Array, " k"]:
     """Standard errors of what has this derivative, (k, n) -> (k,)."""
     error = safe_sqrt(jnp.sum((jac @ estimate.scaled_factor) ** 2, axis=1))
     moved = jnp.where(estimate.held[None, :], 0, jac)
@@ -103,11 +105,11 @@ def _errors(jac: Array, estimate: Covariance) -> Array:
 
 def band(
     fit: CurveFit,
-    x: Any = None,
+    x: PyTree = None,
     *,
-    level: float = 0.95,
+    level: Number = 0.95,
     kind: str = "confidence",
-    sigma: Any = None,
+    sigma: PyTree = None,
 ) -> Band:
     """Confidence or prediction band of a fitted curve.
 
@@ -155,18 +157,18 @@ def band(
     return Band(curve, error, curve - q * error, curve + q * error)
 
 
-def _curve_at(fit: CurveFit, x: Any, p: Any) -> Array:
+def _curve_at(fit: CurveFit, x: PyTree, p: PyTree) -> Array:
     return jnp.asarray(fit.model(fit.data.x if x is None else x, p))
 
 
-def freedom(fit: CurveFit, dtype: Any) -> Array:
+def freedom(fit: CurveFit, dtype: DTypeLike) -> Float[Array, ""]:
     """Degrees of freedom of the errors' distribution; inf for absolute sigma."""
     if fit.absolute_sigma:
         return jnp.asarray(jnp.inf, dtype)
     return fit.covariance.dof.astype(dtype)
 
 
-def _variance_of(fit: CurveFit, sigma: Any) -> Any:
+def _variance_of(fit: CurveFit, sigma: PyTree) -> PyTree:
     """That of unit weight, of new data."""
     if fit.loss == "linear":
         return fit.covariance.variance
@@ -175,7 +177,7 @@ def _variance_of(fit: CurveFit, sigma: Any) -> Any:
     return 1
 
 
-def _sigma_of(fit: CurveFit, x: Any, sigma: Any) -> Any:
+def _sigma_of(fit: CurveFit, x: PyTree, sigma: PyTree) -> PyTree:
     if sigma is not None:
         return jnp.asarray(sigma, fit.covariance.x.dtype)
     weight = fit.data.weight

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.scipy.special import betainc, gammaln, ndtri
-from jaxtyping import Array, Float
+from jaxtyping import Array, DTypeLike, Float
 
+from ..jax_support.types import Count, Number
 from ..problem.pytrees import is_concrete
 
 HALVINGS = 40
 
 
-def probability(level: Any, dtype: Any) -> Float[Array, ""]:
+def probability(level: Number, dtype: DTypeLike) -> Float[Array, ""]:
     """``level`` as an array; NaN if it is traced and not between 0 and 1."""
     if jnp.ndim(level) or (is_concrete(level) and not 0 < float(level) < 1):
         raise ValueError(f"`level` must be a probability between 0 and 1, got {level!r}.")
@@ -24,7 +23,7 @@ def probability(level: Any, dtype: Any) -> Float[Array, ""]:
 
 
 @jax.jit
-def half_width(level: Array, dof: Array) -> Array:
+def half_width(level: Float[Array, ""], dof: Float[Array, ""]) -> Float[Array, ""]:
     """q with P(|t| <= q) = ``level``, t of Student's distribution; normal for ``dof`` inf."""
     finite = jnp.where(jnp.isfinite(dof), dof, 1)
     tail = 1 - level
@@ -33,7 +32,7 @@ def half_width(level: Array, dof: Array) -> Array:
         """P(|t'| > t)."""
         return betainc(finite / 2, jnp.full_like(t, 0.5), finite / (finite + t * t))
 
-    def halve(_: int, ends: tuple[Array, Array]) -> tuple[Array, Array]:
+    def halve(_: Count, ends: tuple[Array, Array]) -> tuple[Array, Array]:
         low, high = ends
         middle = 0.5 * (low + high)
         beyond = outside(middle / (1 - middle)) < tail
@@ -53,7 +52,7 @@ def half_width(level: Array, dof: Array) -> Array:
     return jnp.where(jnp.isfinite(dof), t, -ndtri(0.5 * tail))
 
 
-def radius(level: Array, dof: Array) -> Array:
+def radius(level: Float[Array, ""], dof: Float[Array, ""]) -> Float[Array, ""]:
     """q with P(r <= q) = ``level`` for two parameters at once: q² = 2 F(2, dof), or chi²(2)."""
     finite = jnp.where(jnp.isfinite(dof), dof, 1)
     tail = 1 - level

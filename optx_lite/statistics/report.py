@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import dataclasses
 import html
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PyTree
 
+from ..jax_support.types import Options
 from ..problem.pytrees import is_concrete
 from ..results.least_squares import Result
 from ..results.minimize import MinimizeResult
@@ -41,7 +42,7 @@ class FitReport:
     """
 
     parameters: list[tuple[str, float, float, str]]
-    statistics: dict[str, Any]
+    statistics: Options
     correlations: list[tuple[str, str, float]]
     notes: list[str]
 
@@ -80,7 +81,7 @@ class FitReport:
 
 
 def fit_report(
-    fit: Any,
+    fit: PyTree,
     covariance: Covariance | None = None,
     *,
     min_correlation: float = 0.1,
@@ -144,7 +145,7 @@ def fit_report(
     )
 
 
-def _covariance_of(fit: Any, result: Any, given: Any, absolute_sigma: bool) -> Covariance:
+def _covariance_of(fit: PyTree, result: PyTree, given: PyTree, absolute_sigma: bool) -> Covariance:
     if given is not None:
         return given
     if fit is not result:
@@ -164,7 +165,7 @@ def _remarks(estimate: Covariance) -> list[str]:
     return remarks
 
 
-def _statistics(fit: Any, result: Any, estimate: Covariance, absolute: bool) -> dict[str, Any]:
+def _statistics(fit: PyTree, result: PyTree, estimate: Covariance, absolute: bool) -> Options:
     said = {"message": result.message, "status": result.status, "nfev": result.nfev}
     if isinstance(result, MinimizeResult):
         k = int(estimate.rank)
@@ -202,7 +203,7 @@ def _correlations(estimate: Covariance, threshold: float) -> list[tuple[str, str
     return sorted(pairs, key=lambda pair: -abs(pair[2]))
 
 
-def _number(value: Any) -> str:
+def _number(value: object) -> str:
     return f"{value:.6g}" if isinstance(value, (float, np.floating)) else str(value)
 
 

@@ -6,13 +6,14 @@ import abc
 import functools as ft
 import operator
 from collections.abc import Callable
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import ClassVar, Generic, TypeVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, PyTree
 
+from ...jax_support.types import Count, Number
 from ...results.elementwise import BAD_INPUT, INVALID, NONFINITE, RUNNING, AbstractElementwiseResult
 
 State = TypeVar("State", bound="AbstractElementwiseState")
@@ -35,7 +36,7 @@ class AbstractElementwiseSolver(eqx.Module, Generic[State]):
 
     FINDS_ROOT: ClassVar[bool] = False  # or else a minimum; the derivative rule asks
     EVALUATED: ClassVar[int]  # of the first points, so many are where the function is asked first
-    maxiter: eqx.AbstractVar[Any]
+    maxiter: eqx.AbstractVar[Count]
 
     @abc.abstractmethod
     def init(self, points: tuple[Array, ...], values: tuple[Array, ...]) -> State:
@@ -49,7 +50,7 @@ class AbstractElementwiseSolver(eqx.Module, Generic[State]):
     def finish(self, state: State) -> AbstractElementwiseResult:
         """What the state stands for, as it is seen from outside."""
 
-    def start(self, points: tuple[Any, ...]) -> tuple[Array, ...]:
+    def start(self, points: tuple[PyTree, ...]) -> tuple[Array, ...]:
         """The first points, with what was left out filled in."""
         return points
 
@@ -62,7 +63,7 @@ class AbstractElementwiseSolver(eqx.Module, Generic[State]):
         return (state.status == RUNNING) & (state.nit < self.maxiter)
 
 
-def kept(active: Array, new: Any, old: Any) -> Any:
+def kept(active: Array, new: PyTree, old: PyTree) -> PyTree:
     """A record with the new values where ``active``, and the old ones elsewhere."""
     return jax.tree.map(lambda a, b: jnp.where(active, a, b), new, old)
 
@@ -72,7 +73,7 @@ def swapped(condition: Array, a: Array, b: Array) -> tuple[Array, Array]:
     return jnp.where(condition, b, a), jnp.where(condition, a, b)
 
 
-def not_valid(*tolerances: Any) -> Array:
+def not_valid(*tolerances: Number) -> Array:
     """Whether one is negative or NaN: the status says so where nothing can be raised."""
     return ~ft.reduce(operator.and_, [jnp.asarray(tol) >= 0 for tol in tolerances])
 

@@ -19,12 +19,11 @@ as a limit, the walk turns round.
 
 from __future__ import annotations
 
-from typing import Any
-
 import equinox as eqx
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, PyTree
 
+from ...jax_support.types import Count
 from ...jax_support.xla import computed_once, rounded
 from ...results.elementwise import BAD_INPUT, CONVERGED, LIMIT, NONFINITE, RUNNING, BracketResult
 from .base import (
@@ -65,10 +64,10 @@ class BracketMinimum(AbstractElementwiseSolver[DownhillState]):
 
     EVALUATED = 3
 
-    maxiter: Any
+    maxiter: Count
     resolution: float = eqx.field(static=True, default=0.0)
 
-    def start(self, points: tuple[Any, ...]) -> tuple[Array, ...]:
+    def start(self, points: tuple[PyTree, ...]) -> tuple[Array, ...]:
         """Half a unit to each side, or a sixteenth of the way to the limit."""
         xl, xm, xr, xmin, xmax, factor = points
         if xl is None:

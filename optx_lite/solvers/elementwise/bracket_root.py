@@ -15,12 +15,11 @@ The state has both searches, in arrays (2, n); the function is evaluated on both
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, PyTree
 
+from ...jax_support.types import Count
 from ...jax_support.xla import computed_once, rounded
 from ...results.elementwise import BAD_INPUT, CONVERGED, LIMIT, NONFINITE, RUNNING, BracketResult
 from .base import AbstractElementwiseSolver, AbstractElementwiseState, Function, kept
@@ -51,9 +50,9 @@ class BracketRoot(AbstractElementwiseSolver[SearchState]):
 
     EVALUATED = 2
 
-    maxiter: Any
+    maxiter: Count
 
-    def start(self, points: tuple[Any, ...]) -> tuple[Array, ...]:
+    def start(self, points: tuple[PyTree, ...]) -> tuple[Array, ...]:
         """One unit to the right, or an eighth of the way to the limit."""
         xl, xr, xmin, xmax, factor = points
         if xr is None:
@@ -130,7 +129,7 @@ class BracketRoot(AbstractElementwiseSolver[SearchState]):
         )
 
 
-def _judge(x: Array, f: Array, f_last: Array, limit: Array, status: Any) -> Array:
+def _judge(x: Array, f: Array, f_last: Array, limit: Array, status: int | Array) -> Array:
     """The status of both searches, of which those still RUNNING are judged."""
     running = status == RUNNING
     sign, sign_last = jnp.sign(f), jnp.sign(f_last)

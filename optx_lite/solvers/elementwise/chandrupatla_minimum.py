@@ -32,8 +32,9 @@ import operator
 from typing import Any
 
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, PyTree
 
+from ...jax_support.types import Count, Number
 from ...jax_support.xla import computed_once, rounded
 from ...results.elementwise import (
     BAD_INPUT,
@@ -75,11 +76,11 @@ class ChandrupatlaMinimum(AbstractElementwiseSolver[MinimumState]):
 
     EVALUATED = 3
 
-    xatol: Any
-    xrtol: Any
-    fatol: Any
-    frtol: Any
-    maxiter: Any
+    xatol: Any  # a number; None until the width of the bracket is known
+    xrtol: Number
+    fatol: Number
+    frtol: Number
+    maxiter: Count
 
     def init(self, points: tuple[Array, ...], values: tuple[Array, ...]) -> MinimumState:
         """Sort the bracket and judge it."""
@@ -176,7 +177,7 @@ class ChandrupatlaMinimum(AbstractElementwiseSolver[MinimumState]):
         return jnp.where((f2 > f1) | (f2 > f3), INVALID, status).astype(jnp.int32)
 
 
-def _in_order(a: tuple[Array, Array], b: tuple[Array, Array]) -> Any:
+def _in_order(a: tuple[Array, Array], b: tuple[Array, Array]) -> PyTree:
     """Two points with their values, sorted; NaN is last."""
     later = (a[0] > b[0]) | (jnp.isnan(a[0]) & ~jnp.isnan(b[0]))
     (xa, xb), (fa, fb) = swapped(later, a[0], b[0]), swapped(later, a[1], b[1])

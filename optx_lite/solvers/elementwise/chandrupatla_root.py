@@ -24,11 +24,10 @@ infinite value for a root, the search ends without an answer.
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from ...jax_support.types import Count, Number
 from ...jax_support.xla import computed_once, rounded
 from ...results.elementwise import (
     BAD_INPUT,
@@ -69,11 +68,11 @@ class ChandrupatlaRoot(AbstractElementwiseSolver[RootState]):
     FINDS_ROOT = True
     EVALUATED = 2
 
-    xatol: Any
-    xrtol: Any
-    fatol: Any
-    frtol: Any
-    maxiter: Any
+    xatol: Number
+    xrtol: Number
+    fatol: Number
+    frtol: Number
+    maxiter: Count
 
     def init(self, points: tuple[Array, ...], values: tuple[Array, ...]) -> RootState:
         """Judge the bracket."""

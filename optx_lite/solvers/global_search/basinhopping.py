@@ -16,12 +16,10 @@ Different from SciPy: the random numbers.
 
 from __future__ import annotations
 
-from typing import Any
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, PyTree
 
 from ...functions import Lifted
 from ...jax_support.control_flow import cond
@@ -35,11 +33,11 @@ class State(eqx.Module):
     """A chain."""
 
     key: Array
-    local: Any  # the state of the local solver
+    local: PyTree  # the state of the local solver
     x: Array  # (n,) the minimum from which it hops
     value: Array  # () f there
     fine: Array  # () bool: whether that solve succeeded
-    best: Any  # the local solver's result at the lowest minimum
+    best: PyTree  # the local solver's result at the lowest minimum
     trial: Array  # (n,) the last minimum found
     trial_value: Array  # ()
     accepted: Array  # () bool: whether it was accepted

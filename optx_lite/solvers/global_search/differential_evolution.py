@@ -32,7 +32,6 @@ as its best; where all energies are 0 the search has converged.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import equinox as eqx
 import jax
@@ -41,6 +40,7 @@ from jaxtyping import Array
 
 from ...functions import Lifted
 from ...jax_support.control_flow import fori_loop, where
+from ...jax_support.types import Count
 from ...problem.global_search import SearchProblem
 from ...results.base import RUNNING
 from ...results.global_search import (
@@ -230,7 +230,7 @@ class DifferentialEvolution(eqx.Module):
         return scale, Plan(distinct(of_picks, size, [own]), crossed, replacement, keys)
 
     def _trial(
-        self, problem: SearchProblem, population: Array, i: Any, plan: Plan, scale: Array
+        self, problem: SearchProblem, population: Array, i: Count, plan: Plan, scale: Array
     ) -> Array:
         """The trial that point i meets, in the unit cube; ``plan`` is that of this point."""
         if self.custom is not None:
@@ -270,7 +270,7 @@ class DifferentialEvolution(eqx.Module):
     def _one_by_one(self, problem: SearchProblem, state: State, plan: Plan, scale: Array) -> State:
         first = state.nit < 0
 
-        def meet(i: Any, carry: tuple[Member, Array]) -> tuple[Member, Array]:
+        def meet(i: Count, carry: tuple[Member, Array]) -> tuple[Member, Array]:
             members, nfev = carry
             old, drawn = jax.tree.map(lambda leaf: leaf[i], (members, plan))
             best = jax.tree.map(lambda leaf: leaf[0], members)

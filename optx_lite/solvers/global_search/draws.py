@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from ...jax_support.types import Count
 
-def below(uniform: Array, count: Any) -> Array:
+
+def below(uniform: Array, count: Count) -> Array:
     """Integers from 0 to ``count - 1``, of numbers in [0, 1)."""
     return jnp.minimum((uniform * count).astype(jnp.int32), count - 1)
 

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Bool, Float
 
 from ...linalg.jacobians import Jacobian, column_sizes, divide, scale_columns
 from ...problem.least_squares import LeastSquaresProblem
@@ -35,20 +35,20 @@ CUT = 0.9  # of the radius: a step that is limited and shorter was cut short by 
 class Outcome(NamedTuple):
     """What became of a trial."""
 
-    f: Array  # (m,)
-    cost: Array  # () in the state's unit
-    reduction: Array  # () of the cost
-    ratio: Array  # () of that to what was predicted; -1 for a trial that is not finite
-    finite: Array  # () bool
-    better: Array  # () bool: by its cost it is to be taken
+    f: Float[Array, " m"]
+    cost: Float[Array, ""]  # in the state's unit
+    reduction: Float[Array, ""]  # of the cost
+    ratio: Float[Array, ""]  # of that to what was predicted; -1 for a trial that is not finite
+    finite: Bool[Array, ""]
+    better: Bool[Array, ""]  # by its cost it is to be taken
 
 
-def rounding(problem: LeastSquaresProblem, state: State) -> Array:
+def rounding(problem: LeastSquaresProblem, state: State) -> Float[Array, ""]:
     """By how much the cost may be wrong."""
     return NOISE * problem.precision * state.cost
 
 
-def cut_by_bound(state: State) -> Array:
+def cut_by_bound(state: State) -> Bool[Array, ""]:
     """Whether a bound cut the trial short, which then says little of how f curves."""
     return state.trial.limited & (state.trial.length < CUT * state.radius)
 
@@ -57,8 +57,8 @@ def linearized(
     problem: LeastSquaresProblem,
     state: State,
     outcome: Outcome,
-    cost: Array,
-    unit: Array,
+    cost: Float[Array, ""],
+    unit: Float[Array, ""],
     jacobian: Jacobian,
 ) -> tuple[LinearModel, Array, Array]:
     """The model at the trial and True; the old one and False if the new one is not taken.
@@ -71,7 +71,7 @@ def linearized(
     curved = missed | jnp.any(old.secant != 0)
     slow = ~first & outcome.better & (outcome.reduction <= SMALL_DECREASE * outcome.cost)
 
-    def rests(norms: Array, secant: Array) -> Array:
+    def rests(norms: Float[Array, " n"], secant: Float[Array, " n"]) -> Bool[Array, " n"]:
         longest = jnp.maximum(norms, state.longest)
         return slow & without_effect(problem, norms, secant, longest, cost)
 

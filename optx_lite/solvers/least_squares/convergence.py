@@ -49,12 +49,11 @@ nothing is left either.
 
 from __future__ import annotations
 
-from typing import Any
-
 import equinox as eqx
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Bool, Float
 
+from ...jax_support.types import Number
 from ...linalg import norm, safe_divide, safe_sqrt
 from ...results import least_squares as codes
 from .prediction import NOISE, Prediction
@@ -76,9 +75,9 @@ MARGIN = 0.1  # error that may be left in x, relative to the tolerance
 class Tolerances(eqx.Module):
     """Those of a solve, all relative."""
 
-    ftol: Any
-    xtol: Any
-    gtol: Any
+    ftol: Number
+    xtol: Number
+    gtol: Number
     eps: float  # of the coarser of the dtypes of x and f
 
     @property
@@ -92,9 +91,9 @@ def judge(
     before: State,
     state: State,
     prediction: Prediction,
-    accepted: Array,
-    ratio: Array,
-    spent: Array,
+    accepted: Bool[Array, ""],
+    ratio: Float[Array, ""],
+    spent: Bool[Array, ""],
 ) -> tuple[Array, Array, Array]:
     """Status, the status that waits for the last phase to end, and whether a kink may be near.
 
@@ -135,7 +134,9 @@ def judge(
     return status, jnp.where(over & early, codes.RUNNING, pending), stuck & ~sure
 
 
-def _flatness(state: State, prediction: Prediction, eps: float) -> tuple[Array, Array]:
+def _flatness(
+    state: State, prediction: Prediction, eps: float
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """The measure of (1) that counts, and the offset by a robust loss where known, 0 elsewhere."""
     # Where w is in R the offset is not that of (1), and a w from a kink would hide the gradient.
     plain = jnp.all(state.model.secant == 0)
@@ -178,22 +179,24 @@ def _status(gtol: Array, ftol: Array, xtol: Array, exhausted: Array, hidden: Arr
     return jnp.where(gtol, codes.GTOL, met)
 
 
-def _shrinks(size: Array, last: Array, one_before: Array) -> Array:
+def _shrinks(
+    size: Float[Array, ""], last: Float[Array, ""], one_before: Float[Array, ""]
+) -> Bool[Array, ""]:
     """Whether the steps of the last phase become shorter."""
     return size <= SHRINK * jnp.maximum(last, one_before)
 
 
-def _is_right(prediction: Prediction, tolerances: Tolerances) -> Array:
+def _is_right(prediction: Prediction, tolerances: Tolerances) -> Bool[Array, ""]:
     """Whether x is right to the tolerance, or f is rounding."""
     return (prediction.left <= MARGIN * tolerances.loosest) | prediction.nothing
 
 
-def _lasts(prediction: Prediction, tolerances: Tolerances) -> Array:
+def _lasts(prediction: Prediction, tolerances: Tolerances) -> Bool[Array, ""]:
     """Whether steps are still to come which the tolerance does not allow to leave out."""
     return (prediction.left > MARGIN * tolerances.loosest) & ~prediction.nothing
 
 
-def _is_far(prediction: Prediction, eps: float) -> Array:
+def _is_far(prediction: Prediction, eps: float) -> Bool[Array, ""]:
     """Whether f is far from orthogonal to J, though steps are short.
 
     Beside a huge variable without influence, or with huge ones whose difference counts, every step
@@ -203,14 +206,18 @@ def _is_far(prediction: Prediction, eps: float) -> Array:
     return short & (prediction.steepest > eps**FAR) & ~prediction.small
 
 
-def _descends(prediction: Prediction, ftol: Any, cost: Array, falls: Array) -> Array:
+def _descends(
+    prediction: Prediction, ftol: Number, cost: Float[Array, ""], falls: Bool[Array, ""]
+) -> Bool[Array, ""]:
     """Whether the cost falls by more than ftol F in a step, and will by the model."""
     gain = prediction.newton.gain
     # On the way to f = 0, where the model promises all of it, F falls by a part for ever.
     return falls & (gain > ftol * cost) & (gain < VANISHES * cost)
 
 
-def _collapsed(length: Array, tolerances: Tolerances, whole: Array) -> Array:
+def _collapsed(
+    length: Float[Array, ""], tolerances: Tolerances, whole: Float[Array, ""]
+) -> Bool[Array, ""]:
     """Whether a step that failed cannot be much shorter; also one that is not finite."""
     return ~(length > jnp.maximum(tolerances.xtol, tolerances.eps) * whole)
 
@@ -223,14 +230,18 @@ def _nothing_to_gain(prediction: Prediction, offset: Array, eps: float, nit: Arr
     return orthogonal | prediction.small | unmoved
 
 
-def _is_smooth(prediction: Prediction, cost: Array) -> Array:
+def _is_smooth(prediction: Prediction, cost: Float[Array, ""]) -> Bool[Array, ""]:
     """Whether this may be a smooth minimum, where the values (4) say what is left."""
     return prediction.reach <= SMOOTH * safe_sqrt(prediction.noise * cost)
 
 
 def possible_reduction(
-    before: State, noise: Array, accepted: Array, reduction: Array, usable: Array
-) -> Array:
+    before: State,
+    noise: Float[Array, ""],
+    accepted: Bool[Array, ""],
+    reduction: Float[Array, ""],
+    usable: Array,
+) -> Float[Array, ""]:
     """(4): the most that failed trials since the last significant step leave to be gained.
 
     Infinite if none of them was near enough to say so. ``usable``: whether the trial of

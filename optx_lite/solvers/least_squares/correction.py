@@ -13,7 +13,7 @@ problems it halves the evaluations of lm.
 from __future__ import annotations
 
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Bool, Float
 
 from ...problem.least_squares import LeastSquaresProblem
 from ...problem.losses import LEAST_BEND
@@ -24,7 +24,7 @@ LONGEST = 0.75  # of the step that failed: a longer correction says that (1) is 
 
 
 def correction_of(
-    problem: LeastSquaresProblem, state: State, f: Array, failed: Array
+    problem: LeastSquaresProblem, state: State, f: Float[Array, " m"], failed: Bool[Array, ""]
 ) -> Correction:
     """What a trial that ``failed`` says about the next; f are its residuals."""
     model, trial = state.model, state.trial
@@ -41,7 +41,12 @@ def correction_of(
     )
 
 
-def radius_after(trial_radius: Array, radius: Array, ratio: Array, accepted: Array) -> Array:
+def radius_after(
+    trial_radius: Float[Array, ""],
+    radius: Float[Array, ""],
+    ratio: Float[Array, ""],
+    accepted: Bool[Array, ""],
+) -> Float[Array, ""]:
     """The trust radius after a correction: one that works vindicates its step's radius."""
     vindicated = trial_radius * jnp.where(ratio > 0.25, 1, 0.25)
     return jnp.where(accepted, vindicated, radius)

@@ -25,7 +25,7 @@ the fallback (`trust_region`).
 from __future__ import annotations
 
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Bool, Float
 
 from ...linalg import unit_of
 from ...problem.bounds import coleman_li, onto_bounds, step_to_bound, within
@@ -41,7 +41,7 @@ class Dogbox(TrustRegionSolver):
 
     PATIENCE = 10
 
-    def first_radius(self, problem: LeastSquaresProblem, state: State) -> Array:
+    def first_radius(self, problem: LeastSquaresProblem, state: State) -> Float[Array, ""]:
         """The largest ``|x0_j| / s_j``, or of the Cauchy step if x0 is nothing beside it."""
         metric, slope = _metric(state)
         if problem.bounded:
@@ -49,11 +49,17 @@ class Dogbox(TrustRegionSolver):
         cauchy = state.model.cauchy_factor(metric, slope)
         return starting_radius(_length(state.x, state), cauchy * _length(metric * slope, state))
 
-    def next_radius(self, before: State, cost: Array, ratio: Array, finite: Array) -> Array:
+    def next_radius(
+        self,
+        before: State,
+        cost: Float[Array, ""],
+        ratio: Float[Array, ""],
+        finite: Bool[Array, ""],
+    ) -> Float[Array, ""]:
         """SciPy's rule."""
         return scipy_radius(before, ratio, finite)
 
-    def optimality(self, problem: LeastSquaresProblem, state: State) -> Array:
+    def optimality(self, problem: LeastSquaresProblem, state: State) -> Float[Array, ""]:
         """The largest gradient entry among the variables that are not held."""
         grad = state.gradient
         if problem.bounded:
@@ -83,18 +89,18 @@ class Dogbox(TrustRegionSolver):
         )
 
 
-def _length(step: Array, state: State) -> Array:
+def _length(step: Float[Array, " n"], state: State) -> Float[Array, ""]:
     """The largest entry, in the metric."""
     return jnp.max(jnp.abs(step / state.scale))
 
 
-def _metric(state: State) -> tuple[Array, Array]:
+def _metric(state: State) -> tuple[Float[Array, " n"], Float[Array, " n"]]:
     """D^-1, with a largest entry of about 1, and D^-1 g."""
     metric = state.scale / unit_of(state.scale)
     return metric, metric * state.model.gradient
 
 
-def _resting(problem: LeastSquaresProblem, state: State) -> Array:
+def _resting(problem: LeastSquaresProblem, state: State) -> Bool[Array, " n"]:
     """Variables on a bound with the antigradient pointing outward."""
     x, lower, upper = state.x, problem.lower, problem.upper
     return (coleman_li(x, state.model.gradient, lower, upper)[0] <= 0) | (lower == upper)
@@ -102,7 +108,7 @@ def _resting(problem: LeastSquaresProblem, state: State) -> Array:
 
 def _step(
     problem: LeastSquaresProblem, state: State, prediction: Prediction
-) -> tuple[Array, Array]:
+) -> tuple[Float[Array, " n"], Bool[Array, ""]]:
     """The step within the region, and whether it is the Gauss-Newton step."""
     high = state.radius * state.scale
     newton = prediction.x - state.x
@@ -115,7 +121,9 @@ def _step(
     return jnp.where(inside, newton, jnp.where(best.found, best.step, 0)), inside
 
 
-def _dogleg(state: State, newton: Array, low: Array, high: Array) -> Array:
+def _dogleg(
+    state: State, newton: Float[Array, " n"], low: Float[Array, " n"], high: Float[Array, " n"]
+) -> Float[Array, " n"]:
     """Along the path (1), (2) as far as it stays in the box; the whole of it if that is all."""
     metric, slope = _metric(state)
     down = -metric * slope

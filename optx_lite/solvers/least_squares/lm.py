@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import equinox as eqx
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Bool, Float
 
 from ...linalg import norm
 from ...problem.least_squares import LeastSquaresProblem
@@ -42,7 +42,7 @@ class LevenbergMarquardt(TrustRegionSolver):
     PATIENCE = 40
     JACOBIAN_FIRST = True
 
-    def init(self, problem: LeastSquaresProblem, x0: Array) -> State:
+    def init(self, problem: LeastSquaresProblem, x0: Float[Array, " n"]) -> State:
         """As every solver's; a variable that is bounded and not fixed is bad input."""
         state = super().init(problem, x0)
         if not problem.bounded:
@@ -53,13 +53,19 @@ class LevenbergMarquardt(TrustRegionSolver):
         status = jnp.where(bad, codes.BAD_INPUT, state.status).astype(jnp.int32)
         return eqx.tree_at(lambda s: s.status, state, status)
 
-    def first_radius(self, problem: LeastSquaresProblem, state: State) -> Array:
+    def first_radius(self, problem: LeastSquaresProblem, state: State) -> Float[Array, ""]:
         """||D x0||, or of the Cauchy step if x0 is nothing beside it."""
         down = state.scale * state.model.gradient
         cauchy = state.model.cauchy_factor(state.scale, down) * norm(down)
         return starting_radius(norm(state.x / state.scale), cauchy)
 
-    def next_radius(self, before: State, cost: Array, ratio: Array, finite: Array) -> Array:
+    def next_radius(
+        self,
+        before: State,
+        cost: Float[Array, ""],
+        ratio: Float[Array, ""],
+        finite: Bool[Array, ""],
+    ) -> Float[Array, ""]:
         """Equations (2) and (3)."""
         trial = before.trial
         # Along p the model falls with slope -(2 predicted + alpha-terms) < 0; the parabola
@@ -72,7 +78,7 @@ class LevenbergMarquardt(TrustRegionSolver):
         grown = jnp.where((ratio >= 0.75) | ~trial.limited, 2 * trial.length, before.radius)
         return jnp.where(finite & (ratio > 0.25), grown, shrunk)
 
-    def acceptable(self, reduction: Array, ratio: Array) -> Array:
+    def acceptable(self, reduction: Float[Array, ""], ratio: Float[Array, ""]) -> Bool[Array, ""]:
         """MINPACK's p0001: some of the promise has to be kept."""
         return (reduction > 0) & (ratio >= 1e-4)
 

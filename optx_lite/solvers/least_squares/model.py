@@ -21,12 +21,11 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Callable
-from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, Bool, DTypeLike, Float, PyTree
 
 from ...linalg import (
     CorrectionStep,
@@ -42,34 +41,35 @@ from ...linalg import (
     solve_upper,
     triangularize,
 )
+from ...linalg.jacobians import Jacobian
 
 
 class GaussNewtonStep(eqx.Module):
     """The minimiser of (1), within bounds or without."""
 
-    step: Array  # (n,)
-    gain: Array  # () reduction of (1); inf if the step was not found
-    found: Array  # () bool
-    factor: Any  # of the model's Hessian in the free variables, for `LinearModel.solve_free`
+    step: Float[Array, " n"]
+    gain: Float[Array, ""]  # reduction of (1); inf if the step was not found
+    found: Bool[Array, ""]
+    factor: PyTree  # of the model's Hessian in the free variables, for `LinearModel.solve_free`
 
 
 class TrustRegionStep(eqx.Module):
     """The minimiser of (1) in a ball, or a correction."""
 
-    step: Array  # (n,) in the variables of the ball
-    damping: Array  # () its Levenberg-Marquardt parameter
-    limited: Array  # () bool: the ball's boundary stopped it
-    corrected: Array  # () bool: it is the correction
+    step: Float[Array, " n"]  # in the variables of the ball
+    damping: Float[Array, ""]  # its Levenberg-Marquardt parameter
+    limited: Bool[Array, ""]  # the ball's boundary stopped it
+    corrected: Bool[Array, ""]  # it is the correction
 
 
 class Correction(eqx.Module):
     """The step c that a failed trial asks for, see `correction`."""
 
-    wanted: Array  # () bool
-    start: Array  # (n,) the failed trial, from which c goes
-    gradient: Array  # (n,) J^T r, r what the linear model missed there
-    damping: Array  # () alpha of the failed step
-    longest: Array  # () c may be, in the metric
+    wanted: Bool[Array, ""]
+    start: Float[Array, " n"]  # the failed trial, from which c goes
+    gradient: Float[Array, " n"]  # J^T r, r what the linear model missed there
+    damping: Float[Array, ""]  # alpha of the failed step
+    longest: Float[Array, ""]  # c may be, in the metric
 
 
 class LinearModel(eqx.Module):
@@ -90,7 +90,7 @@ class LinearModel(eqx.Module):
     """
 
     units: eqx.AbstractVar[Array]
-    jacobian: eqx.AbstractVar[Any]
+    jacobian: eqx.AbstractVar[Jacobian]
     gradient: eqx.AbstractVar[Array]
     column_norms: eqx.AbstractVar[Array]
     secant: eqx.AbstractVar[Array]
@@ -98,13 +98,13 @@ class LinearModel(eqx.Module):
     @abc.abstractmethod
     def relinearized(
         self,
-        jacobian: Any,
-        f: Array,
-        units: Array,
-        rescale: Array,
-        step: Array,
-        rounding: Array,
-        with_secant: Array,
+        jacobian: Jacobian,
+        f: Float[Array, " m"],
+        units: Float[Array, " n"],
+        rescale: Float[Array, ""],
+        step: Float[Array, " n"],
+        rounding: Float[Array, ""],
+        with_secant: Bool[Array, ""],
         rests: Callable[[Array, Array], Array],
     ) -> LinearModel:
         """The model at a next point, ``step`` from here.
@@ -127,60 +127,62 @@ class LinearModel(eqx.Module):
         """
 
     @abc.abstractmethod
-    def is_finite(self) -> Array:
+    def is_finite(self) -> Bool[Array, ""]:
         """Whether all that the model is made of is finite, ()."""
 
     @abc.abstractmethod
-    def product(self, v: Array) -> Array:
+    def product(self, v: Float[Array, " n"]) -> Float[Array, " k"]:
         """J v with w . v below it, (k,), or their image under an isometry: see `residual`."""
 
     @abc.abstractmethod
-    def rows_product(self, v: Array) -> Array:
+    def rows_product(self, v: Float[Array, " n"]) -> Float[Array, " m"]:
         """J v, (m,)."""
 
     @property
     @abc.abstractmethod
-    def residual(self) -> Array:
+    def residual(self) -> Float[Array, " k"]:
         """f with 0 below it, (k,), under the isometry of `product`, but for a constant part."""
 
     @abc.abstractmethod
-    def transposed_product(self, v: Array) -> Array:
+    def transposed_product(self, v: Float[Array, " m"]) -> Float[Array, " n"]:
         """J^T v, (n,), of v (m,)."""
 
     @abc.abstractmethod
-    def hessian_product(self, v: Array) -> Array:
+    def hessian_product(self, v: Float[Array, " n"]) -> Float[Array, " n"]:
         """(J^T J + w w^T) v, (n,)."""
 
     @abc.abstractmethod
-    def absolute_product(self, v: Array) -> Array:
+    def absolute_product(self, v: Float[Array, " n"]) -> Float[Array, " m"]:
         """|J| |v|, (m,): of what size the terms are whose sum f changes by."""
 
     @abc.abstractmethod
-    def curvatures(self) -> Array:
+    def curvatures(self) -> Float[Array, " n"]:
         """Diagonal of the Hessian of (1), (n,)."""
 
-    def pivots(self) -> Array:
+    def pivots(self) -> Float[Array, " n"]:
         """What part of each column those before it do not make, (n,); 1 where that is unknown."""
         return jnp.ones_like(self.gradient)
 
     @abc.abstractmethod
     def gauss_newton(
-        self, box: tuple[Array, Array] | None = None, start: Array | None = None
+        self, box: tuple[Array, Array] | None = None, start: Float[Array, " n"] | None = None
     ) -> GaussNewtonStep:
         """The minimiser of (1), in a box (low, high) of p, begun at ``start``, where it counts."""
 
     @abc.abstractmethod
-    def solve_free(self, newton: GaussNewtonStep, gradient: Array) -> Array:
+    def solve_free(
+        self, newton: GaussNewtonStep, gradient: Float[Array, " n"]
+    ) -> Float[Array, " n"]:
         """-H^-1 gradient in the variables that are free at the Gauss-Newton step, (n,)."""
 
     @abc.abstractmethod
     def trust_region_step(
         self,
-        metric: Array,
-        diagonal: Array | None,
-        newton: Array | None,
-        radius: Array,
-        damping: Array,
+        metric: Float[Array, " n"],
+        diagonal: Float[Array, " n"] | None,
+        newton: Float[Array, " n"] | None,
+        radius: Float[Array, ""],
+        damping: Float[Array, ""],
         correction: Correction,
     ) -> TrustRegionStep:
         """In the variables z = p / metric, the minimiser of (1) + 0.5 z^T C z in a ball.
@@ -189,12 +191,14 @@ class LinearModel(eqx.Module):
         correction that is wanted, and short, is the answer.
         """
 
-    def predicted_reduction(self, step: Array) -> Array:
+    def predicted_reduction(self, step: Float[Array, " n"]) -> Float[Array, ""]:
         """By what (1) falls along a step, ()."""
         moved = self.product(step)
         return -jnp.sum((self.residual + 0.5 * moved) * moved)
 
-    def cauchy_factor(self, metric: Array, slope: Array) -> Array:
+    def cauchy_factor(
+        self, metric: Float[Array, " n"], slope: Float[Array, " n"]
+    ) -> Float[Array, ""]:
         """t at which (1) is least along -t metric^2 gradient, ``slope`` being metric gradient."""
         moved = self.product(metric * slope)
         return safe_divide(slope @ slope, moved @ moved)
@@ -203,16 +207,16 @@ class LinearModel(eqx.Module):
 class DenseModel(LinearModel):
     """By the triangular factor R of J with w as one more row, and Q^T f."""
 
-    units: Array  # (n,)
-    jacobian: Array  # (n, m) J^T: columns of J are contiguous
-    secant: Array  # (n,)
-    column_norms: Array  # (n,)
-    r_factor: Array  # (n, n); the column of a parameter that rests is 0
-    qtf: Array  # (n,)
-    gradient: Array  # (n,)
+    units: Float[Array, " n"]
+    jacobian: Float[Array, "n m"]  # J^T: columns of J are contiguous
+    secant: Float[Array, " n"]
+    column_norms: Float[Array, " n"]
+    r_factor: Float[Array, "n n"]  # ; the column of a parameter that rests is 0
+    qtf: Float[Array, " n"]
+    gradient: Float[Array, " n"]
 
     @classmethod
-    def empty(cls, n: int, m: int, dtype: Any) -> DenseModel:
+    def empty(cls, n: int, m: int, dtype: DTypeLike) -> DenseModel:
         """Before anything has been evaluated; of NumPy arrays."""
         zeros = np.zeros(n, dtype)
         return cls(
@@ -228,12 +232,12 @@ class DenseModel(LinearModel):
     def relinearized(
         self,
         jacobian: Array,
-        f: Array,
-        units: Array,
-        rescale: Array,
-        step: Array,
-        rounding: Array,
-        with_secant: Array,
+        f: Float[Array, " m"],
+        units: Float[Array, " n"],
+        rescale: Float[Array, ""],
+        step: Float[Array, " n"],
+        rounding: Float[Array, ""],
+        with_secant: Bool[Array, ""],
         rests: Callable[[Array, Array], Array],
     ) -> DenseModel:
         """One triangular factorisation."""
@@ -257,52 +261,52 @@ class DenseModel(LinearModel):
             gradient=gradient,
         )
 
-    def is_finite(self) -> Array:
+    def is_finite(self) -> Bool[Array, ""]:
         """By sums, which no finite parts hide."""
         sums = jnp.sum(self.column_norms) + jnp.sum(self.qtf) + jnp.sum(self.gradient)
         return jnp.isfinite(sums)
 
-    def product(self, v: Array) -> Array:
+    def product(self, v: Float[Array, " n"]) -> Float[Array, " k"]:
         """R v."""
         return self.r_factor @ v
 
-    def rows_product(self, v: Array) -> Array:
+    def rows_product(self, v: Float[Array, " n"]) -> Float[Array, " m"]:
         """J v."""
         return v @ self.jacobian
 
     @property
-    def residual(self) -> Array:
+    def residual(self) -> Float[Array, " k"]:
         """Q^T f."""
         return self.qtf
 
-    def transposed_product(self, v: Array) -> Array:
+    def transposed_product(self, v: Float[Array, " m"]) -> Float[Array, " n"]:
         """J^T v."""
         return self.jacobian @ v
 
-    def hessian_product(self, v: Array) -> Array:
+    def hessian_product(self, v: Float[Array, " n"]) -> Float[Array, " n"]:
         """R^T R v."""
         return self.r_factor.T @ (self.r_factor @ v)
 
-    def absolute_product(self, v: Array) -> Array:
+    def absolute_product(self, v: Float[Array, " n"]) -> Float[Array, " m"]:
         """|J| |v|."""
         return jnp.abs(v) @ jnp.abs(self.jacobian)
 
-    def curvatures(self) -> Array:
+    def curvatures(self) -> Float[Array, " n"]:
         """Squared norms of the columns of R."""
         return jnp.sum(self.r_factor * self.r_factor, axis=0)
 
-    def pivots(self) -> Array:
+    def pivots(self) -> Float[Array, " n"]:
         """By the diagonal of R."""
         norms = safe_sqrt(self.curvatures())
         return jnp.where(norms > 0, safe_divide(jnp.abs(diagonal(self.r_factor)), norms), 1)
 
     @property
-    def singular(self) -> Array:
+    def singular(self) -> Bool[Array, ""]:
         """Whether columns of J depend on each other, ()."""
         return jnp.any((diagonal(self.r_factor) == 0) & (self.curvatures() > 0))
 
     def gauss_newton(
-        self, box: tuple[Array, Array] | None = None, start: Array | None = None
+        self, box: tuple[Array, Array] | None = None, start: Float[Array, " n"] | None = None
     ) -> GaussNewtonStep:
         """By substitution, or by active sets."""
         r_factor, qtf = self.r_factor, self.qtf
@@ -314,17 +318,19 @@ class DenseModel(LinearModel):
         gain = jnp.where(found, jnp.maximum(evaluate_model(r_factor, qtf, step), 0), jnp.inf)
         return GaussNewtonStep(step, gain, found, factor)
 
-    def solve_free(self, newton: GaussNewtonStep, gradient: Array) -> Array:
+    def solve_free(
+        self, newton: GaussNewtonStep, gradient: Float[Array, " n"]
+    ) -> Float[Array, " n"]:
         """By the factor of the free columns."""
         return -solve_upper(newton.factor, solve_transposed(newton.factor, gradient))
 
     def trust_region_step(
         self,
-        metric: Array,
-        diagonal: Array | None,
-        newton: Array | None,
-        radius: Array,
-        damping: Array,
+        metric: Float[Array, " n"],
+        diagonal: Float[Array, " n"] | None,
+        newton: Float[Array, " n"] | None,
+        radius: Float[Array, ""],
+        damping: Float[Array, ""],
         correction: Correction,
     ) -> TrustRegionStep:
         """By the Levenberg-Marquardt parameter."""
@@ -341,13 +347,15 @@ class DenseModel(LinearModel):
         return TrustRegionStep(answer.step, answer.alpha, answer.limited, answer.corrected)
 
 
-def _secant(change: Array, step: Array, rounding: Array) -> Array:
+def _secant(
+    change: Float[Array, " n"], step: Float[Array, " n"], rounding: Float[Array, ""]
+) -> Float[Array, " n"]:
     """w of (2), from y, (n,); 0 where y.p is not above its rounding."""
     along = change @ step
     positive = along > rounding
     return jnp.where(positive, change / jnp.sqrt(jnp.where(positive, along, 1)), 0)
 
 
-def gradient_in(model: LinearModel, unit: Array) -> Array:
+def gradient_in(model: LinearModel, unit: Float[Array, ""]) -> Float[Array, " n"]:
     """Of the cost, (n,), in the user's units."""
     return model.gradient * unit * reciprocal(model.units) * unit

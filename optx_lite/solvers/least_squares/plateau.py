@@ -19,7 +19,7 @@ kink, see `convergence`.
 from __future__ import annotations
 
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Bool, Float, Int
 
 from ...linalg import safe_divide, safe_sqrt
 from ...problem.least_squares import LeastSquaresProblem
@@ -38,8 +38,12 @@ LANDED = 1 / 4  # power of eps: part of the room to a bound that is left, all bu
 
 
 def without_effect(
-    problem: LeastSquaresProblem, norms: Array, secant: Array, longest: Array, cost: Array
-) -> Array:
+    problem: LeastSquaresProblem,
+    norms: Float[Array, " n"],
+    secant: Float[Array, " n"],
+    longest: Float[Array, " n"],
+    cost: Float[Array, ""],
+) -> Bool[Array, " n"]:
     """Parameters whose columns, which have been ``longest``, are nothing now, w included."""
     # Effects are compared with f, which may have fallen by as much as they; in its unit f was
     # of the size of 1 when that was taken.
@@ -47,7 +51,7 @@ def without_effect(
     return jnp.maximum(norms, jnp.abs(secant)) <= least * longest
 
 
-def lands(problem: LeastSquaresProblem, state: State) -> Array:
+def lands(problem: LeastSquaresProblem, state: State) -> Bool[Array, ""]:
     """Whether the trial brings a variable to a bound, all but: that may switch others off."""
     if not problem.bounded:
         return jnp.zeros((), bool)
@@ -58,7 +62,9 @@ def lands(problem: LeastSquaresProblem, state: State) -> Array:
     return jnp.any(room(state.trial.x) < problem.precision**LANDED * room(state.x))
 
 
-def is_refused(problem: LeastSquaresProblem, state: State, norms: Array, cost: Array) -> Array:
+def is_refused(
+    problem: LeastSquaresProblem, state: State, norms: Float[Array, " n"], cost: Float[Array, ""]
+) -> Bool[Array, ""]:
     """Whether a trial with columns of these norms lies on a plateau, and is not taken."""
     old = state.model.column_norms
     # Effects are compared with f, which may fall by as much.
@@ -91,7 +97,9 @@ def verify(
     return status, pending.astype(jnp.int32), probing
 
 
-def dead_parameters(problem: LeastSquaresProblem, state: State, goal: Array) -> Array:
+def dead_parameters(
+    problem: LeastSquaresProblem, state: State, goal: Float[Array, " n"]
+) -> Bool[Array, " n"]:
     """Those that had an effect on f and have none any more, while others have.
 
     Or have so little that the model sends them further and further out, to its ``goal``.
@@ -105,7 +113,9 @@ def dead_parameters(problem: LeastSquaresProblem, state: State, goal: Array) -> 
     return dead
 
 
-def _runs_away(problem: LeastSquaresProblem, state: State, goal: Array) -> Array:
+def _runs_away(
+    problem: LeastSquaresProblem, state: State, goal: Float[Array, " n"]
+) -> Bool[Array, " n"]:
     """A step by a part of x, outwards, that would have changed f by its own size, and does not."""
     grows = jnp.abs(goal) - jnp.abs(state.x) >= GROWTH * jnp.abs(goal)
     step = jnp.abs(goal - state.x)
@@ -113,7 +123,9 @@ def _runs_away(problem: LeastSquaresProblem, state: State, goal: Array) -> Array
     return grows & faded & (step * state.longest > state.fnorm)
 
 
-def probe(problem: LeastSquaresProblem, before: State, state: State, kind: Array) -> Array:
+def probe(
+    problem: LeastSquaresProblem, before: State, state: State, kind: Int[Array, ""]
+) -> Float[Array, " n"]:
     """Where to look: for a kink, at the last trial; for a plateau, at a point nearby.
 
     There each parameter is moved by a small part of what moves f by its own size.
@@ -127,14 +139,21 @@ def probe(problem: LeastSquaresProblem, before: State, state: State, kind: Array
     return jnp.where(kind == KINK, before.trial.x, nearby)
 
 
-def passes(problem: LeastSquaresProblem, state: State, norms: Array, gradient: Array) -> Array:
+def passes(
+    problem: LeastSquaresProblem,
+    state: State,
+    norms: Float[Array, " n"],
+    gradient: Float[Array, " n"],
+) -> Bool[Array, ""]:
     """Whether a probe, with columns of these norms and this gradient, confirms the success."""
     step = state.trial.x - state.x
     turned = gradient @ step > 0.5 * jnp.abs(state.model.gradient @ step)
     return jnp.where(state.probing == KINK, ~turned, revives(problem, state, norms))
 
 
-def revives(problem: LeastSquaresProblem, state: State, norms: Array) -> Array:
+def revives(
+    problem: LeastSquaresProblem, state: State, norms: Float[Array, " n"]
+) -> Bool[Array, ""]:
     """Whether columns of these norms have the effects that are missing at ``state.x``."""
     least = problem.precision**REVIVED * state.model.column_norms
     return jnp.all(~state.dead | (norms > least))

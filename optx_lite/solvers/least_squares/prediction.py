@@ -16,7 +16,7 @@ from dataclasses import replace
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, Bool, Float
 
 from ...linalg import norm, reciprocal, safe_divide, safe_sqrt, unit_of
 from ...problem.bounds import coleman_li
@@ -35,17 +35,19 @@ class Prediction(eqx.Module):
     """From a point on, within the bounds."""
 
     newton: GaussNewtonStep
-    x: Array  # (n,) where that step leads
-    size: Array  # () its largest |dx_j| / |x_j|
-    left: Array  # () the same for all the steps that are still to come, by their rate so far
-    offset: Array  # () relative offset: sine of the angle between f and the complement of J
-    by_loss: Array  # () the same where the loss is robust, else 0
-    cosine: Array  # () largest between f and a free column of J
-    steepest: Array  # () the same with the curvature of f in the norm of the column
-    reach: Array  # () by what F changes, to first order, if all x_j change by |x_j|
-    nothing: Array  # () bool: f is rounding, or 0
-    small: Array  # () bool: f is nearly so
-    noise: Array  # () of the cost
+    x: Float[Array, " n"]  # where that step leads
+    size: Float[Array, ""]  # its largest |dx_j| / |x_j|
+    left: Float[
+        Array, ""
+    ]  # the same for all the steps that are still to come, by their rate so far
+    offset: Float[Array, ""]  # relative offset: sine of the angle between f and the complement of J
+    by_loss: Float[Array, ""]  # the same where the loss is robust, else 0
+    cosine: Float[Array, ""]  # largest between f and a free column of J
+    steepest: Float[Array, ""]  # the same with the curvature of f in the norm of the column
+    reach: Float[Array, ""]  # by what F changes, to first order, if all x_j change by |x_j|
+    nothing: Bool[Array, ""]  # f is rounding, or 0
+    small: Bool[Array, ""]  # f is nearly so
+    noise: Float[Array, ""]  # of the cost
 
 
 def predict(problem: LeastSquaresProblem, before: State, state: State) -> Prediction:
@@ -73,7 +75,7 @@ def predict(problem: LeastSquaresProblem, before: State, state: State) -> Predic
         size_of_f <= (1 + LEFT_OUT) * sizes[2],
     )
 
-    def steepest(norms: Array) -> Array:
+    def steepest(norms: Float[Array, " n"]) -> Float[Array, ""]:
         # Root of twice what the best of the variables gains alone, as far as its bound.
         whole = safe_divide(slope, norms)
         as_far = jnp.minimum(whole, room * norms)
@@ -128,7 +130,7 @@ def _gain_by_loss(problem: LeastSquaresProblem, state: State, newton: GaussNewto
     return jnp.maximum(newton.gain, 0.5 * safe_divide(slope * slope, curved @ curved))
 
 
-def _left(before: State, size: Array) -> Array:
+def _left(before: State, size: Float[Array, ""]) -> Float[Array, ""]:
     """The sum of the sizes to come, where steps shrink geometrically."""
     free = (before.pending > 0) | ~before.trial.limited
     # Over two steps as well: with w they do not shrink evenly.
@@ -138,7 +140,9 @@ def _left(before: State, size: Array) -> Array:
     return jnp.where(rate < 1, size / (1 - jnp.minimum(rate, SLOWEST)), jnp.inf)
 
 
-def _scatter(problem: LeastSquaresProblem, state: State) -> tuple[Array, Array]:
+def _scatter(
+    problem: LeastSquaresProblem, state: State
+) -> tuple[Float[Array, " m"], Float[Array, " m"]]:
     """Size of the terms of each residual, (m,), and the derivative of F by each, (m,)."""
     scatter = state.model.absolute_product(state.x)
     if problem.loss.is_linear:

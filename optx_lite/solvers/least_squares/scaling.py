@@ -8,11 +8,9 @@ tenth, with more patience after each second time, and once before it gives up.
 
 from __future__ import annotations
 
-from typing import Any
-
 import equinox as eqx
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Bool, Float, Int
 
 from ...linalg import reciprocal, unit_of
 
@@ -34,7 +32,7 @@ class Scaling(eqx.Module):
         Evaluations before the first change.
     """
 
-    x_scale: Any
+    x_scale: Array | None
     from_jacobian: bool = eqx.field(static=True)
     jacobian_first: bool = eqx.field(static=True)
     patience: int = eqx.field(static=True)
@@ -49,7 +47,9 @@ class Scaling(eqx.Module):
         """Whether it stays as it is at x0."""
         return self.x_scale is not None and not self.from_jacobian
 
-    def scale(self, switches: Array, longest: Array, units: Array) -> Array:
+    def scale(
+        self, switches: Int[Array, ""], longest: Float[Array, " n"], units: Float[Array, " n"]
+    ) -> Float[Array, " n"]:
         """D^-1 in units, of columns which have had these ``longest`` norms."""
         by_jacobian = _inverse(longest)
         if self.from_jacobian:
@@ -62,8 +62,13 @@ class Scaling(eqx.Module):
         return jnp.where((switches % 2 == 1) != self.jacobian_first, by_jacobian, given)
 
     def after(
-        self, slow: Array, switches: Array, accepted: Array, limited: Array, fell: Array
-    ) -> tuple[Array, Array]:
+        self,
+        slow: Int[Array, ""],
+        switches: Int[Array, ""],
+        accepted: Bool[Array, ""],
+        limited: Bool[Array, ""],
+        fell: Bool[Array, ""],
+    ) -> tuple[Int[Array, ""], Int[Array, ""]]:
         """Evaluations with the trust region in the way, and changes, after a trial.
 
         ``limited``: whether the region cut it short; ``fell``: whether the cost did.
@@ -76,6 +81,6 @@ class Scaling(eqx.Module):
         return jnp.where(change, 0, slow), switches + change.astype(jnp.int32)
 
 
-def _inverse(norms: Array) -> Array:
+def _inverse(norms: Float[Array, " n"]) -> Float[Array, " n"]:
     """1 / norms, and 1 for a column that has always been 0."""
     return jnp.where(norms > 0, 1 / jnp.where(norms > 0, norms, 1), 1)

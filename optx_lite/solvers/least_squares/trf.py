@@ -33,7 +33,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Bool, Float
 
 from ...linalg import norm, safe_divide, safe_sqrt
 from ...problem.bounds import coleman_li, onto_bounds, step_to_bound, within
@@ -50,14 +50,20 @@ THETA = 0.995
 class TrustRegionReflective(TrustRegionSolver):
     """``method='trf'``; see the module for the mathematics."""
 
-    def first_radius(self, problem: LeastSquaresProblem, state: State) -> Array:
+    def first_radius(self, problem: LeastSquaresProblem, state: State) -> Float[Array, ""]:
         """||D^-1 x0||, or of the Cauchy step if x0 is nothing beside it."""
         metric, _ = self.metric(problem, state)
         down = metric * state.model.gradient
         cauchy = state.model.cauchy_factor(metric, down) * norm(down)
         return starting_radius(norm(safe_divide(state.x, metric)), cauchy)
 
-    def next_radius(self, before: State, cost: Array, ratio: Array, finite: Array) -> Array:
+    def next_radius(
+        self,
+        before: State,
+        cost: Float[Array, ""],
+        ratio: Float[Array, ""],
+        finite: Bool[Array, ""],
+    ) -> Float[Array, ""]:
         """SciPy's rule."""
         return scipy_radius(before, ratio, finite)
 
@@ -87,7 +93,9 @@ class TrustRegionReflective(TrustRegionSolver):
             corrected=answer.corrected,
         )
 
-    def metric(self, problem: LeastSquaresProblem, state: State) -> tuple[Array, Array | None]:
+    def metric(
+        self, problem: LeastSquaresProblem, state: State
+    ) -> tuple[Float[Array, " n"], Float[Array, " n"] | None]:
         """D, with the scale of x in it, and the diagonal of C (None without bounds)."""
         if not problem.bounded:
             return state.scale, None
@@ -97,7 +105,12 @@ class TrustRegionReflective(TrustRegionSolver):
         return safe_sqrt(distance) * state.scale, grad * side * state.scale
 
 
-def _reduction(model: LinearModel, metric: Array, diag: Array | None, step: Array) -> Array:
+def _reduction(
+    model: LinearModel,
+    metric: Float[Array, " n"],
+    diag: Float[Array, " n"] | None,
+    step: Float[Array, " n"],
+) -> Float[Array, ""]:
     """What (2) promises for a step."""
     promised = model.predicted_reduction(metric * step)
     return promised if diag is None else promised - 0.5 * jnp.sum(diag * step * step)
@@ -107,10 +120,10 @@ def _into_box(
     problem: LeastSquaresProblem,
     state: State,
     prediction: Prediction,
-    step: Array,
-    metric: Array,
-    diag: Array,
-) -> Array:
+    step: Float[Array, " n"],
+    metric: Float[Array, " n"],
+    diag: Float[Array, " n"],
+) -> Float[Array, " n"]:
     """The step itself if it stays in the box, else the best of the candidates (3)."""
     x, model = state.x, state.model
     lower_bound, upper_bound = problem.lower, problem.upper
@@ -148,7 +161,9 @@ def _into_box(
     return jnp.where(inside, step, candidates[jnp.argmax(promised)])
 
 
-def _to_sphere(start: Array, direction: Array, radius: Array) -> Array:
+def _to_sphere(
+    start: Float[Array, " n"], direction: Float[Array, " n"], radius: Float[Array, ""]
+) -> Float[Array, ""]:
     """t >= 0 with ||start + t direction|| = radius, start inside."""
     a = jnp.sum(direction * direction)
     b = jnp.sum(start * direction)
@@ -160,13 +175,13 @@ def _to_sphere(start: Array, direction: Array, radius: Array) -> Array:
 
 def _line_minimum(
     model: LinearModel,
-    metric: Array,
-    diag: Array,
-    start: Array,
-    direction: Array,
-    shortest: Array,
-    longest: Array,
-) -> Array:
+    metric: Float[Array, " n"],
+    diag: Float[Array, " n"],
+    start: Float[Array, " n"],
+    direction: Float[Array, " n"],
+    shortest: Float[Array, ""],
+    longest: Float[Array, ""],
+) -> Float[Array, ""]:
     """t in [shortest, longest] that minimises (2) at start + t * direction."""
     along, at = model.product(metric * direction), model.product(metric * start)
     curvature = jnp.sum(along * along) + jnp.sum(diag * direction * direction)

@@ -15,14 +15,15 @@ from __future__ import annotations
 
 import abc
 from dataclasses import replace
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Bool, Float, Int
 
 from ...jax_support.control_flow import cond
+from ...jax_support.types import Count, Number
 from ...jax_support.xla import computed_once, full_precision
 from ...linalg import norm, reciprocal, safe_divide
 from ...linalg.jacobians import Jacobian, as_result, scale_columns, scale_rows
@@ -53,7 +54,7 @@ class StepInputs(NamedTuple):
     problem: LeastSquaresProblem
     state: State
     prediction: Prediction
-    damping: Array  # () a first guess of the Levenberg-Marquardt parameter
+    damping: Float[Array, ""]  # a first guess of the Levenberg-Marquardt parameter
     correction: Correction
 
 
@@ -74,17 +75,17 @@ class TrustRegionSolver(AbstractLeastSquaresSolver[State]):
         Of problems whose Jacobian is an operator.
     """
 
-    ftol: Any = 1e-8
-    xtol: Any = 1e-8
-    gtol: Any = 1e-8
-    x_scale: Any = None
-    max_nfev: Any = None
+    ftol: Number = 1e-8
+    xtol: Number = 1e-8
+    gtol: Number = 1e-8
+    x_scale: Array | None = None
+    max_nfev: Count | None = None
     from_jacobian: bool = eqx.field(static=True, default=False)
     linear_solver: LinearSolver = LinearSolver()
 
     # -- the solver ---------------------------------------------------------------------
 
-    def init(self, problem: LeastSquaresProblem, x0: Array) -> State:
+    def init(self, problem: LeastSquaresProblem, x0: Float[Array, " n"]) -> State:
         """Nothing evaluated yet; x0 is the first trial."""
         m = jax.eval_shape(problem.residuals, x0).shape[0]
         state = initial_state(x0, m, self._blank_model(problem, x0, m))
@@ -98,7 +99,9 @@ class TrustRegionSolver(AbstractLeastSquaresSolver[State]):
             status = jnp.where(wrong, codes.WRONG_SPARSITY, status)
         return replace(state, status=jnp.asarray(status, jnp.int32))
 
-    def _blank_model(self, problem: LeastSquaresProblem, x0: Array, m: int) -> LinearModel:
+    def _blank_model(
+        self, problem: LeastSquaresProblem, x0: Float[Array, " n"], m: int
+    ) -> LinearModel:
         n, dtype = x0.shape[0], x0.dtype
         jacobian = problem.blank_jacobian(x0)
         if jacobian is None:
@@ -106,12 +109,12 @@ class TrustRegionSolver(AbstractLeastSquaresSolver[State]):
         bounded = problem.bounded
         return OperatorModel.empty(jacobian, m, n, dtype, self.linear_solver, bounded)
 
-    def running(self, problem: LeastSquaresProblem, state: State) -> Array:
+    def running(self, problem: LeastSquaresProblem, state: State) -> Bool[Array, ""]:
         """Whether there is to be another step."""
         budget = self.most_steps(state.x.shape[0])
         return (state.status == codes.RUNNING) & (state.nfev < budget)
 
-    def most_steps(self, n: int) -> Any:
+    def most_steps(self, n: int) -> Count:
         """No run takes more."""
         return 100 * n if self.max_nfev is None else self.max_nfev
 
@@ -161,7 +164,11 @@ class TrustRegionSolver(AbstractLeastSquaresSolver[State]):
         return replace(after, status=jnp.where(small, codes.GTOL, status))
 
     def _outcome(
-        self, problem: LeastSquaresProblem, state: State, f: Array, unit: Array
+        self,
+        problem: LeastSquaresProblem,
+        state: State,
+        f: Float[Array, " m"],
+        unit: Float[Array, ""],
     ) -> Outcome:
         """What became of the trial, by the cost alone."""
         first, polishing = state.nfev == 0, state.pending > 0
@@ -185,11 +192,11 @@ class TrustRegionSolver(AbstractLeastSquaresSolver[State]):
         self,
         state: State,
         outcome: Outcome,
-        cost: Array,
-        finer: Array,
-        unit: Array,
+        cost: Float[Array, ""],
+        finer: Float[Array, ""],
+        unit: Float[Array, ""],
         model: LinearModel,
-        accepted: Array,
+        accepted: Bool[Array, ""],
     ) -> State:
         """The state at the trial if it was accepted, at ``cost`` in the unit ``finer``.
 
@@ -274,7 +281,7 @@ class TrustRegionSolver(AbstractLeastSquaresSolver[State]):
         return Scaling(self.x_scale, self.from_jacobian, self.JACOBIAN_FIRST, self.PATIENCE)
 
     def _last_resort(
-        self, problem: LeastSquaresProblem, before: State, state: State, status: Array
+        self, problem: LeastSquaresProblem, before: State, state: State, status: Int[Array, ""]
     ) -> tuple[State, Array]:
         """What has not been tried yet, where the solver would have stalled.
 
@@ -305,9 +312,9 @@ class TrustRegionSolver(AbstractLeastSquaresSolver[State]):
         before: State,
         state: State,
         outcome: Outcome,
-        ratio: Array,
-        accepted: Array,
-    ) -> Array:
+        ratio: Float[Array, ""],
+        accepted: Bool[Array, ""],
+    ) -> Float[Array, ""]:
         """The trust radius after a trial."""
         trial = before.trial
         usual = self.next_radius(before, outcome.cost, ratio, outcome.finite)
@@ -321,7 +328,7 @@ class TrustRegionSolver(AbstractLeastSquaresSolver[State]):
         anew = (before.nfev == 0) | ((state.refused == REFUSALS) & (before.refused < REFUSALS))
         return jnp.where(anew, self.first_radius(problem, state), radius)
 
-    def optimality(self, problem: LeastSquaresProblem, state: State) -> Array:
+    def optimality(self, problem: LeastSquaresProblem, state: State) -> Float[Array, ""]:
         """max |v g|, v the Coleman-Li distance (1 without a bound)."""
         grad = state.gradient
         if problem.bounded:
@@ -378,30 +385,38 @@ class TrustRegionSolver(AbstractLeastSquaresSolver[State]):
     JACOBIAN_FIRST: ClassVar[bool] = False  # which scaling is the first, which the fallback
 
     @abc.abstractmethod
-    def first_radius(self, problem: LeastSquaresProblem, state: State) -> Array:
+    def first_radius(self, problem: LeastSquaresProblem, state: State) -> Float[Array, ""]:
         """The trust radius at x0."""
 
     @abc.abstractmethod
-    def next_radius(self, before: State, cost: Array, ratio: Array, finite: Array) -> Array:
+    def next_radius(
+        self,
+        before: State,
+        cost: Float[Array, ""],
+        ratio: Float[Array, ""],
+        finite: Bool[Array, ""],
+    ) -> Float[Array, ""]:
         """The trust radius after ``before.trial`` came out at ``cost``."""
 
     @abc.abstractmethod
     def propose(self, inputs: StepInputs) -> Trial:
         """The correction, if wanted and short; else a trial within the state's radius."""
 
-    def acceptable(self, reduction: Array, ratio: Array) -> Array:
+    def acceptable(self, reduction: Float[Array, ""], ratio: Float[Array, ""]) -> Bool[Array, ""]:
         """Whether a trial in the main phase is taken."""
         return reduction > 0
 
 
-def _cost_and_residuals(problem: LeastSquaresProblem, state: State) -> tuple[Array, Array]:
+def _cost_and_residuals(
+    problem: LeastSquaresProblem, state: State
+) -> tuple[Float[Array, ""], Float[Array, " m"]]:
     """At the best point; infinite and NaN as long as there is none, as after a bad start."""
     none = jnp.isinf(state.cost)
     cost = jnp.where(none, jnp.inf, problem.loss.cost(state.f))
     return cost, jnp.where(none, jnp.nan, state.f)
 
 
-def _jacobian(problem: LeastSquaresProblem, state: State, known: Array) -> Jacobian:
+def _jacobian(problem: LeastSquaresProblem, state: State, known: Float[Array, ""]) -> Jacobian:
     """J in the user's units, with the loss in it as in SciPy; times ``known``."""
     model, weight = state.model, jnp.broadcast_to(known * state.unit, state.f.shape)
     if not problem.loss.is_linear:

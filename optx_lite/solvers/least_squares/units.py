@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import equinox as eqx
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from ...linalg import exponent, power_of_two, reciprocal
 from ...problem.least_squares import LeastSquaresProblem
@@ -21,7 +21,7 @@ from .state import State
 
 
 def in_units(
-    problem: LeastSquaresProblem, state: State, units: Array
+    problem: LeastSquaresProblem, state: State, units: Float[Array, " n"]
 ) -> tuple[LeastSquaresProblem, State]:
     """Box, point and trial divided by units."""
     factor = reciprocal(units)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import abc
-from typing import Any, ClassVar, TypeVar
+from typing import ClassVar, TypeVar
 
 import equinox as eqx
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
+from ...jax_support.types import Count, Number
 from ...linalg import norm
 from ...problem.bounds import projected_descent
 from ...problem.minimization import MinimizationProblem
@@ -25,7 +26,7 @@ from ..base import AbstractSolver, Report
 from .convergence import Prospect, at_least_noise, judge, negligible
 
 
-def status_of_bounds(problem: MinimizationProblem) -> Array:
+def status_of_bounds(problem: MinimizationProblem) -> Int[Array, ""]:
     """Of a solve that has not begun: traced bounds may be reversed, or NaN."""
     if not problem.bounded:
         return jnp.full((), RUNNING, jnp.int32)
@@ -36,13 +37,13 @@ def status_of_bounds(problem: MinimizationProblem) -> Array:
 class BestSeen(eqx.Module):
     """Where a solver stands; the states of all begin with this."""
 
-    x: Array  # (n,) best point
-    value: Array  # () f there, NaN before the first evaluation
-    grad: Array  # (n,)
-    nfev: Array  # () evaluations
-    nit: Array  # () iterations that are done
-    unchanged: Array  # () for how many of them on end the test on f has held
-    status: Array  # () 0 while it runs
+    x: Float[Array, " n"]  # best point
+    value: Float[Array, ""]  # f there, NaN before the first evaluation
+    grad: Float[Array, " n"]
+    nfev: Int[Array, ""]  # evaluations
+    nit: Int[Array, ""]  # iterations that are done
+    unchanged: Int[Array, ""]  # for how many of them on end the test on f has held
+    status: Int[Array, ""]  # 0 while it runs
 
 
 State = TypeVar("State", bound=BestSeen)
@@ -61,28 +62,28 @@ class AbstractMinimizer(AbstractSolver[MinimizationProblem, State]):
 
     BY_SLOPES: ClassVar[bool] = False  # whether values at the level of their noise do not stop it
 
-    ftol: Any = 2.2204460492503131e-09
-    gtol: Any = 1e-5
-    maxfun: Any = 15000
-    maxiter: Any = 15000
+    ftol: Number = 2.2204460492503131e-09
+    gtol: Number = 1e-5
+    maxfun: Count = 15000
+    maxiter: Count = 15000
 
     @abc.abstractmethod
-    def origin(self, state: State) -> tuple[Array, Array]:
+    def origin(self, state: State) -> tuple[Float[Array, " n"], Float[Array, ""]]:
         """Where the iteration at work began: x and f."""
 
-    def inverse_hessian(self, state: State) -> Any:
+    def inverse_hessian(self, state: State) -> PyTree:
         """The approximation that the algorithm has made, if any."""
         return None
 
-    def slopes(self, state: State) -> Any:
+    def slopes(self, state: State) -> PyTree:
         """See `MinimizeResult`."""
         return None
 
-    def running(self, problem: MinimizationProblem, state: State) -> Array:
+    def running(self, problem: MinimizationProblem, state: State) -> Bool[Array, ""]:
         """Whether there is to be another step."""
         return (state.status == RUNNING) & (state.nfev < self.maxfun)
 
-    def most_steps(self, n: int) -> Any:
+    def most_steps(self, n: int) -> Count:
         """No run takes more."""
         return self.maxfun
 
@@ -90,13 +91,13 @@ class AbstractMinimizer(AbstractSolver[MinimizationProblem, State]):
         self,
         problem: MinimizationProblem,
         state: State,
-        before: Array,
-        promised: Array,
-        possible: Array,
-        reach: Any = 0.0,
-        reach_before: Any = 0.0,
-        lasted: Any = None,
-        tested: Any = False,
+        before: Float[Array, ""],
+        promised: Float[Array, ""],
+        possible: Float[Array, ""],
+        reach: Array | float = 0.0,
+        reach_before: Array | float = 0.0,
+        lasted: Array | None = None,
+        tested: Array | bool = False,
     ) -> tuple[Array, Array]:
         """The status, and ``unchanged``; see `convergence`.
 
@@ -117,12 +118,12 @@ class AbstractMinimizer(AbstractSolver[MinimizationProblem, State]):
         limit = jnp.where(state.nit >= self.maxiter, MAXITER, RUNNING)
         return jnp.where(met == RUNNING, limit, met), unchanged
 
-    def nothing(self, state: State, reach: Any) -> Array:
+    def nothing(self, state: State, reach: Number) -> Array:
         """So small a promise is negligible."""
         tolerance = at_least_noise(self.ftol, state.value.dtype)
         return negligible(state.value, reach, tolerance)
 
-    def optimality(self, problem: MinimizationProblem, state: State) -> Array:
+    def optimality(self, problem: MinimizationProblem, state: State) -> Float[Array, ""]:
         """||P(x - g) - x||_inf."""
         return jnp.max(jnp.abs(projected_descent(problem, state.x, state.grad)))
 

@@ -21,7 +21,7 @@ import abc
 import equinox as eqx
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array
+from jaxtyping import Array, Bool, Float
 
 from ...jax_support.control_flow import fori_loop
 from ...linalg import safe_divide, solve_positive
@@ -31,29 +31,31 @@ from .limited_memory import Memory, blocks
 class Seen(eqx.Module):
     """A vector, and what B's form needs to know of it."""
 
-    vector: Array  # (n,)
-    image: Array  # (2m,) W^T times it, or (n,) B times it
+    vector: Float[Array, " n"]
+    image: Float[Array, " m2"]  # W^T times it, or (n,) B times it
 
 
 class AbstractMatrix(eqx.Module):
     """B."""
 
-    theta: Array  # () what it is without a pair
+    theta: Float[Array, ""]  # what it is without a pair
 
     @abc.abstractmethod
-    def see(self, v: Array) -> Seen:
+    def see(self, v: Float[Array, " n"]) -> Seen:
         """What `form` takes."""
 
     @abc.abstractmethod
-    def form(self, a: Seen, b: Seen) -> Array:
+    def form(self, a: Seen, b: Seen) -> Float[Array, ""]:
         """a^T B b."""
 
     @abc.abstractmethod
-    def times(self, v: Array) -> Array:
+    def times(self, v: Float[Array, " n"]) -> Float[Array, " n"]:
         """B v."""
 
     @abc.abstractmethod
-    def solve(self, r: Array, free: Array) -> tuple[Array, Array]:
+    def solve(
+        self, r: Float[Array, " n"], free: Bool[Array, " n"]
+    ) -> tuple[Float[Array, " n"], Bool[Array, ""]]:
         """B_F^-1 r among the ``free`` variables F, r = 0 outside; and if it is sound."""
 
 
@@ -66,7 +68,7 @@ def matrix_of(memory: Memory) -> AbstractMatrix:
 class Dense(AbstractMatrix):
     """B written out."""
 
-    matrix: Array  # (n, n)
+    matrix: Float[Array, "n n"]
 
     @staticmethod
     def of(memory: Memory) -> Dense:
@@ -84,19 +86,21 @@ class Dense(AbstractMatrix):
         start = memory.theta * jnp.eye(n, dtype=steps.dtype)
         return Dense(memory.theta, fori_loop(0, steps.shape[0], update, start))
 
-    def see(self, v: Array) -> Seen:
+    def see(self, v: Float[Array, " n"]) -> Seen:
         """See `AbstractMatrix`."""
         return Seen(v, self.matrix @ v)
 
-    def form(self, a: Seen, b: Seen) -> Array:
+    def form(self, a: Seen, b: Seen) -> Float[Array, ""]:
         """See `AbstractMatrix`."""
         return a.vector @ b.image
 
-    def times(self, v: Array) -> Array:
+    def times(self, v: Float[Array, " n"]) -> Float[Array, " n"]:
         """See `AbstractMatrix`."""
         return self.matrix @ v
 
-    def solve(self, r: Array, free: Array) -> tuple[Array, Array]:
+    def solve(
+        self, r: Float[Array, " n"], free: Bool[Array, " n"]
+    ) -> tuple[Float[Array, " n"], Bool[Array, ""]]:
         """See `AbstractMatrix`."""
         eye = jnp.eye(r.shape[0], dtype=r.dtype)
         step, pivot = solve_positive(
@@ -109,8 +113,8 @@ class Compact(AbstractMatrix):
     """B by (3.5)."""
 
     memory: Memory
-    middle: Array  # (2m, 2m) M
-    sound: Array  # () bool
+    middle: Float[Array, "m2 m2"]  # M
+    sound: Bool[Array, ""]
 
     @staticmethod
     def of(memory: Memory) -> Compact:
@@ -125,25 +129,27 @@ class Compact(AbstractMatrix):
         return Compact(memory.theta, memory, middle, pivot > 0)
 
     @property
-    def _weights(self) -> Array:
+    def _weights(self) -> Float[Array, " k"]:
         """(1, theta) for the rows in use, 0 for the others, (2m,): W^T = these times the pairs."""
         of_s = jnp.where(self.memory.full, self.theta, 0)
         return jnp.concatenate([jnp.where(self.memory.full, jnp.ones_like(of_s), 0), of_s])
 
-    def see(self, v: Array) -> Seen:
+    def see(self, v: Float[Array, " n"]) -> Seen:
         """See `AbstractMatrix`."""
         return Seen(v, self._weights * self.memory.times(v))
 
-    def form(self, a: Seen, b: Seen) -> Array:
+    def form(self, a: Seen, b: Seen) -> Float[Array, ""]:
         """See `AbstractMatrix`."""
         return self.theta * (a.vector @ b.vector) - a.image @ (self.middle @ b.image)
 
-    def times(self, v: Array) -> Array:
+    def times(self, v: Float[Array, " n"]) -> Float[Array, " n"]:
         """See `AbstractMatrix`."""
         image = self.middle @ self.see(v).image
         return self.theta * v - self.memory.back(self._weights * image)
 
-    def solve(self, r: Array, free: Array) -> tuple[Array, Array]:
+    def solve(
+        self, r: Float[Array, " n"], free: Bool[Array, " n"]
+    ) -> tuple[Float[Array, " n"], Bool[Array, ""]]:
         """See `AbstractMatrix`.
 
         By Sherman, Morrison and Woodbury, r / theta + W_F p / theta^2 with
@@ -167,7 +173,7 @@ class Compact(AbstractMatrix):
         return step, self.sound & (pivot > 0)
 
 
-def _parts(memory: Memory) -> tuple[Array, Array, Array]:
+def _parts(memory: Memory) -> tuple[Float[Array, " k"], Float[Array, "k k"], Float[Array, "k k"]]:
     """D's diagonal, L and S^T S, with rows of the identity for empty slots."""
     _, _, sy, ss = memory.blocks()
     used, age = memory.full, memory.age

@@ -34,7 +34,7 @@ from __future__ import annotations
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Bool, Float, Int
 
 from ...jax_support.control_flow import while_loop
 from ...linalg import safe_divide
@@ -44,16 +44,21 @@ from .bfgs_matrix import AbstractMatrix
 class Stretch(eqx.Module):
     """The path seen from a breakpoint, and what is left to look through."""
 
-    begin: Array  # () q' < 0 just beyond
-    value: Array  # () q there
-    minimum: Array  # () where q would be least, were there no more breakpoints
-    end: Array  # () a breakpoint with q' >= 0 beyond it, or where q is higher; or infinite
-    first: Array  # () breakpoint between begin and end, infinite if there is none
-    last: Array  # () of them
-    turns: Array  # ()
+    begin: Float[Array, ""]  # q' < 0 just beyond
+    value: Float[Array, ""]  # q there
+    minimum: Float[Array, ""]  # where q would be least, were there no more breakpoints
+    end: Float[Array, ""]  # a breakpoint with q' >= 0 beyond it, or where q is higher; or infinite
+    first: Float[Array, ""]  # breakpoint between begin and end, infinite if there is none
+    last: Float[Array, ""]  # of them
+    turns: Int[Array, ""]
 
 
-def breakpoints(x: Array, grad: Array, lower: Array, upper: Array) -> Array:
+def breakpoints(
+    x: Float[Array, " n"],
+    grad: Float[Array, " n"],
+    lower: Float[Array, " n"],
+    upper: Float[Array, " n"],
+) -> Float[Array, " n"]:
     """t_i >= 0 of (4.1)."""
     bound = jnp.where(grad < 0, upper, lower)
     ahead = (grad != 0) & jnp.isfinite(bound)
@@ -62,8 +67,12 @@ def breakpoints(x: Array, grad: Array, lower: Array, upper: Array) -> Array:
 
 
 def cauchy_point(
-    x: Array, grad: Array, lower: Array, upper: Array, b: AbstractMatrix
-) -> tuple[Array, Array]:
+    x: Float[Array, " n"],
+    grad: Float[Array, " n"],
+    lower: Float[Array, " n"],
+    upper: Float[Array, " n"],
+    b: AbstractMatrix,
+) -> tuple[Float[Array, " n"], Bool[Array, " n"]]:
     """The point, feasible, and which variables are free there: have not met a bound."""
     t = breakpoints(x, grad, lower, upper)
     best, _, _ = _path_minimum(t, grad, b)
@@ -74,7 +83,9 @@ def cauchy_point(
     return jnp.where(reached & (grad != 0), bound, point), ~reached
 
 
-def _look(t: Array, grad: Array, b: AbstractMatrix, tau: Array) -> tuple[Array, Array, Array]:
+def _look(
+    t: Float[Array, " n"], grad: Float[Array, " n"], b: AbstractMatrix, tau: Float[Array, ""]
+) -> tuple[Float[Array, ""], Float[Array, ""], Float[Array, ""]]:
     """q, q' just beyond tau, and the minimum of that stretch were it endless."""
     d = b.see(jnp.where(t > tau, -grad, 0))
     z = b.see(-grad * jnp.minimum(t, tau))
@@ -88,7 +99,9 @@ def _look(t: Array, grad: Array, b: AbstractMatrix, tau: Array) -> tuple[Array, 
 
 
 @jax.custom_jvp
-def _path_minimum(t: Array, grad: Array, b: AbstractMatrix) -> tuple[Array, Array, Array]:
+def _path_minimum(
+    t: Float[Array, " n"], grad: Float[Array, " n"], b: AbstractMatrix
+) -> tuple[Float[Array, ""], Float[Array, ""], Float[Array, ""]]:
     """Where it is, the breakpoint before it, or 0, and the one after it."""
 
     def close_in(stretch: Stretch) -> Stretch:

@@ -59,12 +59,11 @@ not grow there, and the solve fails as at a kink.
 
 from __future__ import annotations
 
-from typing import Any
-
 import equinox as eqx
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Bool, DTypeLike, Float, Int
 
+from ...jax_support.types import Number
 from ...linalg import dot, norm, safe_divide, safe_sqrt
 from ...problem.minimization import MinimizationProblem
 from ...results.minimize import FTOL, GTOL, RUNNING
@@ -87,49 +86,49 @@ RESOLVED = 8192  # times epsilon, relative to x and to f: so far apart, points d
 class Prospect(eqx.Module):
     """What is left to be gained at a point, and what the last iteration gained."""
 
-    value: Array  # () f
-    before: Array  # () f one iteration ago, inf at the first
-    promised: Array  # () q
-    possible: Array  # () (4)
-    reach: Array  # () G
-    reach_before: Array  # () G one iteration ago
-    optimality: Array  # () ||P(x - g) - x||_inf
-    lasted: Array  # () int: iterations in a row, before this one, in which (1) has held
-    tested: Array  # () bool: the quadratic comes of more than one pair
+    value: Float[Array, ""]  # f
+    before: Float[Array, ""]  # f one iteration ago, inf at the first
+    promised: Float[Array, ""]  # q
+    possible: Float[Array, ""]  # (4)
+    reach: Array | float  # () G
+    reach_before: Array | float  # () G one iteration ago
+    optimality: Float[Array, ""]  # ||P(x - g) - x||_inf
+    lasted: Int[Array, ""]  # iterations in a row, before this one, in which (1) has held
+    tested: Array | bool  # (): the quadratic comes of more than one pair
 
 
-def negligible(value: Array, reach: Any, tolerance: Any) -> Array:
+def negligible(value: Array, reach: Number, tolerance: Number) -> Array:
     """What no digit of f, to ``tolerance``, and none of x can show; the right side of (1)."""
     return jnp.maximum(tolerance * jnp.abs(value), 0.5 * tolerance**OF_X * reach)
 
 
-def rounding(value: Array, reach: Any) -> Array:
+def rounding(value: Array, reach: Number) -> Array:
     """What f may be wrong by, its own rounding and that of x, and at the end of its range."""
     info = jnp.finfo(value.dtype)
     return info.eps * (jnp.abs(value) + reach) + info.smallest_normal
 
 
-def reach_of(x: Array, descent: Array) -> Array:
+def reach_of(x: Float[Array, " n"], descent: Float[Array, " n"]) -> Float[Array, ""]:
     """G of (1), of a projected gradient, (n,)."""
     return dot(jnp.abs(x), jnp.abs(descent))
 
 
-def at_least_noise(ftol: Any, dtype: Any) -> Array:
+def at_least_noise(ftol: Number, dtype: DTypeLike) -> Array:
     """``ftol``, but no less than values can show."""
     return jnp.maximum(ftol, NOISE * jnp.finfo(dtype).eps)
 
 
-def promises_nothing(prospect: Prospect, ftol: Any) -> Array:
+def promises_nothing(prospect: Prospect, ftol: Number) -> Array:
     """(1)."""
     return prospect.promised <= negligible(prospect.value, prospect.reach, ftol)
 
 
-def worst_case_is_nothing(prospect: Prospect, tolerance: Any) -> Array:
+def worst_case_is_nothing(prospect: Prospect, tolerance: Number) -> Array:
     """(4) in the sense of (1)."""
     return prospect.possible <= negligible(prospect.value, prospect.reach, tolerance)
 
 
-def stands_still(prospect: Prospect, ftol: Any) -> Array:
+def stands_still(prospect: Prospect, ftol: Number) -> Array:
     """(3) without (1)."""
     gained = jnp.abs(prospect.before - prospect.value)
     return gained <= negligible(prospect.value, prospect.reach_before, ftol)
@@ -147,7 +146,7 @@ def exhausted(prospect: Prospect) -> Array:
     return (prospect.promised <= exact) & (gained <= NOISE * exact)
 
 
-def ftol_asks(prospect: Prospect, ftol: Any, n: int) -> Array:
+def ftol_asks(prospect: Prospect, ftol: Number, n: int) -> Array:
     """In how many iterations on end (3) has to hold, a float."""
     dtype = prospect.value.dtype
     tolerance, rough = at_least_noise(ftol, dtype), DOUBT * NOISE * jnp.finfo(dtype).eps
@@ -160,7 +159,7 @@ def ftol_asks(prospect: Prospect, ftol: Any, n: int) -> Array:
     return jnp.where(certain, jnp.minimum(asked, CERTAIN), asked)
 
 
-def gtol_asks(prospect: Prospect, ftol: Any, n: int) -> Array:
+def gtol_asks(prospect: Prospect, ftol: Number, n: int) -> Array:
     """In how many iterations on end (1) has to hold for (2), a float."""
     dtype = prospect.value.dtype
     tolerance, rough = at_least_noise(ftol, dtype), DOUBT * NOISE * jnp.finfo(dtype).eps
@@ -171,8 +170,13 @@ def gtol_asks(prospect: Prospect, ftol: Any, n: int) -> Array:
 
 
 def judge(
-    prospect: Prospect, ftol: Any, gtol: Any, unchanged: Array, n: int, by_slopes: bool
-) -> tuple[Array, Array]:
+    prospect: Prospect,
+    ftol: Number,
+    gtol: Number,
+    unchanged: Int[Array, ""],
+    n: int,
+    by_slopes: bool,
+) -> tuple[Int[Array, ""], Int[Array, ""]]:
     """GTOL, FTOL or RUNNING; and for how many iterations on end (3) has held.
 
     ``unchanged`` is that number before this iteration; ``by_slopes`` whether values at the level
@@ -190,8 +194,12 @@ def judge(
 
 
 def look_back(
-    problem: MinimizationProblem, x: Array, value: Array, descent: Array, step: Array
-) -> tuple[Array, Array]:
+    problem: MinimizationProblem,
+    x: Float[Array, " n"],
+    value: Float[Array, ""],
+    descent: Float[Array, " n"],
+    step: Float[Array, " n"],
+) -> tuple[Float[Array, " n"], Float[Array, ""]]:
     """Where to look whether the gradient vanishes at x: so many steps behind it, and how many.
 
     So far that neither x nor f, by the quadratic, is the same but for its rounding.
@@ -206,7 +214,9 @@ def look_back(
     return behind, many
 
 
-def hides_a_variable(reach: Array, changed: Array, promised: Array) -> Array:
+def hides_a_variable(
+    reach: Float[Array, ""], changed: Float[Array, ""], promised: Float[Array, ""]
+) -> Bool[Array, ""]:
     """Whether a promise is so small beside G that the curvature which it has seen is not all.
 
     ``changed``: the largest |y|.|x| of the pairs.
@@ -216,7 +226,9 @@ def hides_a_variable(reach: Array, changed: Array, promised: Array) -> Array:
     return (reach > VANISHED_IN_REACH * changed) & stiff
 
 
-def is_cut_short(problem: MinimizationProblem, x: Array, behind: Array) -> Array:
+def is_cut_short(
+    problem: MinimizationProblem, x: Float[Array, " n"], behind: Float[Array, " n"]
+) -> Bool[Array, ""]:
     """Whether a bound stands between x and where `look_back` would look: that shows nothing."""
     if not problem.bounded:
         return jnp.zeros((), bool)
@@ -224,7 +236,12 @@ def is_cut_short(problem: MinimizationProblem, x: Array, behind: Array) -> Array
     return jnp.any(below | ((behind >= problem.upper) & (x < problem.upper)))
 
 
-def vanishes(x: Array, descent: Array, grad_behind: Array, many: Any = BACK) -> Array:
+def vanishes(
+    x: Float[Array, " n"],
+    descent: Float[Array, " n"],
+    grad_behind: Float[Array, " n"],
+    many: Number = BACK,
+) -> Bool[Array, ""]:
     """Whether the projected gradient at x goes to 0, by the one behind it, ``many`` steps off."""
     least = GROWS * (1 + many)
     stays = ~(jnp.abs(grad_behind) >= least * jnp.abs(descent))  # or is not finite

@@ -25,14 +25,16 @@ not finite ends the run.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Float, Int, PyTree
 
 from ...functions import lift
+from ...functions.traced import Lifted
 from ...jax_support.control_flow import vary_with
 from ...jax_support.xla import full_precision
 from ...linalg import dot, norm, reciprocal, safe_divide, unit_of
@@ -49,15 +51,15 @@ FADE = 0.9  # of the flattest curvature seen, an iteration
 class State(BestSeen):
     """The solver between two evaluations."""
 
-    trial: Array  # (n,) to be evaluated
-    last: Array  # (n,) evaluated before
-    last_value: Array  # ()
-    last_grad: Array  # (n,)
-    last_reach: Array  # () G of `convergence`
-    flatness: Array  # () f of (2), without the present step
-    idle: Array  # () iterations since the best point was found
-    pending: Array  # () int: the status that waits for a look whether the gradient vanishes
-    inner: Any  # the transformation's own state
+    trial: Float[Array, " n"]  # to be evaluated
+    last: Float[Array, " n"]  # evaluated before
+    last_value: Float[Array, ""]
+    last_grad: Float[Array, " n"]
+    last_reach: Float[Array, ""]  # G of `convergence`
+    flatness: Float[Array, ""]  # f of (2), without the present step
+    idle: Int[Array, ""]  # iterations since the best point was found
+    pending: Int[Array, ""]  # the status that waits for a look whether the gradient vanishes
+    inner: PyTree  # the transformation's own state
 
 
 class FirstOrder(AbstractMinimizer[State]):
@@ -73,10 +75,10 @@ class FirstOrder(AbstractMinimizer[State]):
         (gradient, state, parameters, value, objective) to (updates, state, evaluations).
     """
 
-    start: Any = None
-    update: Any = None
+    start: Lifted = eqx.field(kw_only=True)
+    update: Lifted = eqx.field(kw_only=True)
 
-    def init(self, problem: MinimizationProblem, x0: Array) -> State:
+    def init(self, problem: MinimizationProblem, x0: Float[Array, " n"]) -> State:
         """x0, moved into the box, is the first trial."""
         zero, none, zeros = jnp.zeros((), x0.dtype), jnp.zeros((), jnp.int32), jnp.zeros_like(x0)
         x0 = x0 + projected_descent(problem, x0, zeros)
@@ -98,7 +100,11 @@ class FirstOrder(AbstractMinimizer[State]):
         return jax.tree.map(lambda a, b: jnp.where(looking, a, b), looked, moved)
 
     def _moved(
-        self, problem: MinimizationProblem, state: State, value: Array, grad: Array
+        self,
+        problem: MinimizationProblem,
+        state: State,
+        value: Float[Array, ""],
+        grad: Float[Array, " n"],
     ) -> State:
         """After an evaluation on the way."""
         finite = jnp.isfinite(value) & jnp.all(jnp.isfinite(grad))
@@ -150,7 +156,7 @@ class FirstOrder(AbstractMinimizer[State]):
             inner=inner,
         )
 
-    def origin(self, state: State) -> tuple[Array, Array]:
+    def origin(self, state: State) -> tuple[Float[Array, " n"], Float[Array, ""]]:
         """The best point before."""
         return state.x, state.value
 
@@ -170,8 +176,10 @@ def first_order(transformation: Any, problem: MinimizationProblem, x: Array) -> 
     with jax.numpy_dtype_promotion("standard"):
         start = lift(extended.init, params, label="`method.init`")
 
-        def update(grad: Any, inner: Any, params: Any, value: Array, objective: Any) -> Any:
-            def fun(params: Any) -> Array:
+        def update(
+            grad: PyTree, inner: PyTree, params: PyTree, value: Array, objective: Callable
+        ) -> PyTree:
+            def fun(params: PyTree) -> Array:
                 return objective(ravel(params, value.dtype)).astype(value.dtype)
 
             updates, after = extended.update(
@@ -187,7 +195,7 @@ def first_order(transformation: Any, problem: MinimizationProblem, x: Array) -> 
     return FirstOrder(start=start, update=lifted)
 
 
-def _looked_back(problem: MinimizationProblem, state: State, grad: Array) -> State:
+def _looked_back(problem: MinimizationProblem, state: State, grad: Float[Array, " n"]) -> State:
     """After a look behind x, whether the gradient vanishes there."""
     descent = projected_descent(problem, state.x, state.grad)
     cut = is_cut_short(problem, state.x, state.trial)
@@ -200,7 +208,9 @@ def _looked_back(problem: MinimizationProblem, state: State, grad: Array) -> Sta
     )
 
 
-def _promise(state: State, descent: Array) -> tuple[Array, Array]:
+def _promise(
+    state: State, descent: Float[Array, " n"]
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """q of (2), 0 where the projected gradient is, and the flatness to go on with."""
     unit = unit_of(state.grad)
     step, per_unit = state.x - state.last, reciprocal(unit)
@@ -213,7 +223,7 @@ def _promise(state: State, descent: Array) -> tuple[Array, Array]:
     return jnp.where(size > 0, q, 0), flatness
 
 
-def _evaluations(inner: Any) -> Array | None:
+def _evaluations(inner: PyTree) -> Array | None:
     """Those of the transformation's own line search, if it has one."""
     import optax
 

@@ -43,14 +43,15 @@ Different from the original code:
 
 from __future__ import annotations
 
-from typing import Any
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Bool, Float, Int
 
 from ...jax_support.control_flow import cond
+from ...jax_support.types import Count
 from ...jax_support.xla import computed_once, full_precision
 from ...linalg import norm, reciprocal, safe_divide, unit_of
 from ...linalg.inverse_hessian import LbfgsInvHessProduct
@@ -80,29 +81,39 @@ SHORT = 10.0  # times the root of epsilon and |x|: the step of a probe
 class Line(eqx.Module):
     """What is searched, and where."""
 
-    base: Array  # (n,) where the line search began
-    grad: Array  # (n,) there
-    direction: Array  # (n,) d
-    trial: Array  # (n,) to be evaluated
+    base: Float[Array, " n"]  # where the line search began
+    grad: Float[Array, " n"]  # there
+    direction: Float[Array, " n"]  # d
+    trial: Float[Array, " n"]  # to be evaluated
     search: LineSearch
-    unit_g: Array  # () of ``grad``, projected, a power of two
-    unit_d: Array  # () of ``direction``, too
-    reach: Array  # () G of `convergence` at the base
-    settled: Array  # () int: for how many iterations, the present one included, (1) has held
-    known: Array  # () what a probe has found to be promised, infinite before
-    probing: Array  # () bool: the first trial is a difference, to look at the gradient by
-    back: Array  # () how many steps behind the base the trial is, where it is a look back
+    unit_g: Float[Array, ""]  # of ``grad``, projected, a power of two
+    unit_d: Float[Array, ""]  # of ``direction``, too
+    reach: Float[Array, ""]  # G of `convergence` at the base
+    settled: Int[Array, ""]  # for how many iterations, the present one included, (1) has held
+    known: Float[Array, ""]  # what a probe has found to be promised, infinite before
+    probing: Bool[Array, ""]  # the first trial is a difference, to look at the gradient by
+    back: Float[Array, ""]  # how many steps behind the base the trial is, where it is a look back
 
 
 class Pair(eqx.Module):
     """What a step s from the base of a line, and the change y of the gradient, show."""
 
-    step: Array  # (n,), in units of the solver
-    change: Array  # (n,), too
-    curved: Array  # () bool: s.y is positive, to rounding
-    promised: Array  # () along s, by the curvature that was found there: (g.s)^2 / (2 s.y)
-    stiffness: Array  # () rho of (1); 0 where it is not positive
-    length: Array  # () of s, relative to the direction
+    step: Float[Array, " n"]  # in units of the solver
+    change: Float[Array, " n"]  # too
+    curved: Bool[Array, ""]  # s.y is positive, to rounding
+    promised: Float[Array, ""]  # along s, by the curvature that was found there: (g.s)^2 / (2 s.y)
+    stiffness: Float[Array, ""]  # rho of (1); 0 where it is not positive
+    length: Float[Array, ""]  # of s, relative to the direction
+
+
+class Antigradient(NamedTuple):
+    """At ``state.x``, without what leads out of the box, and the units there."""
+
+    descent: Float[Array, " n"]
+    unit: Float[Array, ""]  # of it, a power of two
+    scaled: Float[Array, " n"]  # in that unit
+    unit_step: Float[Array, ""]  # of the step that the memory makes of it
+    moving: Bool[Array, ""]  # whether it leads anywhere
 
 
 class State(BestSeen):
@@ -110,11 +121,13 @@ class State(BestSeen):
 
     line: Line
     memory: Memory  # in the units
-    unit_x: Array  # () a power of two: the size of x0
-    unit_g: Array  # () and that of the first gradient
-    slopes: Array  # (2,) along d, by the gradient and by the function: what the last probe found
-    pending: Array  # () int: the status that waits for a look whether the gradient vanishes
-    kinks: Array  # () int: how often it did not
+    unit_x: Float[Array, ""]  # a power of two: the size of x0
+    unit_g: Float[Array, ""]  # and that of the first gradient
+    slopes: Float[
+        Array, " 2"
+    ]  # along d, by the gradient and by the function: what the last probe found
+    pending: Int[Array, ""]  # the status that waits for a look whether the gradient vanishes
+    kinks: Int[Array, ""]  # how often it did not
 
 
 class LBFGSB(AbstractMinimizer[State]):
@@ -132,10 +145,10 @@ class LBFGSB(AbstractMinimizer[State]):
 
     BY_SLOPES = True
 
-    maxls: Any = 20
+    maxls: Count = 20
     maxcor: int = eqx.field(static=True, default=10)
 
-    def init(self, problem: MinimizationProblem, x0: Array) -> State:
+    def init(self, problem: MinimizationProblem, x0: Float[Array, " n"]) -> State:
         """x0, moved into the box, is the first trial."""
         n, dtype = x0.shape[0], x0.dtype
         zero, none = jnp.zeros((), dtype), jnp.zeros((), jnp.int32)
@@ -171,11 +184,8 @@ class LBFGSB(AbstractMinimizer[State]):
             for new, old in ((line.trial, state.x), (value, state.value), (grad, state.grad))
         )
         over = (search.trials >= self.maxls) | (search.step == search.best.step)
-        descent = _projected(problem, state.x, state.grad)
-        cut = is_cut_short(problem, state.x, line.trial)
-        confirmed = looking & (vanishes(state.x, descent, grad, line.back) | cut)
+        confirmed = _is_confirmed(problem, state, grad)
         kinks = state.kinks + (looking & ~confirmed).astype(jnp.int32)
-        start = line.search.start
         # A probe is a difference of the gradient at the base, wherever it leads.
         at, grad_at = jnp.where(probed, line.trial, x), jnp.where(probed, grad, grad_x)
         unit_g = cond(first, lambda: unit_of(grad), lambda: state.unit_g)
@@ -183,7 +193,7 @@ class LBFGSB(AbstractMinimizer[State]):
         slopes = cond(probed, lambda: _slopes(line, value), lambda: state.slopes)
         seen = probed & finite & _as_a_quadratic(line, value, slope)
         known = jnp.where(seen, pair.promised, line.known)
-        exhausted = (known <= NOISE * rounding(start.value, line.reach)) & ~looking
+        exhausted = (known <= NOISE * rounding(line.search.start.value, line.reach)) & ~looking
         ended = first | done | exhausted | jnp.where(looking, ~confirmed, over)
         ended, exhausted, confirmed = computed_once((ended, exhausted, confirmed))
         accepted = ended & ~first & is_gain(line.search, value_x) & jnp.any(x != line.base)
@@ -210,6 +220,13 @@ class LBFGSB(AbstractMinimizer[State]):
             pending=jnp.full_like(status, RUNNING),
             kinks=kinks,
         )  # fmt: skip
+        return self._continued(problem, state, pair, first, accepted, exhausted, ended)
+
+    def _continued(
+        self, problem: MinimizationProblem, state: State, pair: Pair, first: Bool[Array, ""],
+        accepted: Bool[Array, ""], exhausted: Bool[Array, ""], ended: Bool[Array, ""],
+    ) -> State:  # fmt: skip
+        """With the next trial: on the line, or where it has ``ended``, on a new one."""
         line, status, pending, unchanged, forgotten = cond(
             ended,
             lambda: self._new_line(problem, state, pair, first, accepted, exhausted),
@@ -225,65 +242,39 @@ class LBFGSB(AbstractMinimizer[State]):
         )
 
     def _new_line(
-        self, problem: MinimizationProblem, state: State, pair: Pair, first: Array,
-        accepted: Array, exhausted: Array,
+        self, problem: MinimizationProblem, state: State, pair: Pair, first: Bool[Array, ""],
+        accepted: Bool[Array, ""], exhausted: Bool[Array, ""],
     ) -> tuple[Line, Array, Array, Array, Array]:  # fmt: skip
         """From ``state.x``, with three fields of the state, and whether the memory is of no use."""
-        x, grad = state.x, state.grad
+        x = state.x
         failed = ~first & ~accepted
-        descent = _projected(problem, x, grad)
-        unit = unit_of(descent)
-        scaled = descent * reciprocal(unit)
-        unit_step = state.unit_x * (unit * reciprocal(state.unit_g))
-        moving = jnp.any(descent != 0)
-        target, sound = _minimize_model(problem, state, scaled, unit_step)
+        down = _antigradient(problem, state)
+        target, sound = _minimize_model(problem, state, down.scaled, down.unit_step)
         sound = sound & ~failed
         target, probing = cond(
             sound,
             lambda: (target, jnp.zeros((), bool)),
-            lambda: _without_model(problem, state, scaled, unit_step, failed),
+            lambda: _without_model(problem, state, down.scaled, down.unit_step, failed),
         )
         direction = target - x
-        if problem.bounded:
-            longest, _ = step_to_bound(x, direction, problem.lower, problem.upper)
-            longest = jnp.clip(jnp.where(first, 1, longest), 1, LONGEST)
-        else:
-            longest = jnp.full_like(state.value, LONGEST)
+        longest = _longest(problem, state, direction, first)
         unit_d = unit_of(direction)
-        slope = -(scaled @ (direction * reciprocal(unit_d))) * (unit * unit_d)
+        slope = -(down.scaled @ (direction * reciprocal(unit_d))) * (down.unit * unit_d)
         before = jnp.where(accepted, state.line.search.start.value, jnp.inf)
         trusted = jnp.where(first | failed, 0, jnp.minimum(pair.stiffness, 1))
         promised = jnp.where(trusted > 0, safe_divide(-0.5 * slope, trusted), jnp.inf)
-        promised = jnp.where(moving, promised, 0)
-        possible = 0.5 * (scaled @ scaled) * state.memory.flatness() * unit_step * unit
-        possible = jnp.where(moving, possible, 0)
-        reach = jnp.abs(x * reciprocal(state.unit_x)) @ jnp.abs(scaled) * (state.unit_x * unit)
-        status, unchanged = self.judge(
-            problem, state, before, promised, possible, reach, state.line.reach,
-            state.line.settled, jnp.sum(state.memory.full) > 1,
-        )  # fmt: skip
+        promised = jnp.where(down.moving, promised, 0)
+        reach, status, unchanged = self._claim(problem, state, down, before, promised)
         settled = jnp.where(promised <= self.nothing(state, reach), state.line.settled + 1, 0)
         settled = jnp.where(failed, state.line.settled, settled)
-        # No lower value is to be found. That was to be expected where none was promised.
-        noisy = state.line.known <= DOUBT * NOISE * rounding(state.value, reach)
-        flat = self.optimality(problem, state) <= self.gtol
-        failure = jnp.where((settled > 0) & flat, GTOL, jnp.where(noisy, FTOL, FAILED))
-        status = jnp.where(failed & state.line.probing & (status == RUNNING), failure, status)
+        status = self._without_gain(problem, state, status, settled, reach, failed)
         status = jnp.where(exhausted, FTOL, status)
-        # Has the gradient visibly gone to 0, in every variable's unit? If not, that is looked at.
-        changed = state.memory.steepest() * state.unit_g
-        visible = norm(scaled) * unit <= VANISHED * changed
-        changed = state.memory.widest(x * reciprocal(state.unit_x)) * state.unit_x * state.unit_g
         claimed = jnp.where(exhausted | failed, state.line.known, promised)
-        visible = visible & ~hides_a_variable(reach, changed, claimed)
-        doubtful = ((status == GTOL) | (status == FTOL)) & moving & ~visible
-        doubtful = doubtful & (state.status == RUNNING)
-        # Along what has made the claim: the quadratic, or, where it was a probe along the gradient,
-        # which the variables in small units rule, the gradient in the unit of each variable.
-        part = jnp.where(probing, jnp.sqrt(jnp.finfo(x.dtype).eps) / SHORT, 1)
-        step = _step_that_gains(self.nothing(state, reach), x, scaled, unit)
-        step = jnp.where(exhausted | failed, step, part * direction)
-        behind, back = look_back(problem, x, state.value, descent, step)
+        doubtful = _is_doubtful(state, down, status, reach, claimed)
+        by_probe = exhausted | failed
+        behind, back = _behind(
+            problem, state, down, by_probe, probing, direction, self.nothing(state, reach)
+        )
         pending = jnp.where(doubtful, status, RUNNING)
         status = jnp.where(doubtful, RUNNING, status)
         if problem.bounded:
@@ -292,11 +283,11 @@ class LBFGSB(AbstractMinimizer[State]):
         status, doubtful, probing, settled = computed_once((status, doubtful, probing, settled))
         line = Line(
             base=x,
-            grad=grad,
+            grad=state.grad,
             direction=direction,
             trial=jnp.where(doubtful, behind, target),
             search=begin(state.value, slope, jnp.ones_like(slope), longest),
-            unit_g=unit,
+            unit_g=down.unit,
             unit_d=unit_d,
             reach=reach,
             settled=settled,
@@ -304,9 +295,35 @@ class LBFGSB(AbstractMinimizer[State]):
             probing=probing,
             back=back,
         )
-        return line, status, pending.astype(jnp.int32), unchanged, ~sound & ~probing & moving
+        useless = ~sound & ~probing & down.moving
+        return line, status, pending.astype(jnp.int32), unchanged, useless
 
-    def origin(self, state: State) -> tuple[Array, Array]:
+    def _claim(
+        self, problem: MinimizationProblem, state: State, down: Antigradient,
+        before: Float[Array, ""], promised: Float[Array, ""],
+    ) -> tuple[Float[Array, ""], Int[Array, ""], Int[Array, ""]]:  # fmt: skip
+        """G of `convergence`, and what its tests say at ``state.x``."""
+        possible = 0.5 * (down.scaled @ down.scaled) * state.memory.flatness()
+        possible = jnp.where(down.moving, possible * down.unit_step * down.unit, 0)
+        terms = jnp.abs(state.x * reciprocal(state.unit_x)) @ jnp.abs(down.scaled)
+        reach = terms * (state.unit_x * down.unit)
+        status, unchanged = self.judge(
+            problem, state, before, promised, possible, reach, state.line.reach,
+            state.line.settled, jnp.sum(state.memory.full) > 1,
+        )  # fmt: skip
+        return reach, status, unchanged
+
+    def _without_gain(
+        self, problem: MinimizationProblem, state: State, status: Int[Array, ""],
+        settled: Int[Array, ""], reach: Float[Array, ""], failed: Bool[Array, ""],
+    ) -> Int[Array, ""]:  # fmt: skip
+        """The status where no lower value is to be found, as expected where none was promised."""
+        noisy = state.line.known <= DOUBT * NOISE * rounding(state.value, reach)
+        flat = self.optimality(problem, state) <= self.gtol
+        failure = jnp.where((settled > 0) & flat, GTOL, jnp.where(noisy, FTOL, FAILED))
+        return jnp.where(failed & state.line.probing & (status == RUNNING), failure, status)
+
+    def origin(self, state: State) -> tuple[Float[Array, " n"], Float[Array, ""]]:
         """Where the line search began."""
         return state.line.base, state.line.search.start.value
 
@@ -315,23 +332,88 @@ class LBFGSB(AbstractMinimizer[State]):
         steps, changes = state.memory.in_order()
         return LbfgsInvHessProduct(steps * state.unit_x, changes * state.unit_g)
 
-    def slopes(self, state: State) -> Array:
+    def slopes(self, state: State) -> Float[Array, " 2"]:
         """Found by the last probe, if there was one."""
         return state.slopes
 
 
-def _step_that_gains(reduction: Array, x: Array, scaled: Array, unit: Array) -> Array:
+def _is_confirmed(
+    problem: MinimizationProblem, state: State, grad: Float[Array, " n"]
+) -> Bool[Array, ""]:
+    """Whether a look back, if this was one, has shown that the gradient vanishes at x."""
+    descent = _projected(problem, state.x, state.grad)
+    cut = is_cut_short(problem, state.x, state.line.trial)
+    vanished = vanishes(state.x, descent, grad, state.line.back)
+    return (state.pending != RUNNING) & (vanished | cut)
+
+
+def _antigradient(problem: MinimizationProblem, state: State) -> Antigradient:
+    descent = _projected(problem, state.x, state.grad)
+    unit = unit_of(descent)
+    scaled = descent * reciprocal(unit)
+    unit_step = state.unit_x * (unit * reciprocal(state.unit_g))
+    return Antigradient(descent, unit, scaled, unit_step, jnp.any(descent != 0))
+
+
+def _longest(
+    problem: MinimizationProblem, state: State, direction: Float[Array, " n"],
+    first: Bool[Array, ""],
+) -> Float[Array, ""]:  # fmt: skip
+    """Step of the line search, in units of ``direction``."""
+    if not problem.bounded:
+        return jnp.full_like(state.value, LONGEST)
+    longest, _ = step_to_bound(state.x, direction, problem.lower, problem.upper)
+    return jnp.clip(jnp.where(first, 1, longest), 1, LONGEST)
+
+
+def _is_doubtful(
+    state: State, down: Antigradient, status: Int[Array, ""], reach: Float[Array, ""],
+    claimed: Float[Array, ""],
+) -> Bool[Array, ""]:  # fmt: skip
+    """Whether a success is claimed where the gradient has not visibly gone to 0.
+
+    In all, and in the unit of each variable: ``reach`` is G, ``claimed`` what is left by the claim.
+    """
+    changed = state.memory.steepest() * state.unit_g
+    visible = norm(down.scaled) * down.unit <= VANISHED * changed
+    widest = state.memory.widest(state.x * reciprocal(state.unit_x))
+    changed = widest * state.unit_x * state.unit_g
+    visible = visible & ~hides_a_variable(reach, changed, claimed)
+    doubtful = ((status == GTOL) | (status == FTOL)) & down.moving & ~visible
+    return doubtful & (state.status == RUNNING)
+
+
+def _behind(
+    problem: MinimizationProblem, state: State, down: Antigradient, by_probe: Bool[Array, ""],
+    probing: Bool[Array, ""], direction: Float[Array, " n"], nothing: Float[Array, ""],
+) -> tuple[Float[Array, " n"], Float[Array, ""]]:  # fmt: skip
+    """Where to look whether the gradient vanishes, see `look_back`.
+
+    Along what has made the claim: the quadratic, or, where it was a probe along the gradient, which
+    the variables in small units rule, the gradient in the unit of each variable.
+    """
+    part = jnp.where(probing, jnp.sqrt(jnp.finfo(direction.dtype).eps) / SHORT, 1)
+    step = _step_that_gains(nothing, state.x, down)
+    step = jnp.where(by_probe, step, part * direction)
+    return look_back(problem, state.x, state.value, down.descent, step)
+
+
+def _step_that_gains(
+    reduction: Float[Array, ""], x: Float[Array, " n"], down: Antigradient
+) -> Float[Array, " n"]:
     """Along the projected gradient, in the unit of each variable: f falls by so much at most.
 
     If the step leads to the minimum there.
     """
     weight = jnp.abs(x) * reciprocal(unit_of(x))
     weight = jnp.where(jnp.all(weight == 0), 1, weight)
-    direction = weight * (weight * scaled)
-    return direction * safe_divide(2 * reduction * reciprocal(unit), direction @ scaled)
+    direction = weight * (weight * down.scaled)
+    return direction * safe_divide(2 * reduction * reciprocal(down.unit), direction @ down.scaled)
 
 
-def _as_a_quadratic(line: Line, value: Array, slope: Array) -> Array:
+def _as_a_quadratic(
+    line: Line, value: Float[Array, ""], slope: Float[Array, ""]
+) -> Bool[Array, ""]:
     """Whether f has changed along a probe as by its slopes at both ends."""
     start = line.search.start
     expected = 0.5 * line.search.step * (start.slope + slope)
@@ -344,12 +426,18 @@ def _search_on(problem: MinimizationProblem, line: Line) -> Line:
     return eqx.tree_at(lambda line: line.trial, line, _feasible(problem, trial, line.base))
 
 
-def _slope(line: Line, grad: Array) -> Array:
+def _slope(line: Line, grad: Float[Array, " n"]) -> Float[Array, ""]:
     slope = (grad * reciprocal(line.unit_g)) @ (line.direction * reciprocal(line.unit_d))
     return slope * (line.unit_g * line.unit_d)
 
 
-def _pair(line: Line, x: Array, grad: Array, unit_x: Array, unit_g: Array) -> Pair:
+def _pair(
+    line: Line,
+    x: Float[Array, " n"],
+    grad: Float[Array, " n"],
+    unit_x: Float[Array, ""],
+    unit_g: Float[Array, ""],
+) -> Pair:
     step, change = x - line.base, grad - line.grad
     per_g, per_d = reciprocal(line.unit_g), reciprocal(line.unit_d)
     base, short = line.grad * per_g, step * per_d
@@ -368,8 +456,9 @@ def _pair(line: Line, x: Array, grad: Array, unit_x: Array, unit_g: Array) -> Pa
 
 
 def _remember(
-    problem: MinimizationProblem, memory: Memory, pair: Pair, x: Array, grad: Array,
-    unit_g: Array, first: Array, accepted: Array,
+    problem: MinimizationProblem, memory: Memory, pair: Pair,
+    x: Float[Array, " n"], grad: Float[Array, " n"],
+    unit_g: Float[Array, ""], first: Bool[Array, ""], accepted: Bool[Array, ""],
 ) -> Memory:  # fmt: skip
     memory = memory.remember(pair.step, pair.change, accepted & pair.curved)
     # Before any pair is known: a step as long as the unit of x, or as the one before.
@@ -379,33 +468,45 @@ def _remember(
     return eqx.tree_at(lambda m: m.theta, memory, theta)
 
 
-def _steepness(problem: MinimizationProblem, x: Array, grad: Array, unit_g: Array) -> Array:
+def _steepness(
+    problem: MinimizationProblem,
+    x: Float[Array, " n"],
+    grad: Float[Array, " n"],
+    unit_g: Float[Array, ""],
+) -> Float[Array, ""]:
     steepness = norm(_projected(problem, x, grad) * reciprocal(unit_g))
     return jnp.where(steepness > 0, steepness, 1)
 
 
-def _slopes(line: Line, value: Array) -> Array:
+def _slopes(line: Line, value: Float[Array, ""]) -> Float[Array, " 2"]:
     """Along the direction, by the gradient and by the function, per unit of length."""
     start = line.search.start
     slopes = jnp.stack([start.slope, safe_divide(value - start.value, line.search.step)])
     return safe_divide(slopes, norm(line.direction))
 
 
-def _projected(problem: MinimizationProblem, x: Array, grad: Array) -> Array:
+def _projected(
+    problem: MinimizationProblem, x: Float[Array, " n"], grad: Float[Array, " n"]
+) -> Float[Array, " n"]:
     """-g without the components that lead out of the box."""
     if not problem.bounded:
         return -grad
     return jnp.where(jnp.where(grad < 0, x < problem.upper, x > problem.lower), -grad, 0)
 
 
-def _feasible(problem: MinimizationProblem, trial: Array, x: Array) -> Array:
+def _feasible(
+    problem: MinimizationProblem, trial: Float[Array, " n"], x: Float[Array, " n"]
+) -> Float[Array, " n"]:
     """The trial, on a bound where it is so but for rounding."""
     return onto_bounds(trial, x, problem.lower, problem.upper) if problem.bounded else trial
 
 
 def _minimize_model(
-    problem: MinimizationProblem, state: State, scaled: Array, unit_step: Array
-) -> tuple[Array, Array]:
+    problem: MinimizationProblem,
+    state: State,
+    scaled: Float[Array, " n"],
+    unit_step: Float[Array, ""],
+) -> tuple[Float[Array, " n"], Bool[Array, ""]]:
     """x^ of (5.4), and whether it is a descent.
 
     ``scaled`` is the projected -g in a unit of its own; ``unit_step`` that of the steps which the
@@ -425,8 +526,12 @@ def _minimize_model(
 
 
 def _without_model(
-    problem: MinimizationProblem, state: State, scaled: Array, unit_step: Array, failed: Array
-) -> tuple[Array, Array]:
+    problem: MinimizationProblem,
+    state: State,
+    scaled: Float[Array, " n"],
+    unit_step: Float[Array, ""],
+    failed: Bool[Array, ""],
+) -> tuple[Float[Array, " n"], Bool[Array, ""]]:
     """Where the newest curvature alone leads, or a probe; and whether it is that."""
 
     def onto(target: Array) -> Array:
@@ -439,7 +544,7 @@ def _without_model(
     return jnp.where(probing, probe, plain), probing
 
 
-def _short(state: State) -> Array:
+def _short(state: State) -> Float[Array, ""]:
     """The length of a step that is a finite difference."""
     size = norm(state.x)
     size = jnp.where(size > 0, size, state.unit_x)
@@ -447,8 +552,8 @@ def _short(state: State) -> Array:
 
 
 def _subspace_minimum(
-    grad: Array, lower: Array, upper: Array, memory: Memory
-) -> tuple[Array, Array]:
+    grad: Float[Array, " n"], lower: Float[Array, " n"], upper: Float[Array, " n"], memory: Memory
+) -> tuple[Float[Array, " n"], Bool[Array, ""]]:
     """The step to (5.4), for bounds relative to x."""
     b = matrix_of(memory)
     cauchy, free = cauchy_point(jnp.zeros_like(grad), grad, lower, upper, b)

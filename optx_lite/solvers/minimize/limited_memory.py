@@ -33,7 +33,7 @@ from __future__ import annotations
 import equinox as eqx
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array
+from jaxtyping import Array, Bool, DTypeLike, Float, Int
 
 from ...linalg import reciprocal, safe_divide, safe_sqrt, unit_of
 
@@ -41,39 +41,41 @@ from ...linalg import reciprocal, safe_divide, safe_sqrt, unit_of
 class Memory(eqx.Module):
     """The pairs, in slots, with their products."""
 
-    pairs: Array  # (2m, n): y_0, s_0, y_1, s_1 ..., in units of their own
-    unit: Array  # (m,) what each pair was divided by
-    gram: Array  # (2m, 2m): products of all of them, y_0 ... y_{m-1}, s_0 ... s_{m-1}
-    age: Array  # (m,) int: the later the larger, 0 for an empty slot
-    theta: Array  # ()
-    inverse: Array  # (m, m): R^-1, zero for empty slots
+    pairs: Float[Array, "m2 n"]  # : y_0, s_0, y_1, s_1 ..., in units of their own
+    unit: Float[Array, " m"]  # what each pair was divided by
+    gram: Float[Array, "m2 m2"]  # : products of all of them, y_0 ... y_{m-1}, s_0 ... s_{m-1}
+    age: Int[Array, " m"]  # the later the larger, 0 for an empty slot
+    theta: Float[Array, ""]
+    inverse: Float[Array, "m m"]  # : R^-1, zero for empty slots
 
     @staticmethod
-    def empty(m: int, n: int, dtype: jnp.dtype) -> Memory:
+    def empty(m: int, n: int, dtype: DTypeLike) -> Memory:
         """No pairs."""
         pairs, gram = jnp.zeros((2 * m, n), dtype), jnp.zeros((2 * m, 2 * m), dtype)
         age, theta = jnp.zeros(m, jnp.int32), jnp.ones((), dtype)
         return Memory(pairs, jnp.ones(m, dtype), gram, age, theta, jnp.zeros((m, m), dtype))
 
     @property
-    def full(self) -> Array:
+    def full(self) -> Bool[Array, " k"]:
         """Which slots are in use, (m,)."""
         return self.age > 0
 
-    def times(self, v: Array) -> Array:
+    def times(self, v: Float[Array, " n"]) -> Float[Array, " k"]:
         """(Y S)^T v, (2m,)."""
         return _sorted(self.pairs @ v)
 
-    def back(self, p: Array) -> Array:
+    def back(self, p: Float[Array, " k"]) -> Float[Array, " n"]:
         """(Y S) p, (n,)."""
         return jnp.stack(jnp.split(p, 2), axis=1).reshape(-1) @ self.pairs
 
-    def gram_of(self, free: Array) -> Array:
+    def gram_of(self, free: Bool[Array, " n"]) -> Float[Array, "k k"]:
         """(Y S)^T (Y S) among the variables that are ``free``, (2m, 2m)."""
         rows = jnp.where(free[None, :], self.pairs, 0)
         return _sorted(_sorted(rows @ rows.T).T)
 
-    def remember(self, step: Array, change: Array, wanted: Array) -> Memory:
+    def remember(
+        self, step: Float[Array, " n"], change: Float[Array, " n"], wanted: Bool[Array, ""]
+    ) -> Memory:
         """With the pair in place of the oldest, where that is ``wanted`` and s.y > 0."""
         m, slot = self.age.shape[0], jnp.argmin(self.age)
         step, change, unit = _balanced(step, change)
@@ -105,34 +107,34 @@ class Memory(eqx.Module):
             inverse=jnp.where(wanted, inverse, self.inverse),
         )
 
-    def forget(self, wanted: Array) -> Memory:
+    def forget(self, wanted: Bool[Array, ""]) -> Memory:
         """Without any pair, where that is ``wanted``; theta stays."""
         cleared = jnp.where(wanted, 0, self.age), jnp.where(wanted, 0, self.inverse)
         return eqx.tree_at(lambda memory: (memory.age, memory.inverse), self, cleared)
 
-    def flatness(self) -> Array:
+    def flatness(self) -> Float[Array, ""]:
         """Largest s.s / s.y, the inverse of the least curvature that was seen; 0 without pairs."""
         _, _, sy, ss = self.blocks()
         return jnp.max(safe_divide(jnp.diagonal(ss), jnp.diagonal(sy)))
 
-    def steepest(self) -> Array:
+    def steepest(self) -> Float[Array, ""]:
         """The largest |y|, 0 without pairs."""
         yy, _, _, _ = self.blocks()
         return jnp.max(safe_sqrt(jnp.diagonal(yy)) * self.unit)
 
-    def widest(self, x: Array) -> Array:
+    def widest(self, x: Float[Array, " n"]) -> Float[Array, ""]:
         """The largest |y|.|x|, 0 without pairs."""
         reaches = jnp.abs(self.pairs[::2]) @ jnp.abs(x)
         return jnp.max(jnp.where(self.full, reaches * self.unit, 0))
 
-    def in_order(self) -> tuple[Array, Array]:
+    def in_order(self) -> tuple[Float[Array, "k n"], Float[Array, "k n"]]:
         """S and Y as rows, the oldest first; zeros, before all, for the empty slots."""
         order = jnp.argsort(self.age)
         unit = jnp.where(self.full, self.unit, 0)[order][:, None]
         changes, steps = self.pairs[::2], self.pairs[1::2]
         return steps[order] * unit, changes[order] * unit
 
-    def solve(self, r: Array) -> Array:
+    def solve(self, r: Float[Array, " n"]) -> Float[Array, " n"]:
         """H r, by (2.6)."""
         yy, _, sy, _ = self.blocks()
         y_r, s_r = jnp.split(self.times(r), 2)
@@ -145,7 +147,9 @@ class Memory(eqx.Module):
         return blocks(self.gram, self.full)
 
 
-def _balanced(step: Array, change: Array) -> tuple[Array, Array, Array]:
+def _balanced(
+    step: Float[Array, " n"], change: Float[Array, " n"]
+) -> tuple[Float[Array, " n"], Float[Array, " n"], Float[Array, ""]]:
     """The pair divided by a power of two, such that s.y is about 1, and that power."""
     of_step, of_change = unit_of(step), unit_of(change)
     longer = unit_of(jnp.sqrt(of_step * reciprocal(of_change)))

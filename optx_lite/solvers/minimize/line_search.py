@@ -27,13 +27,11 @@ Different from MINPACK-2's ``dcsrch``:
 
 from __future__ import annotations
 
-from typing import Any
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from ...linalg import safe_divide, safe_sqrt
 
@@ -49,9 +47,9 @@ LOST = 64  # times epsilon and the interval: a cubic's minimum so close to its e
 class Knot(eqx.Module):
     """A step with what was found there."""
 
-    step: Array  # ()
-    value: Array  # ()
-    slope: Array  # ()
+    step: Float[Array, ""]
+    value: Float[Array, ""]
+    slope: Float[Array, ""]
 
     def tilted(self, slope: Array) -> Knot:
         """The same of phi(t) - slope * t."""
@@ -61,21 +59,26 @@ class Knot(eqx.Module):
 class LineSearch(eqx.Module):
     """The search between two evaluations."""
 
-    step: Array  # () to be evaluated
+    step: Float[Array, ""]  # to be evaluated
     start: Knot  # at 0
     best: Knot  # t_l
     other: Knot  # t_u
-    low: Array  # () steps may lie from here
-    high: Array  # () to here
-    width: Array  # () of the interval, and
-    last_width: Array  # () one update ago
-    closed: Array  # () bool: t_l and t_u have an acceptable step between them
-    second_stage: Array  # () bool
-    longest: Array  # () no step is longer
-    trials: Array  # () int: evaluations so far
+    low: Float[Array, ""]  # steps may lie from here
+    high: Float[Array, ""]  # to here
+    width: Float[Array, ""]  # of the interval, and
+    last_width: Float[Array, ""]  # one update ago
+    closed: Bool[Array, ""]  # t_l and t_u have an acceptable step between them
+    second_stage: Bool[Array, ""]
+    longest: Float[Array, ""]  # no step is longer
+    trials: Int[Array, ""]  # evaluations so far
 
 
-def begin(value: Array, slope: Array, step: Array, longest: Array) -> LineSearch:
+def begin(
+    value: Float[Array, ""],
+    slope: Float[Array, ""],
+    step: Float[Array, ""],
+    longest: Float[Array, ""],
+) -> LineSearch:
     """A search from ``value`` and ``slope`` < 0, with ``step`` <= ``longest`` as the first."""
     start = Knot(jnp.zeros_like(value), value, slope)
     no, none = jnp.zeros((), bool), jnp.zeros((), jnp.int32)
@@ -86,7 +89,9 @@ def begin(value: Array, slope: Array, step: Array, longest: Array) -> LineSearch
     )  # fmt: skip
 
 
-def advance(search: LineSearch, value: Array, slope: Array) -> tuple[Array, LineSearch]:
+def advance(
+    search: LineSearch, value: Float[Array, ""], slope: Float[Array, ""]
+) -> tuple[Array, LineSearch]:
     """Whether ``search.step`` will do, and the search with the next step to be evaluated."""
     finite = jnp.isfinite(value) & jnp.isfinite(slope)
     trial = Knot(search.step, jnp.where(finite, value, 0), jnp.where(finite, slope, 0))
@@ -108,17 +113,17 @@ def advance(search: LineSearch, value: Array, slope: Array) -> tuple[Array, Line
     return done, _choose(finite, narrowed, _shorten(search))
 
 
-def _choose(condition: Array, yes: Any, no: Any) -> Any:
+def _choose(condition: Array, yes: PyTree, no: PyTree) -> PyTree:
     return jax.tree.map(lambda a, b: jnp.where(condition, a, b), yes, no)
 
 
-def is_gain(search: LineSearch, value: Array) -> Array:
+def is_gain(search: LineSearch, value: Float[Array, ""]) -> Bool[Array, ""]:
     """Whether ``value`` is a gain over the start that the slope there does not belie."""
     noise = _noise(search.start, value)
     return (value < search.start.value - noise) | (jnp.abs(search.start.slope) <= DOUBT * noise)
 
 
-def _noise(start: Knot, value: Array) -> Array:
+def _noise(start: Knot, value: Float[Array, ""]) -> Float[Array, ""]:
     """The rounding of the difference of two values."""
     size = jnp.maximum(jnp.abs(start.value), jnp.abs(value))
     info = jnp.finfo(size.dtype)
@@ -179,13 +184,13 @@ def _narrow(search: LineSearch, trial: Knot, tilt: Array) -> LineSearch:
     )
 
 
-def _are_far_apart(a: Array, b: Array) -> Array:
+def _are_far_apart(a: Float[Array, ""], b: Float[Array, ""]) -> Bool[Array, ""]:
     """Two steps >= 0, of which neither is 0, in orders of magnitude."""
     near = jnp.minimum(a, b)
     return (near > 0) & (jnp.maximum(a, b) > WIDE * near)
 
 
-def _halfway(a: Array, b: Array) -> Array:
+def _halfway(a: Float[Array, ""], b: Float[Array, ""]) -> Float[Array, ""]:
     """Between two steps, on the scale of logarithms if they are far apart."""
     return jnp.where(_are_far_apart(a, b), safe_sqrt(a) * safe_sqrt(b), a + 0.5 * (b - a))
 
