@@ -236,21 +236,22 @@ def five_point(rays: Array) -> Array:
     return jax.vmap(essential)(jnp.real(roots(determinant)))
 
 
-def four_point(matches: Array) -> Array:
-    """H of four matches."""
+def homography_of(matches: Array, weights: Any = 1.0) -> Array:
+    """H of four matches or more, by Hartley's normalised linear equations."""
     first, second = normalisation(matches[:, :2]), normalisation(matches[:, 2:4])
     p, q = both(matches)
     p, q = p @ first.T, q @ second.T
     rows = jnp.einsum("ijk,mj,ml->mikl", LEVI_CIVITA, q, p).reshape(-1, 3, 9)
-    h = null_space(rows[:, :2].reshape(-1, 9))[0].reshape(3, 3)
+    gram = jnp.einsum("mij,mik,m->jk", rows, rows, weights * jnp.ones(len(rows)))
+    h = jnp.linalg.eigh(gram)[1][:, 0].reshape(3, 3)
     return unit(jnp.linalg.solve(second, h @ first))
 
 
-def two_point(rays: Array) -> Array:
-    """The rotation of two matches in calibrated coordinates (Kabsch)."""
+def rotation_of(rays: Array, weights: Any = 1.0) -> Array:
+    """The rotation of two matches or more in calibrated coordinates (Kabsch)."""
     p, q = (ray / jnp.linalg.norm(ray, axis=1, keepdims=True) for ray in both(rays))
-    u, _, v = jnp.linalg.svd(q.T @ p)
-    return (u * jnp.array([1, 1, jnp.sign(jnp.linalg.det(u @ v))])) @ v
+    u, _, v = jnp.linalg.svd(q.T @ (jnp.reshape(weights, (-1, 1)) * p))
+    return (u * jnp.array([1, 1, jnp.linalg.det(u @ v)])) @ v
 
 
 # --- the manifolds ------------------------------------------------------------------------------
@@ -450,29 +451,23 @@ def estimate(
             matrix, errors = state
             errors = errors.fitted(residuals(matrix), frame.dimension)
             local = frame.around(matrix)
-            return (local.at(fit_on_manifold(local, residuals, errors).x), errors), None
+            fit = fit_on_manifold(local, residuals, errors)
+            spread = ox.covariance(fit, loss=errors.loss, f_scale=errors.scale).matrix
+            return (local.at(fit.x), errors), (local, fit.x, spread)
 
         start = found.x, Errors(threshold / 2, jnp.asarray(0.5), reach)
-        (matrix, errors), _ = jax.lax.scan(improve, start, None, length=ROUNDS)
-        return matrix, errors, errors.cost(residuals(matrix)), found.n_samples
+        (matrix, errors), rounds = jax.lax.scan(improve, start, None, length=ROUNDS)
+        local, parameters, spread = jax.tree.map(lambda leaf: leaf[-1], rounds)
+        r = residuals(matrix)
+        return TwoViews(
+            matrix, errors.cost(r), errors.chance(r), errors.scale, parameters, spread, local,
+            found.n_samples,
+        )  # fmt: skip
 
     thresholds = threshold * jnp.geomspace(1 / SPREAD, SPREAD, SEARCHES)
-    found = jax.vmap(search)(jax.random.split(key, SEARCHES), thresholds)
-    costs = jnp.where(jnp.isnan(found[2]), jnp.inf, found[2])
-    matrix, errors, _, _ = jax.tree.map(lambda leaf: leaf[jnp.argmin(costs)], found)
-    local = frame.around(matrix)
-    fit = fit_on_manifold(local, residuals, errors)
-    r = residuals(local.at(fit.x))
-    return TwoViews(
-        matrix=local.at(fit.x),
-        cost=errors.cost(r),
-        chance=errors.chance(r),
-        scale=errors.scale,
-        parameters=fit.x,
-        covariance=ox.covariance(fit).matrix,
-        frame=local,
-        samples=found[3],
-    )
+    answers = jax.vmap(search)(jax.random.split(key, SEARCHES), thresholds)
+    costs = jnp.where(jnp.isnan(answers.cost), jnp.inf, answers.cost)
+    return jax.tree.map(lambda leaf: leaf[jnp.argmin(costs)], answers)
 
 
 @jax.jit
@@ -488,3 +483,146 @@ def essential(matches: Array, camera: Camera, key: Array, threshold: Any = 1.0) 
         EssentialFrame, lambda sample: five_point(camera.rays(sample)), camera.fundamental,
         matches, key, threshold,
     )  # fmt: skip
+
+
+# --- what an answer says ------------------------------------------------------------------------
+
+
+def epipole(fundamental: Array) -> Array:
+    """Where the first image sees the second camera, pixels; of F^T the other way round."""
+    normals = jnp.cross(fundamental, jnp.roll(fundamental, 1, axis=0))
+    e = normals[jnp.argmax(jnp.sum(normals**2, axis=1))]
+    return e[:2] / e[2]
+
+
+class Pose(NamedTuple):
+    """The second camera: x' = R x + t, with t of length 1, since no match tells its length."""
+
+    r: Array
+    t: Array
+    rotation_error: Array  # degrees, standard deviation along the worst axis
+    direction_error: Array  # of t, likewise
+    in_front: Array  # the share of the right matches that both cameras see in front of them
+
+
+def pose(answer: TwoViews, matches: Array, camera: Camera) -> Pose:
+    """Of the four poses of E the one that has most points in front of both cameras."""
+    p, q = both(camera.rays(matches))
+
+    def share_in_front(r: Array, t: Array) -> Array:
+        turned = p @ r.T
+        normal = jnp.cross(q, turned)
+        depth = -jnp.sum(normal * jnp.cross(q, t), axis=1) / jnp.sum(normal**2, axis=1)
+        second = jnp.sum((depth[:, None] * turned + t) * q, axis=1)
+        right = answer.inliers & (depth > 0) & (second > 0)
+        return jnp.sum(right) / jnp.sum(answer.inliers)
+
+    r, t = (jnp.stack(parts) for parts in zip(*poses(answer.matrix), strict=True))
+    shares = jax.vmap(share_in_front)(r, t)
+    best = jnp.argmax(shares)
+    frame = EssentialFrame.of(r[best], t[best])
+    # The same small changes of E in the coordinates around this pose.
+    old = jax.jacfwd(lambda p: jnp.ravel(answer.frame.at(p)))(answer.parameters)
+    new = jax.jacfwd(lambda p: jnp.ravel(frame.at(p)))(jnp.zeros(frame.dimension))
+    change = jnp.linalg.pinv(new) @ old
+    spread = change @ answer.covariance @ change.T
+    errors = [jnp.degrees(jnp.sqrt(jnp.linalg.eigvalsh(c)[-1])) for c in (spread[:3, :3], spread[3:, 3:])]
+    return Pose(r[best], t[best], *errors, shares[best])
+
+
+def angle(a: Array, b: Array) -> Array:
+    """Degrees between two directions, or of the rotation between two rotations."""
+    if a.ndim == 1:
+        return jnp.degrees(jnp.arctan2(jnp.linalg.norm(jnp.cross(a, b)), a @ b))
+    return jnp.degrees(2 * jnp.arcsin(jnp.minimum(jnp.linalg.norm(a - b) / jnp.sqrt(8), 1)))
+
+
+def gric(squares: Array, among: Array, codimension: int, parameters: int) -> Array:
+    """Torr's criterion, of squared errors in units of their variance: the lowest is right."""
+    fit = jnp.minimum(squares, 2 * codimension) + jnp.log(4.0) * (4 - codimension)
+    return jnp.sum(jnp.where(among, fit, 0)) + jnp.log(4.0 * jnp.sum(among)) * parameters
+
+
+@jax.jit
+def kind_of_scene(
+    answer: TwoViews, matches: Array, key: Array, camera: Camera | None = None
+) -> dict[str, Array]:
+    """GRIC of a general scene, of a plane and, if the camera is known, of a rotation only.
+
+    Of the inliers of ``answer``. Where "plane" is lowest they leave F undetermined in two
+    directions, and E may have two answers. Where "rotation" is lowest they tell nothing of t.
+    """
+    sigma = 1.4826 * answer.scale  # of a normal error with this quartile
+    among = answer.inliers
+
+    def best(solve: Any, size: int) -> Array:
+        """The squared errors of the best H that ``solve(matches, weights)`` gives."""
+        h = ox.sample_consensus(
+            solve, homography_error, matches, sample_size=size, threshold=3 * sigma,
+            refine=False, rng=key,
+        ).x  # fmt: skip
+
+        def squares(h: Array) -> Array:
+            return jnp.sum(homography_error(h, matches) ** 2, axis=1) / sigma**2
+
+        for _ in range(3):
+            h = solve(matches, among * jnp.exp(-squares(h) / 4))
+        return squares(h)
+
+    k1, k2 = (jnp.eye(3), jnp.eye(3)) if camera is None else (camera.first, camera.second)
+
+    def turned(matches: Array, weights: Any = 1.0) -> Array:
+        return jnp.linalg.solve(k2, rotation_of(camera.rays(matches), weights) @ k1)
+
+    general = (sampson(k2.T @ answer.matrix @ k1, matches) / sigma) ** 2
+    criteria = {
+        "general": gric(general, among, 1, len(answer.parameters)),
+        "plane": gric(best(homography_of, 4), among, 2, 8),
+    }
+    if camera is not None:
+        criteria["rotation"] = gric(best(turned, 2), among, 2, 3)
+    return criteria
+
+
+# --- simulated matches --------------------------------------------------------------------------
+
+
+class Simulated(NamedTuple):
+    """Matches of two cameras whose pose is known."""
+
+    matches: Array
+    right: Array
+    camera: Camera
+    r: Array
+    t: Array
+
+    @property
+    def essential(self) -> Array:
+        """Of norm 1."""
+        return unit(cross(self.t) @ self.r)
+
+
+CALIBRATION = jnp.array([[1000.0, 0, 500], [0, 1000, 400], [0, 0, 1]])
+
+
+def simulate(
+    key: Array, count: int = 231, kind: str = "general", noise: Any = 0.5, wrong: Any = 0.3
+) -> Simulated:
+    """Of a "general" scene, of a "plane", or after a "rotation" only; about 1000 x 800 pixels."""
+    keys = jax.random.split(key, 6)
+    x, y = jax.random.uniform(keys[0], (2, count), minval=-2.0, maxval=2.0)
+    depth = 6 + 0.3 * x + 0.5 * y
+    if kind != "plane":
+        depth = depth + jax.random.uniform(keys[1], (count,), minval=-1.5, maxval=1.5)
+    points = jnp.stack([x, y, depth], axis=1)
+    r = rotation(0.1 * jax.random.normal(keys[2], (3,)))
+    t = jnp.array([1.0, 0.2, 0.3])
+    second = points @ r.T + (0 if kind == "rotation" else t)
+    images = [(v / v[:, 2:] @ CALIBRATION.T)[:, :2] for v in (points, second)]
+    matches = jnp.concatenate(images, axis=1)
+    matches = matches + noise * jax.random.normal(keys[3], matches.shape)
+    right = jnp.arange(count) >= wrong * count
+    anywhere = jax.random.uniform(keys[4], (count, 2)) * jnp.array([1000.0, 800.0])
+    matches = matches.at[:, 2:].set(jnp.where(right[:, None], matches[:, 2:], anywhere))
+    inverse = jnp.linalg.inv(CALIBRATION)
+    return Simulated(matches, right, Camera(inverse, inverse), r, t / jnp.linalg.norm(t))
