@@ -36,15 +36,16 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 import optx_lite as ox
 
-SEARCHES = 12  # side by side, with keys of their own
-SPREAD = 2.0  # their thresholds, from the one given divided by this to it times this
+THRESHOLDS = np.geomspace(0.5, 2.0, 8)  # of the searches, times the one given
+TAILS = np.array([1.0, 3.0, 30.0])  # and their degrees of freedom, from Cauchy to normal
 ROUNDS = 5  # of scale and odds, and the matrix, in turn
 PRECISION = 0.1  # pixels
-LEVI_CIVITA = jnp.array(
+LEVI_CIVITA = np.array(
     [[[0, 0, 0], [0, 0, 1], [0, -1, 0]], [[0, 0, -1], [0, 0, 0], [1, 0, 0]],
      [[0, 1, 0], [-1, 0, 0], [0, 0, 0]]], float,
 )  # fmt: skip
@@ -184,12 +185,12 @@ def seven_point(matches: Array) -> Array:
     return jax.vmap(unit)(second.T @ (a + z * b) @ first)
 
 
-def _monomials() -> tuple[Array, int]:
+def _monomials() -> tuple[np.ndarray, int]:
     """The place of each product of three of (x, y, z, 1) in Nister's order of the twenty."""
     order = "xxx yyy xxy xyy xxz xx1 yyz yy1 xyz xy1 xzz xz1 x11 yzz yz1 y11 zzz zz1 z11 111"
     place = {"".join(sorted(word)): k for k, word in enumerate(order.split())}
     index = [place["".join(sorted(a + b + c))] for a in "xyz1" for b in "xyz1" for c in "xyz1"]
-    return jnp.array(index), len(place)
+    return np.array(index), len(place)
 
 
 MONOMIALS, N_MONOMIALS = _monomials()
@@ -346,11 +347,12 @@ class TwoViews(NamedTuple):
     matrix: Array  # F or E, of norm 1
     cost: Array  # minus the log-likelihood: of two answers that of the lower cost is right
     chance: Array  # (m,), that a match is right
-    scale: Array  # pixels: half of the errors of right matches are below it
+    scale: Array  # of Student's distribution, pixels
     parameters: Array  # of the matrix, in `frame`
     covariance: Array  # theirs
     frame: Any
-    samples: Array  # drawn in each search
+    tail: Array  # degrees of freedom, 1 Cauchy, many normal
+    samples: Array  # drawn in the search
 
     @property
     def inliers(self) -> Array:
@@ -373,24 +375,35 @@ class Errors(NamedTuple):
     scale: Array
     right: Array  # share of matches
     reach: Array  # pixels, over which the errors of wrong matches are spread
+    tail: Array  # degrees of freedom
+
+    def likely(self, z: Array) -> Array:
+        """Student's density over its value at 0."""
+        return jnp.exp(-(self.tail + 1) / 2 * jnp.log1p(z / self.tail))
+
+    def at_0(self) -> Array:
+        """Student's density at 0."""
+        of = jax.scipy.special.gammaln
+        root = jnp.sqrt(self.tail * jnp.pi) * self.scale
+        return jnp.exp(of((self.tail + 1) / 2) - of(self.tail / 2)) / root
 
     def odds(self) -> Array:
         """The c of (2)."""
-        return (1 - self.right) / self.right * jnp.pi * self.scale / self.reach
+        return (1 - self.right) / (self.right * self.reach * self.at_0())
 
     def loss(self, z: Array) -> Array:
         """(2)."""
         c = self.odds()
-        return -2 * jnp.log((1 / (1 + z) + c) / (1 + c))
+        return -2 * jnp.log((self.likely(z) + c) / (1 + c))
 
     def cost(self, r: Array) -> Array:
         """Minus the log-likelihood."""
-        at_0 = self.right / (jnp.pi * self.scale) + (1 - self.right) / self.reach
-        return jnp.sum(self.loss((r / self.scale) ** 2)) / 2 - len(r) * jnp.log(at_0)
+        most = self.right * self.at_0() + (1 - self.right) / self.reach
+        return jnp.sum(self.loss((r / self.scale) ** 2)) / 2 - len(r) * jnp.log(most)
 
     def chance(self, r: Array) -> Array:
         """That a match is right."""
-        likely = 1 / (1 + (r / self.scale) ** 2)
+        likely = self.likely((r / self.scale) ** 2)
         return likely / (likely + self.odds())
 
     def fitted(self, r: Array, dimension: int) -> Errors:
@@ -398,10 +411,10 @@ class Errors(NamedTuple):
 
         def step(errors: Errors, _: None) -> tuple[Errors, None]:
             w = errors.chance(r)
-            moved = 2 * jnp.sum(w * r**2 / (1 + (r / errors.scale) ** 2))
-            scale = jnp.sqrt(moved / jnp.maximum(jnp.sum(w) - dimension, 1))
-            right = jnp.clip(jnp.mean(w), 0.01, 0.99)
-            return Errors(jnp.maximum(scale, PRECISION), right, self.reach), None
+            weight = (errors.tail + 1) / (errors.tail + (r / errors.scale) ** 2)
+            free = jnp.maximum(jnp.sum(w) - dimension, 1)
+            scale = jnp.maximum(jnp.sqrt(jnp.sum(w * weight * r**2) / free), PRECISION)
+            return errors._replace(scale=scale, right=jnp.clip(jnp.mean(w), 0.01, 0.99)), None
 
         return jax.lax.scan(step, self, None, length=30)[0]
 
@@ -431,7 +444,7 @@ def estimate(
     def residuals(matrix: Array) -> Array:
         return sampson(fundamental_of(matrix), matches)
 
-    def search(key: Array, threshold: Array) -> Any:
+    def search(key: Array, threshold: Array, tail: Array) -> TwoViews:
         def best_root(sample: Array) -> Array:
             models = candidates(sample)
             scores = jax.vmap(lambda model: truncated(residuals(model), threshold))(models)
@@ -455,17 +468,17 @@ def estimate(
             spread = ox.covariance(fit, loss=errors.loss, f_scale=errors.scale).matrix
             return (local.at(fit.x), errors), (local, fit.x, spread)
 
-        start = found.x, Errors(threshold / 2, jnp.asarray(0.5), reach)
+        start = found.x, Errors(threshold / 2, jnp.asarray(0.5), reach, tail)
         (matrix, errors), rounds = jax.lax.scan(improve, start, None, length=ROUNDS)
         local, parameters, spread = jax.tree.map(lambda leaf: leaf[-1], rounds)
         r = residuals(matrix)
         return TwoViews(
             matrix, errors.cost(r), errors.chance(r), errors.scale, parameters, spread, local,
-            found.n_samples,
+            errors.tail, found.n_samples,
         )  # fmt: skip
 
-    thresholds = threshold * jnp.geomspace(1 / SPREAD, SPREAD, SEARCHES)
-    answers = jax.vmap(search)(jax.random.split(key, SEARCHES), thresholds)
+    thresholds, tails = (v.ravel() for v in jnp.meshgrid(threshold * THRESHOLDS, TAILS))
+    answers = jax.vmap(search)(jax.random.split(key, len(tails)), thresholds, tails)
     costs = jnp.where(jnp.isnan(answers.cost), jnp.inf, answers.cost)
     return jax.tree.map(lambda leaf: leaf[jnp.argmin(costs)], answers)
 
@@ -552,8 +565,10 @@ def kind_of_scene(
     Of the inliers of ``answer``. Where "plane" is lowest they leave F undetermined in two
     directions, and E may have two answers. Where "rotation" is lowest they tell nothing of t.
     """
-    sigma = 1.4826 * answer.scale  # of a normal error with this quartile
     among = answer.inliers
+    k1, k2 = (jnp.eye(3), jnp.eye(3)) if camera is None else (camera.first, camera.second)
+    r = sampson(k2.T @ answer.matrix @ k1, matches)
+    sigma = 1.4826 * jnp.nanmedian(jnp.where(among, jnp.abs(r), jnp.nan))  # if it were normal
 
     def best(solve: Any, size: int) -> Array:
         """The squared errors of the best H that ``solve(matches, weights)`` gives."""
@@ -569,14 +584,11 @@ def kind_of_scene(
             h = solve(matches, among * jnp.exp(-squares(h) / 4))
         return squares(h)
 
-    k1, k2 = (jnp.eye(3), jnp.eye(3)) if camera is None else (camera.first, camera.second)
-
     def turned(matches: Array, weights: Any = 1.0) -> Array:
         return jnp.linalg.solve(k2, rotation_of(camera.rays(matches), weights) @ k1)
 
-    general = (sampson(k2.T @ answer.matrix @ k1, matches) / sigma) ** 2
     criteria = {
-        "general": gric(general, among, 1, len(answer.parameters)),
+        "general": gric((r / sigma) ** 2, among, 1, len(answer.parameters)),
         "plane": gric(best(homography_of, 4), among, 2, 8),
     }
     if camera is not None:
@@ -602,7 +614,7 @@ class Simulated(NamedTuple):
         return unit(cross(self.t) @ self.r)
 
 
-CALIBRATION = jnp.array([[1000.0, 0, 500], [0, 1000, 400], [0, 0, 1]])
+CALIBRATION = np.array([[1000.0, 0, 500], [0, 1000, 400], [0, 0, 1]])
 
 
 def simulate(
