@@ -48,7 +48,7 @@ bench: $(WITH)-bench ## print the table of speed beside the other packages
 	$(BIN)/python -m benchmarks $(ARGS)
 
 notebook: $(WITH)-notebook ## execute the notebooks in place
-	$(BIN)/jupyter nbconvert --to notebook --execute --inplace notebooks/*.ipynb
+	$(BIN)/python notebooks/execute.py $(ARGS)
 
 clean: ## remove .venv and everything else that was made
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis .benchmarks

@@ -518,6 +518,7 @@ class Pose(NamedTuple):
     in_front: Array  # the share of the right matches that both cameras see in front of them
 
 
+@jax.jit
 def pose(answer: TwoViews, matches: Array, camera: Camera) -> Pose:
     """Of the four poses of E the one that has most points in front of both cameras."""
     p, q = both(camera.rays(matches))
