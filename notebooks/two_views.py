@@ -14,15 +14,16 @@ E = [t]_x R has two equal singular values. Three steps:
 
    on the manifold: F = U R(a) diag(cos s, sin s, 0) (V R(b))^T, 7 parameters (Bartoli & Sturm,
    IJCV 59 (2004) 159); E by R R(a) and two coordinates of t, 5 parameters. The loss is minus the
-   log-likelihood of an error which is Cauchy's or, in the odds of a wrong match, may be anything
+   log-likelihood of an error which is Student's or, in the odds c of a wrong match, may be anything
    (Torr & Zisserman's MLESAC, CVIU 78 (2000) 138, has a normal one; those of real matches have
    longer tails):
 
-       rho(z) = -2 log((1 / (1 + z) + c) / (1 + c)),     z = (r / scale)^2                  (2)
+       rho(z) = -2 log((q(z) + c) / (1 + c)),   q = (1 + z / nu)^(-(nu + 1) / 2),
+       z = (r / scale)^2                                                                    (2)
 
-   Scale and odds c are those of the greatest likelihood at the F found, and F follows, in turn. The
-   scale is at least `precision`, the tenth of a pixel to which features can be located: without it
-   the greatest likelihood may be a perfect fit of a few matches.
+   Scale and odds are those of the greatest likelihood at the F found, and F follows, in turn; nu
+   differs between the searches. The scale is at least `PRECISION`, the tenth of a pixel to which
+   features can be located: without it the greatest likelihood may be a perfect fit of a few.
 3. The answer of the greatest likelihood is kept; its covariance gives those of F, the epipoles, R
    and t.
 
@@ -540,7 +541,9 @@ def pose(answer: TwoViews, matches: Array, camera: Camera) -> Pose:
     new = jax.jacfwd(lambda p: jnp.ravel(frame.at(p)))(jnp.zeros(frame.dimension))
     change = jnp.linalg.pinv(new) @ old
     spread = change @ answer.covariance @ change.T
-    errors = [jnp.degrees(jnp.sqrt(jnp.linalg.eigvalsh(c)[-1])) for c in (spread[:3, :3], spread[3:, 3:])]
+    errors = [
+        jnp.degrees(jnp.sqrt(jnp.linalg.eigvalsh(c)[-1])) for c in (spread[:3, :3], spread[3:, 3:])
+    ]
     return Pose(r[best], t[best], *errors, shares[best])
 
 

@@ -73,7 +73,9 @@ def test_frames_stay_on_their_manifolds(views):
     assert_allclose(views.up_to_scale(e.at(jnp.zeros(5)), scene.essential), 0, atol=1e-12)
     s = np.linalg.svd(f.at(p), compute_uv=False)
     assert s[2] < 1e-15 and abs(np.linalg.norm(s) - 1) < 1e-14
-    assert_allclose(np.linalg.svd(e.at(p[:5]), compute_uv=False), [0.5**0.5, 0.5**0.5, 0], atol=1e-14)
+    assert_allclose(
+        np.linalg.svd(e.at(p[:5]), compute_uv=False), [0.5**0.5, 0.5**0.5, 0], atol=1e-14
+    )
     # Sampson's error is the distance to the nearest right match, to first order.
     matrix = scene.camera.fundamental(scene.essential)
     near = scene.matches[-1:] + 1e-3
