@@ -42,8 +42,9 @@ from jax import Array
 
 import optx_lite as ox
 
-THRESHOLDS = np.geomspace(0.5, 2.0, 8)  # of the searches, times the one given
+THRESHOLDS = np.geomspace(0.5, 2.0, 16)  # of the searches, times the one given
 TAILS = np.array([1.0, 3.0, 30.0])  # and their degrees of freedom, from Cauchy to normal
+BATCH = 64  # samples at once: few, so that the searches differ
 ROUNDS = 5  # of scale and odds, and the matrix, in turn
 PRECISION = 0.1  # pixels
 LEVI_CIVITA = np.array(
@@ -457,6 +458,7 @@ def estimate(
             matches,
             sample_size=frame.sample_size,
             threshold=threshold,
+            batch=BATCH,
             refine=False,
             rng=key,
         )
