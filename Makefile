@@ -53,7 +53,7 @@ bench: $(WITH)-bench ## print the table of speed beside the other packages
 	$(BIN)/python -m benchmarks $(ARGS)
 
 notebook: $(WITH)-notebook ## execute the notebooks in place
-	$(BIN)/jupyter nbconvert --to notebook --execute --inplace notebooks/*.ipynb
+	$(BIN)/python notebooks/execute.py $(ARGS)
 
 docs: $(WITH)-docs ## build the site, in docs/_build/html
 	$(ONE_THREAD) $(BIN)/python -m sphinx -q -W --keep-going docs docs/_build/html
