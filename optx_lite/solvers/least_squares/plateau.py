@@ -98,7 +98,7 @@ def verify(
 
 
 def dead_parameters(
-    problem: LeastSquaresProblem, state: State, goal: Float[Array, " n"]
+    problem: LeastSquaresProblem, before: State, state: State, goal: Float[Array, " n"]
 ) -> Bool[Array, " n"]:
     """Those that had an effect on f and have none any more, while others have.
 
@@ -107,20 +107,25 @@ def dead_parameters(
     model = state.model
     dead = without_effect(problem, model.column_norms, model.secant, state.longest, state.cost)
     dead = dead & (state.longest > 0)
-    dead = (dead & ~jnp.all(dead)) | _runs_away(problem, state, goal)
+    dead = (dead & ~jnp.all(dead)) | _runs_away(problem, before, state, goal)
     if problem.bounded:
         dead = dead & (state.x > problem.lower) & (state.x < problem.upper)
     return dead
 
 
 def _runs_away(
-    problem: LeastSquaresProblem, state: State, goal: Float[Array, " n"]
+    problem: LeastSquaresProblem, before: State, state: State, goal: Float[Array, " n"]
 ) -> Bool[Array, " n"]:
-    """A step by a part of x, outwards, that would have changed f by its own size, and does not."""
+    """A step by a part of x, outwards, that would have changed f by its own size, and does not.
+
+    And the last one, like it, has made the effect smaller still.
+    """
     grows = jnp.abs(goal) - jnp.abs(state.x) >= GROWTH * jnp.abs(goal)
+    effect = state.model.column_norms
+    faded = effect <= problem.precision**FADED * state.longest
+    fades = effect <= (1 - GROWTH) * before.model.column_norms
     step = jnp.abs(goal - state.x)
-    faded = state.model.column_norms <= problem.precision**FADED * state.longest
-    return grows & faded & (step * state.longest > state.fnorm)
+    return grows & faded & fades & (step * state.longest > state.fnorm)
 
 
 def probe(

@@ -248,7 +248,7 @@ class TrustRegionSolver(AbstractLeastSquaresSolver[State]):
         status, pending, doubtful = computed_once(
             judge(tolerances, before, state, prediction, accepted, ratio, spent)
         )
-        dead = dead_parameters(problem, state, prediction.x) & ~prediction.nothing
+        dead = dead_parameters(problem, before, state, prediction.x) & ~prediction.nothing
         status, pending, probing = verify(before, dead, status, pending, doubtful, passed)
         state = replace(state, dead=dead)
         bad_start = jnp.where(outcome.finite, codes.NONFINITE_JACOBIAN, codes.NONFINITE)
