@@ -1,18 +1,19 @@
-"""The package's signatures are checked at each call: the kinds of arguments, and their shapes.
+"""The package's signatures are checked at each call: the kinds of arrays, and their shapes.
 
 `install` comes before anything imports the package. Names of dimensions agree within a call:
 (n,) beside (m, n) is the same n. Under `vmap` an array's shape is that of a lane.
 """
 
 import ast
+import re
 from pathlib import Path
-from typing import Any
 
 import jaxtyping
 from beartype import beartype
 
 PACKAGE = Path(__file__).parents[1] / "optx_lite"
 CHECKED = ["linalg", "derivatives", "problem", "solvers", "statistics"]
+OF_SHAPES = re.compile(r"\[(\w+\.)*(Any)?Array, ")  # Float[Array, "m n"] and the like
 # What users call gets whatever they give, and its own errors are tested.
 PUBLIC = {
     name.asname or name.name
@@ -39,10 +40,11 @@ def check(function):
     """
     if function.__qualname__ in PUBLIC:
         return function
-    result = function.__annotations__.get("return", Any)
-    if result is not Any:
-        function.__annotations__ = {"return": result}
-    return beartype(function)
+    hints = {k: hint for k, hint in function.__annotations__.items() if OF_SHAPES.search(str(hint))}
+    if "return" in hints:
+        hints = {"return": hints["return"]}
+    function.__annotations__ = hints
+    return beartype(function) if hints else function
 
 
 def install():

@@ -310,7 +310,8 @@ def test_each_lane_calls_once_for_each_step_in_order():
 
 def test_the_callback_does_not_change_the_answer(run):
     watched, alone = run(lambda x: None), eager(None)
-    assert_array_equal(watched.x, alone.x)
+    # XLA may fuse otherwise, and so round otherwise, beside a callback.
+    assert_allclose(watched.x, alone.x, rtol=1e-14)
     counts = tuple(int(watched[name]) for name in ("nfev", "nit", "status"))
     assert counts == (alone.nfev, alone.nit, alone.status)
 
