@@ -13,7 +13,7 @@ from beartype import beartype
 
 PACKAGE = Path(__file__).parents[1] / "optx_lite"
 CHECKED = ["linalg", "derivatives", "problem", "solvers", "statistics"]
-OF_SHAPES = re.compile(r"\[(\w+\.)*(Any)?Array, ")  # Float[Array, "m n"] and the like
+OF_SHAPES = re.compile(r"\b(Bool|Float|Inexact|Int|Integer|Key|Num|Real|Shaped|UInt)\[")
 # What users call gets whatever they give, and its own errors are tested.
 PUBLIC = {
     name.asname or name.name
