@@ -823,7 +823,8 @@ def test_unrolled_to_convergence_is_the_implicit_one(method, lower, upper):
         ).x
 
     expected = differences(lambda y: solution(y, lower=lower, upper=upper), Y)
-    assert_derivative(jax.jit(jax.jacrev(solve))(Y), expected, rtol=1e-4)
+    back = np.array([1.0, -0.5, 0.3])  # one direction: less to compile
+    assert_derivative(jax.jit(jax.grad(lambda y: back @ solve(y)))(Y), back @ expected, rtol=1e-4)
 
 
 def test_a_start_is_learned():

@@ -353,23 +353,30 @@ def test_a_kink_is_no_success(method):
 # Kinks, where values at their rounding say nothing
 
 
-KINKS = {
-    "abs": lambda p: 2 + jnp.abs(p),
-    "relu": lambda p: 2 + jnp.maximum(p, 0),
-    "root": lambda p: 2 + jnp.sqrt(p**2 + 1e-30),
-}
+KINKS = (
+    lambda p: 2 + jnp.abs(p),
+    lambda p: 2 + jnp.maximum(p, 0),
+    lambda p: 2 + jnp.sqrt(p**2 + 1e-30),
+)
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("kink", KINKS)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_no_success_in_a_valley_along_a_kink(dtype, kink, method):
+def test_no_success_in_a_valley_along_a_kink(dtype, method):
     # The data want a slope of 1.5, the model has 2 at least: the best has 2, at the kink.
     rng = np.random.default_rng(0)
     x = np.linspace(0.1, 5, 30).astype(dtype)
     y = (1.5 * x + rng.normal(0, 0.05, (LANES, 30))).astype(dtype)
     starts = (2 * rng.normal(size=(LANES, 2))).astype(dtype)
-    res = batch(lambda p, y: KINKS[kink](p[0]) * x + p[1] - y, starts, y, method)
+
+    def solve(x0, y, kink):
+        fun = lambda p: jax.lax.switch(kink, KINKS, p[0]) * x + p[1] - y
+        return ox.least_squares(fun, x0, method=method)
+
+    each = len(KINKS)
+    kinks = np.repeat(np.arange(each), LANES)
+    y, starts = np.tile(y, (each, 1)), np.tile(starts, (each, 1))
+    res = jax.jit(jax.vmap(solve))(starts, y, kinks)
     rest = y - y.mean(axis=1, keepdims=True) - 2 * (x - x.mean())
     best = 0.5 * np.sum(rest.astype(float) ** 2, axis=1)
     right = np.asarray(res.cost, float) <= best * (1 + 1e-3)
