@@ -37,9 +37,7 @@ class Prediction(eqx.Module):
     newton: GaussNewtonStep
     x: Float[Array, " n"]  # where that step leads
     size: Float[Array, ""]  # its largest |dx_j| / |x_j|
-    left: Float[
-        Array, ""
-    ]  # the same for all the steps that are still to come, by their rate so far
+    left: Float[Array, ""]  # the same for all the steps that are to come, by their rate so far
     offset: Float[Array, ""]  # relative offset: sine of the angle between f and the complement of J
     by_loss: Float[Array, ""]  # the same where the loss is robust, else 0
     cosine: Float[Array, ""]  # largest between f and a free column of J

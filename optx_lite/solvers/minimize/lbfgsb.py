@@ -123,9 +123,8 @@ class State(BestSeen):
     memory: Memory  # in the units
     unit_x: Float[Array, ""]  # a power of two: the size of x0
     unit_g: Float[Array, ""]  # and that of the first gradient
-    slopes: Float[
-        Array, " 2"
-    ]  # along d, by the gradient and by the function: what the last probe found
+    sizes: Float[Array, " n"]  # the largest |x_j| so far
+    slopes: Float[Array, " 2"]  # along d, by the gradient and by f: what the last probe found
     pending: Int[Array, ""]  # the status that waits for a look whether the gradient vanishes
     kinks: Int[Array, ""]  # how often it did not
 
@@ -163,7 +162,8 @@ class LBFGSB(AbstractMinimizer[State]):
             x=x0, value=unknown, grad=zeros + jnp.nan, nfev=none, nit=none,
             unchanged=none, status=status_of_bounds(problem), line=line,
             memory=Memory.empty(self.maxcor, n, dtype), unit_x=unit_of(x0),
-            unit_g=jnp.ones((), dtype), slopes=jnp.zeros(2, dtype), pending=none, kinks=none,
+            unit_g=jnp.ones((), dtype), sizes=jnp.abs(x0), slopes=jnp.zeros(2, dtype),
+            pending=none, kinks=none,
         )  # fmt: skip
 
     @full_precision
@@ -216,6 +216,7 @@ class LBFGSB(AbstractMinimizer[State]):
             ),
             unit_x=state.unit_x,
             unit_g=unit_g,
+            sizes=jnp.maximum(state.sizes, jnp.abs(x)),
             slopes=slopes,
             pending=jnp.full_like(status, RUNNING),
             kinks=kinks,
@@ -393,22 +394,27 @@ def _behind(
     the variables in small units rule, the gradient in the unit of each variable.
     """
     part = jnp.where(probing, jnp.sqrt(jnp.finfo(direction.dtype).eps) / SHORT, 1)
-    step = _step_that_gains(nothing, state.x, down)
+    step = _step_that_gains(nothing, state, down)
     step = jnp.where(by_probe, step, part * direction)
     return look_back(problem, state.x, state.value, down.descent, step)
 
 
 def _step_that_gains(
-    reduction: Float[Array, ""], x: Float[Array, " n"], down: Antigradient
+    reduction: Float[Array, ""], state: State, down: Antigradient
 ) -> Float[Array, " n"]:
     """Along the projected gradient, in the unit of each variable: f falls by so much at most.
 
-    If the step leads to the minimum there.
+    If the step leads to the minimum there; but no shorter than a finite difference. The unit is
+    the largest that the variable has been: it may be 0 at the minimum.
     """
-    weight = jnp.abs(x) * reciprocal(unit_of(x))
-    weight = jnp.where(jnp.all(weight == 0), 1, weight)
-    direction = weight * (weight * down.scaled)
-    return direction * safe_divide(2 * reduction * reciprocal(down.unit), direction @ down.scaled)
+    size = state.sizes
+    unit = jnp.where(jnp.any(size > 0), unit_of(size), state.unit_x)
+    weight = jnp.where(jnp.all(size == 0), 1, size * reciprocal(unit))
+    relative = weight * down.scaled  # the step beside the size, but for its length
+    gains = safe_divide(2 * reduction * reciprocal(down.unit), relative @ relative)
+    shortest = jnp.sqrt(jnp.finfo(weight.dtype).eps)
+    differs = safe_divide(shortest * unit, jnp.max(jnp.abs(relative)))
+    return weight * relative * jnp.maximum(gains, differs)
 
 
 def _as_a_quadratic(
