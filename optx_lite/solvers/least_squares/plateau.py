@@ -14,6 +14,10 @@ effect to second order only, as a in a^2 at 0. Then a small move of all paramete
 back that are much larger than those at the end. So before a success is claimed with such a
 parameter, one evaluation more is made at a point nearby, the `probe`. A probe may also look for a
 kink, see `convergence`.
+
+An effect may also fade slowly, as that of a slope which grows for ever: each step is a part of x,
+outwards, would have changed f by its own size, and does next to nothing. Such a parameter is looked
+at as one without effect.
 """
 
 from __future__ import annotations

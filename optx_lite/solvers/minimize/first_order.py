@@ -43,7 +43,8 @@ from ...problem.minimization import MinimizationProblem
 from ...problem.pytrees import ravel
 from ...results.minimize import FTOL, GTOL, KINK, LOST, NONFINITE, RUNNING, STUCK
 from .base import AbstractMinimizer, BestSeen, status_of_bounds
-from .convergence import MOST_DIGITS, PATIENCE, is_cut_short, look_back, reach_of, vanishes
+from .convergence import MOST_DIGITS, PATIENCE, reach_of
+from .look_back import is_cut_short, look_back, vanishes
 
 FADE = 0.9  # of the flattest curvature seen, an iteration
 

@@ -9,7 +9,7 @@ optimization", SIAM J. Sci. Comput. 16 (1995); J. L. Morales, J. Nocedal, "Remar
 
        x^ = x^c + Z B_F^-1 r,    r = -Z^T (g + B (x^c - x))                         (5.4)-(5.11)
 
-   and the point is projected onto the box; if that is no descent, shortened instead.
+   within the box (`subspace`).
 3. A line search along d = x^ - x (`line_search`) gives the next x.
 4. The pair s, y joins the memory if s.y > eps * |g.s|.
 
@@ -18,7 +18,6 @@ one evaluation of f and its gradient; the trials of the line search are states.
 
 Different from the original code:
 
-- Where the projected point of 2 is worse for the quadratic than the shortened one, that is taken.
 - The first step is as long as the largest entry of x0, to a power of two, and 1 where x0 = 0, in a
   box too. So factors on f and on x do not change the path. Of both the solver has units, powers
   of two; the products that make the quadratic are formed in these.
@@ -46,7 +45,6 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
@@ -59,18 +57,11 @@ from ...problem.bounds import onto_bounds, step_to_bound
 from ...problem.minimization import MinimizationProblem
 from ...results.minimize import ALL_FIXED, FAILED, FTOL, GTOL, KINK, NONFINITE, RUNNING
 from .base import AbstractMinimizer, BestSeen, status_of_bounds
-from .bfgs_matrix import matrix_of
-from .cauchy_point import cauchy_point
-from .convergence import (
-    VANISHED,
-    hides_a_variable,
-    is_cut_short,
-    look_back,
-    rounding,
-    vanishes,
-)
+from .convergence import rounding
 from .limited_memory import Memory
 from .line_search import DOUBT, NOISE, LineSearch, advance, begin, is_gain
+from .look_back import VANISHED, hides_a_variable, is_cut_short, look_back, vanishes
+from .subspace import subspace_minimum
 
 LONGEST = 1e10  # times d, where no bound limits a step
 KINKS = 2  # found: then it is one
@@ -523,7 +514,7 @@ def _minimize_model(
         grad = jnp.where(scaled == 0, jnp.sign(state.grad), -scaled)
         per_step = reciprocal(unit_step)
         lower, upper = ((bound - state.x) * per_step for bound in (problem.lower, problem.upper))
-        step, sound = _subspace_minimum(grad, lower, upper, state.memory)
+        step, sound = subspace_minimum(grad, lower, upper, state.memory)
     else:
         step, sound = state.memory.solve(scaled), True
     target = _feasible(problem, state.x + unit_step * step, state.x)
@@ -555,27 +546,3 @@ def _short(state: State) -> Float[Array, ""]:
     size = norm(state.x)
     size = jnp.where(size > 0, size, state.unit_x)
     return SHORT * jnp.sqrt(jnp.finfo(size.dtype).eps) * size
-
-
-def _subspace_minimum(
-    grad: Float[Array, " n"], lower: Float[Array, " n"], upper: Float[Array, " n"], memory: Memory
-) -> tuple[Float[Array, " n"], Bool[Array, ""]]:
-    """The step to (5.4), for bounds relative to x."""
-    b = matrix_of(memory)
-    cauchy, free = cauchy_point(jnp.zeros_like(grad), grad, lower, upper, b)
-    r = jnp.where(free, -(grad + b.times(cauchy)), 0)
-    step, sound = b.solve(r, free)
-    step = jnp.where(jnp.any(memory.full), step, 0)
-    length, _ = step_to_bound(cauchy, step, lower, upper)
-    ends = cauchy[None, :] + jnp.stack([step, jnp.minimum(length, 1) * step])
-    ends = jax.vmap(lambda end: onto_bounds(end, cauchy, lower, upper))(ends)
-
-    def promised(end: Array) -> Array:
-        seen = b.see(end)
-        return grad @ seen.vector + 0.5 * b.form(seen, seen)
-
-    def better() -> Array:
-        projected, shortened = jax.vmap(promised)(ends)
-        return jnp.where(projected <= shortened, ends[0], ends[1])
-
-    return cond(length >= 1, lambda: ends[0], better), sound
