@@ -18,7 +18,15 @@ from ..problem.pytrees import is_concrete
 from ..results.least_squares import MESSAGES, NONFINITE
 from ..solvers import AbstractLeastSquaresSolver
 from ..statistics.covariance import covariance
-from ..statistics.curve import CurveFit, Data, Model, minpack_code, pivoted_factors, residuals
+from ..statistics.curve import (
+    CurveFit,
+    Data,
+    Model,
+    minpack_code,
+    pivoted_factors,
+    residuals,
+    residuals_of,
+)
 from ..statistics.orthogonal import at_the_feet, check_pointwise
 from ..statistics.padding import LENGTH_HINT
 from .curve_fit_arguments import (
@@ -181,7 +189,7 @@ def curve_fit(
         options["jac"] = functools.partial(_jacobian, jac, model, bool(col_deriv))
     elif jac is not None:
         options["jac"] = jac
-    fun, args = functools.partial(residuals, model), (data,)
+    fun, args = residuals_of(model), (data,)
     if not is_data(data.x):
         fun, args = functools.partial(_residuals_of, model, data), ()
     box = bounds_of(bounds, fixed, start)

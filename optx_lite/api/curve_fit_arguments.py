@@ -32,7 +32,7 @@ def first_parameters(f: Callable, p0: PyTree, bounds: Bounds) -> PyTree:
             "be given."
         )
     lower, upper = (_flat_bound(side, len(names)) for side in _sides(bounds))
-    xp = np if is_concrete((lower, upper)) else jnp
+    xp = _namespace(lower, upper)
     low, high = xp.isfinite(lower), xp.isfinite(upper)
     inside = xp.where(low, lower + 1, xp.where(high, upper - 1, xp.ones_like(lower)))
     middle = 0.5 * (xp.where(low, lower, 0) + xp.where(high, upper, 0))
@@ -127,6 +127,12 @@ def data_of(
     return Data(x, y, weight, mask, errors), p0
 
 
+def _namespace(*arrays: PyTree) -> Any:
+    """NumPy, if all is on the host: its functions do not take JAX's arrays in every case."""
+    on_device = any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(arrays))
+    return jnp if on_device else np
+
+
 def _is_array(x: object) -> bool:
     return isinstance(x, (np.ndarray, jax.Array))
 
@@ -200,7 +206,7 @@ def _columns(x: PyTree, m: int) -> list[PyTree]:
 
 def _is_there(x: PyTree, y: PyTree) -> PyTree:
     """Where neither x nor y is NaN, (m,)."""
-    xp = np if is_concrete((x, y)) else jnp
+    xp = _namespace(x, y)
     there = ~xp.isnan(xp.atleast_1d(y))
     for leaf in _columns(x, y.size):
         if jnp.issubdtype(leaf.dtype, jnp.inexact):
@@ -212,7 +218,7 @@ def _filled(x: PyTree, y: PyTree, mask: PyTree) -> tuple[PyTree, PyTree]:
     """Where there is no datum, the x of one that is there (as good as any), and y = 0."""
     if is_concrete(mask) and not np.any(mask):
         raise ValueError("`ydata` must not be empty: all of it is NaN, or left out by `mask`.")
-    xp = np if is_concrete((x, y, mask)) else jnp
+    xp = _namespace(x, y, mask)
     first = xp.argmax(mask)
 
     def fill(leaf: PyTree) -> PyTree:
@@ -250,7 +256,7 @@ def _weight(sigma: PyTree, y: PyTree, mask: PyTree, dtype: DTypeLike) -> PyTree:
             f"`sigma` has incorrect shape: expected (), {(m,)} or {(m, m)}, got {sigma.shape}."
         )
     if mask is not None:
-        xp = np if is_concrete((sigma, mask)) else jnp
+        xp = _namespace(sigma, mask)
         sigma = xp.where(mask[:, None] & mask[None, :], sigma, xp.eye(m, dtype=dtype))
     factor = jnp.linalg.cholesky(jnp.asarray(sigma))
     if is_concrete(factor) and not np.all(np.isfinite(np.asarray(factor))):
@@ -268,7 +274,7 @@ def _errors_of_x(sigma_x: PyTree, x: PyTree, y: PyTree, weight: PyTree, mask: Py
     if weight is not None and weight.ndim == 2:
         raise ValueError("`sigma_x` takes `sigma` of shape () or (m,), not a matrix.")
     sigma_x = sigma_x if isinstance(sigma_x, jax.Array) else np.asarray(sigma_x)
-    xp = np if is_concrete((sigma_x, mask)) else jnp
+    xp = _namespace(sigma_x, mask)
     try:
         spread = xp.broadcast_to(sigma_x, x.shape)
     except ValueError:
@@ -289,7 +295,7 @@ def _check_factor(weight: PyTree) -> PyTree:
 
 
 def _masked_inverse(sigma: PyTree, mask: PyTree) -> PyTree:
-    xp = np if is_concrete((sigma, mask)) else jnp
+    xp = _namespace(sigma, mask)
     return _check_factor(1 / xp.where(mask, sigma, xp.ones_like(sigma)))
 
 
@@ -309,7 +315,7 @@ def bounds_of(bounds: Bounds, fixed: PyTree, p0: PyTree) -> PyTree:
         spread(side, missing, p0, x, "`bounds`")
         for side, missing in zip(_sides(bounds), (-np.inf, np.inf), strict=True)
     ]
-    xp = np if is_concrete((x, sides)) else jnp
+    xp = _namespace(x, sides)
     restore = _restorer(p0)
     return tuple(restore(xp.where(where, x, side)) for side in sides)
 

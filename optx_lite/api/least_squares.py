@@ -224,7 +224,7 @@ def _check_fits(problem: LeastSquaresProblem, x: Array) -> None:
     """The dense Jacobians of two points, which are held at once, are in memory."""
     if not (problem.dense or isinstance(problem.jacobian, Dense)):
         return
-    m, n = jax.eval_shape(problem.residuals, x).shape[0], x.size
+    m, n = sum(problem.restore_f.sizes), x.size
     check_fits(
         f"The Jacobians of two points, of shape {(m, n)}, take",
         2 * m * n * x.dtype.itemsize,

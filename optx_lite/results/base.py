@@ -141,10 +141,5 @@ def to_host(result: Record) -> Record:
         return result
     # One transfer for all of them: each `int(array)` would wait for the device.
     fetched = iter(jax.device_get(present))
-    plain = tuple(None if v is None else int(next(fetched)) for v in values)
-    return eqx.tree_at(
-        lambda r: tuple(getattr(r, name) for name in names),
-        result,
-        plain,
-        is_leaf=lambda leaf: leaf is None,
-    )
+    plain = (None if v is None else int(next(fetched)) for v in values)
+    return dataclasses.replace(result, **dict(zip(names, plain, strict=True)))

@@ -283,11 +283,14 @@ def covariance(
     f = ravel(result.fun, x.dtype)
     if parameters is not None and (loss != "linear" or hessian != "gauss-newton"):
         raise ValueError("`parameters` takes loss='linear' and hessian='gauss-newton'.")
-    mask = _pressed(ravel(result.active_mask, jnp.int32), ravel(result.grad, x.dtype), result)
+    mask, gradient = ravel(result.active_mask, jnp.int32), ravel(result.grad, x.dtype)
+    closed = np.zeros(x.shape, bool)
     if bounds is not None:
         lower, upper, _ = check_bounds(bounds, result.x, x)
-        mask = jnp.where(lower == upper, FIXED, mask)
+        closed = lower == upper
     if parameters is not None:
+        lengths = column_lengths(result.jac) if is_large(result.jac) else _lengths(result.jac)
+        mask = _pressed(mask, closed, gradient, lengths, result.cost)
         at = positions(parameters, names)
         count = f.shape[0] if nobs is None else nobs
         chosen = _of_chosen(absolute_sigma, result, x, mask, jnp.array(at), count)
@@ -301,8 +304,8 @@ def covariance(
     rho = check_loss(loss, f_scale, jax.ShapeDtypeStruct(f.shape, f.dtype))
     cutoff = default_rcond(max(jac.shape), x.dtype) if rcond is None else float(rcond)
     estimate, consistent = _of_least_squares(
-        (absolute_sigma, cutoff), x, f, jac, result.cost, mask, result.success, rho,
-        f.shape[0] if nobs is None else nobs, residuals,
+        (absolute_sigma, cutoff), x, f, jac, gradient, result.cost, (mask, closed), result.success,
+        rho, f.shape[0] if nobs is None else nobs, residuals,
     )  # fmt: skip
     if is_concrete(consistent) and np.ndim(consistent) == 0 and not bool(consistent):
         raise ValueError(
@@ -336,17 +339,19 @@ def _layout(x: Any, names: Any) -> tuple[tuple[str, ...], Unravel, Array]:
     return names, Unravel.like(x), flat
 
 
-def _pressed(mask: Array, gradient: Array, result: Result) -> Array:
-    """The active mask without the variables that their bound does not hold.
+def _lengths(jac: Array) -> Array:
+    return jax.vmap(norm)(jac.T)
+
+
+def _pressed(mask: Array, closed: Array, gradient: Array, lengths: Array, cost: Array) -> Array:
+    """The active mask without the variables that their bound does not hold; 2 where lb = ub.
 
     SciPy's mask has those near a bound in the metric of the solve: also one that is small beside
     the others. Of such a one f does not depend to first order, as at any minimum.
     """
-    large = is_large(result.jac)
-    length = column_lengths(result.jac) if large else jax.vmap(norm)(result.jac.T)
     noise = jnp.finfo(gradient.dtype).eps ** ORTHOGONAL
-    free = jnp.abs(gradient) <= noise * length * jnp.sqrt(2 * result.cost)
-    return jnp.where(free & (length > 0), 0, mask)
+    free = jnp.abs(gradient) <= noise * lengths * jnp.sqrt(2 * cost)
+    return jnp.where(closed, FIXED, jnp.where(free & (lengths > 0), 0, mask)).astype(jnp.int32)
 
 
 def _on_bounds(x: Array, lower: Array, upper: Array) -> Array:
@@ -360,8 +365,9 @@ def _of_least_squares(
     x: Array,
     f: Array,
     jac: Array,
+    gradient: Array,
     cost: Array,
-    mask: Array,
+    at_bounds: tuple[Array, Array],
     success: Array,
     loss: Loss,
     nobs: Array,
@@ -369,6 +375,7 @@ def _of_least_squares(
 ) -> tuple[dict[str, Array], Array]:
     """The fields of a `Covariance`, and whether the loss is that of the result."""
     absolute_sigma, rcond = static
+    mask = _pressed(*at_bounds, gradient, _lengths(jac), cost)
     held = mask != 0
     expected = loss.cost(f)
     consistent = jnp.abs(cost - expected) <= jnp.finfo(x.dtype).eps ** 0.5 * jnp.abs(expected)
