@@ -61,6 +61,21 @@ def test_matrix_sigma_and_masked_data():
     assert_allclose(many.stderr, scale * fit.perr, rtol=0.12)
 
 
+def test_refits_as_the_fit_was_made():
+    def opaque(t, a, b, c):  # no derivative but by differences
+        shape = jax.ShapeDtypeStruct(t.shape, t.dtype)
+        numpy = lambda t, a, b, c: np.asarray(a * np.exp(-b * t) + c, t.dtype)
+        return jax.pure_callback(numpy, shape, t, a, b, c, vmap_method="sequential")
+
+    by_differences = ox.curve_fit(opaque, T, Y, sigma=SIGMA, jac="2-point")
+    few = ox.bootstrap(FIT, 0, samples=4)
+    assert_allclose(ox.bootstrap(by_differences, 0, samples=4).x, few.x, rtol=1e-5)
+    ends = ox.profile_intervals(by_differences, ["b"])
+    assert_allclose(ends.lower, ox.profile_intervals(FIT, ["b"]).lower, rtol=1e-5)
+    loose = ox.curve_fit(decay, T, Y, sigma=SIGMA, method=ox.Dogbox(gtol=0.3, ftol=0, xtol=0))
+    assert np.max(np.abs(ox.bootstrap(loose, 0, samples=4).x - few.x)) > 1e-4
+
+
 def test_bca_of_a_mean_is_scipys():
     # y = a has the mean for its fit, and its residual bootstrap is that of the sample.
     y = np.random.default_rng(2).exponential(size=40)

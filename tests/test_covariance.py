@@ -432,6 +432,18 @@ class TestProfiles:
         assert_array_equal(ends.status, 1)
         assert np.isposinf(np.asarray(ends.upper)).all()
 
+    def test_do_not_depend_on_units(self):
+        # Where there is no standard error to start from: at a bound, and where nothing depends.
+        unit = 1e-9
+        for u in (1.0, unit):
+            f = lambda t, a, b, c, u=u: a / u * jnp.exp(-b * t) + c / u
+            fit = ox.curve_fit(f, T, Y, [u, 1.0, u], bounds=([0, 0, 0.32 * u], np.inf))
+            ends = ox.profile_intervals(fit, ["c"])
+            assert ends.status[0, 0] == 2
+            if u == 1:
+                ref = ends
+        assert_allclose(ends.upper / unit, ref.upper, rtol=1e-6)
+
 
 def test_padded_data_share_a_program():
     f = lambda x, a, b: a * x + b

@@ -249,8 +249,11 @@ class TestScipysOwn:
             assert_allclose(other[1], one[1], rtol=1.4e-7)
 
     def test_wrong_sigma(self):
-        with pytest.raises(ValueError, match="`sigma` must be positive definite"):
-            ox.curve_fit(line, X, Y, sigma=-np.eye(4))
+        asymmetric = np.eye(4) + np.triu(np.full((4, 4), 0.1), 1)
+        for wrong in (-np.eye(4), asymmetric):
+            with pytest.raises(ValueError, match="`sigma` must be symmetric and positive definite"):
+                ox.curve_fit(line, X, Y, sigma=wrong)
+        assert np.isnan(jax.jit(lambda s: ox.curve_fit(line, X, Y, sigma=s)[0])(asymmetric)).all()
         with pytest.raises(ValueError, match="`sigma` has incorrect shape"):
             ox.curve_fit(line, X, Y, sigma=np.ones(3))
 
@@ -420,6 +423,28 @@ class TestStructures:
         popt, _ = ox.curve_fit(lambda d, a, b: decay(d.t, a, b), Times(DATA["t"]), RATES)
         assert_allclose(popt, ox.curve_fit(decay, DATA["t"], RATES)[0])
 
+    def test_data_like_a_series(self):
+        class Series:
+            """What pandas.Series is to NumPy."""
+
+            def __init__(self, values):
+                self.values = np.asarray(values)
+
+            def __array__(self, dtype=None, copy=None):
+                return self.values if dtype is None else self.values.astype(dtype)
+
+        ref = ox.curve_fit(line, X, Y, [1.0, 0.0], sigma=X)
+        fit = ox.curve_fit(line, Series(X), Series(Y), Series([1.0, 0.0]), sigma=Series(X))
+        assert_array_equal(fit.pcov, ref.pcov)
+        assert_array_equal(
+            ox.curve_fit(line, X, Y.astype(object), [1.0, 0.0], sigma=X).pcov, ref.pcov
+        )
+
+    @pytest.mark.parametrize("y", [Y + 1j, Y.astype(str)])
+    def test_data_must_be_real(self, y):
+        with pytest.raises(ValueError, match="`ydata` must be real numbers"):
+            ox.curve_fit(line, X, y)
+
     def test_tuple_of_arrays_is_an_array(self):
         f = lambda x, a, b: a * x[0] + b * x[1]
         popt, _ = ox.curve_fit(f, (X, X**2), 2 * X + 3 * X**2)
@@ -436,6 +461,27 @@ class TestTransformations:
             one = ox.curve_fit(decay, DATA["t"], y)
             assert_allclose(popt[lane], one.popt, rtol=1e-10)
             assert_allclose(pcov[lane], one.pcov, rtol=1e-8)
+
+    @pytest.mark.parametrize("m", [3, 4])
+    def test_lanes_as_many_as_parameters_or_data(self, m):
+        # Three lanes of three parameters: a lane taken for a parameter would not be noticed.
+        f = lambda t, a, b, c: a + b * t + c * t**2
+        t = np.linspace(-1.0, 1.0, m)
+        y = np.random.default_rng(m).normal(size=(3, m))
+        call = lambda y: ox.curve_fit(f, t, y, sigma=0.1, absolute_sigma=True)
+        fits, ones = jax.vmap(call)(y), [call(row) for row in y]
+        for of in (
+            lambda fit: fit.perr, lambda fit: fit.pcov, lambda fit: fit.predict(),
+            lambda fit: fit.predict(t[:2]), lambda fit: fit.r_squared,
+            lambda fit: fit.covariance.correlation, lambda fit: fit.covariance.scaled_factor,
+        ):  # fmt: skip
+            assert_allclose(of(fits), np.stack([of(one) for one in ones]), rtol=1e-6, atol=1e-12)
+        for whole in (
+            lambda: ox.covariance(fits.result), lambda: ox.propagate(sum, fits.covariance),
+            lambda: ox.band(fits),
+        ):  # fmt: skip
+            with pytest.raises(ValueError, match="must be one, not a batch"):
+                whole()
 
     def test_failure_is_nan_inside_and_raised_outside(self):
         bad = lambda y: ox.curve_fit(decay, DATA["t"], y, max_nfev=2)[:2]
@@ -524,6 +570,17 @@ class TestMaskAndFixed:
         assert_allclose(res[1], ref[1], rtol=1e-7)
         assert int(res.nobs) == n
 
+    @pytest.mark.parametrize("kind", [jnp.asarray, np.asarray, list])
+    def test_of_arrays_of_any_kind(self, kind):
+        there = np.array([True, True, False, True])
+        ref = ox.curve_fit(line, X[there], Y[there])
+        fit = ox.curve_fit(line, kind(X), kind(Y), mask=kind(there))
+        assert_allclose(fit.perr, ref.perr, rtol=1e-9)
+        gap = np.where(there, Y, np.nan)
+        assert_allclose(ox.curve_fit(line, kind(X), kind(gap), nan_policy="omit").perr, ref.perr)
+        masked = np.ma.masked_array(Y, ~there)
+        assert_allclose(ox.curve_fit(line, kind(X), masked).perr, ref.perr, rtol=1e-9)
+
     def test_traced_omit_and_gradient(self):
         y = np.append(RATES, np.nan)
         t = np.append(DATA["t"], np.nan)
@@ -551,6 +608,25 @@ class TestMaskAndFixed:
         assert_array_equal(fit.pcov[2], 0)
         assert fit.popt[2] == 0.1
         assert "c is fixed" in fit.explain()[0]
+
+
+@pytest.mark.parametrize("under", [lambda f: f, jax.jit])
+def test_a_loop_of_fits_compiles_once(under, caplog):
+    f = under(lambda t, a, b: a / (b + t))
+    t, rng = np.linspace(0.0, 2.0, 17), np.random.default_rng(0)
+    data = [2.0 / (1.5 + t) + 0.01 * rng.normal(size=17) for _ in range(4)]
+    ox.curve_fit(f, t, data[0])
+    short = [(t[:m], data[0][:m]) for m in (9, 12, 15)]
+    padded = list(zip(*ox.pad_data(*zip(*short, strict=True), length=17), strict=True))
+    ox.curve_fit(f, *padded[0][:2], mask=padded[0][2])
+    with jax.log_compiles(), caplog.at_level("WARNING"):
+        fits = [ox.curve_fit(f, t, y) for y in data]
+        gaps = [ox.curve_fit(f, x, y, mask=there) for x, y, there in padded]
+    assert not [r for r in caplog.records if "Compiling" in r.getMessage()]
+    for fit, (x, y) in zip([*fits, *gaps], [*((t, y) for y in data), *short], strict=True):
+        popt, pcov = scipy.optimize.curve_fit(as_scipy(f), x, y)
+        assert_allclose(fit.popt, popt, rtol=1e-5)
+        assert_allclose(fit.pcov, pcov, rtol=1e-4)
 
 
 def test_a_hint_at_many_lengths_is_given_once(monkeypatch, caplog):

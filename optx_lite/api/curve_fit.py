@@ -21,13 +21,14 @@ from ..statistics.covariance import covariance
 from ..statistics.curve import (
     CurveFit,
     Data,
+    Derivative,
     Model,
     minpack_code,
     pivoted_factors,
     residuals,
     residuals_of,
 )
-from ..statistics.orthogonal import at_the_feet, check_pointwise
+from ..statistics.orthogonal import check_pointwise
 from ..statistics.padding import LENGTH_HINT
 from .curve_fit_arguments import (
     bounds_of,
@@ -38,7 +39,7 @@ from .curve_fit_arguments import (
     options_of,
     parameter_names,
 )
-from .least_squares import least_squares
+from .least_squares import least_squares, with_solver
 
 
 class OptimizeWarning(UserWarning):
@@ -184,17 +185,14 @@ def curve_fit(
             f"The number of func parameters={n} must not exceed the number of data points="
             f"{data.y.size}"
         )
-    col_deriv = options.pop("col_deriv", False)
-    if callable(jac):
-        options["jac"] = functools.partial(_jacobian, jac, model, bool(col_deriv))
-    elif jac is not None:
-        options["jac"] = jac
+    derivative = Derivative.of(jac, bool(options.pop("col_deriv", False)), options)
+    options |= derivative.options(model)
     fun, args = residuals_of(model), (data,)
     if not is_data(data.x):
         fun, args = functools.partial(_residuals_of, model, data), ()
     box = bounds_of(bounds, fixed, start)
     try:
-        result = least_squares(fun, start, bounds=box, method=method, args=args, **options)
+        result, solver = with_solver(fun, start, bounds=box, method=method, args=args, **options)
     except ValueError as error:
         if str(error) == MESSAGES[NONFINITE] and data.sigma_x is not None:
             check_pointwise(model, start, data)
@@ -204,7 +202,8 @@ def curve_fit(
     if not (bounded or fixed is not None):
         box = None
     settings = {"absolute_sigma": bool(absolute_sigma), "full_output": bool(full_output)}
-    return _fit_of(result, model, data, start, box, method, jac, options, settings)
+    how = {"solver": solver, "derivative": derivative}
+    return _fit_of(result, model, data, start, box, method, how, options, settings)
 
 
 def _is_bounded(bounds: Bounds) -> bool:
@@ -219,20 +218,6 @@ def _residuals_of(model: Model, data: Data, p: PyTree) -> PyTree:
     return residuals(model, p, data)
 
 
-def _jacobian(jac: Callable, model: Model, transposed: bool, p: PyTree, data: Data) -> PyTree:
-    """The user's Jacobian of the curve as that of the residuals."""
-    x, white = data.x, data.whiten
-    if data.sigma_x is not None:
-        x, white = at_the_feet(model, p, data)
-    rows = Model(jac, model.style)(x, p)
-    whole = jax.tree.map(jnp.asarray, rows)
-    if not jax.tree_util.all_leaves([whole]) and jax.tree_util.all_leaves([p]):
-        whole = jnp.stack([jnp.asarray(row) for row in rows])
-    if transposed:
-        whole = jax.tree.map(jnp.transpose, whole)
-    return jax.tree.map(white, whole)
-
-
 def _fit_of(
     result: PyTree,
     model: Model,
@@ -240,7 +225,7 @@ def _fit_of(
     start: PyTree,
     box: PyTree,
     method: Any,
-    jac: str | bool | Callable | None,
+    how: dict[str, PyTree],
     options: Options,
     settings: dict[str, bool],
 ) -> CurveFit:
@@ -255,7 +240,7 @@ def _fit_of(
         f_scale=options.get("f_scale", 1.0),
         absolute_sigma=settings["absolute_sigma"],
         nobs=nobs,
-        rcond=_error_of(jac, result.fun.dtype),
+        rcond=_error_of(how["derivative"].jac, result.fun.dtype),
         names=parameter_names(model, start),
     )
     popt = result.x
@@ -267,7 +252,7 @@ def _fit_of(
     fit = CurveFit(
         popt=popt, pcov=pcov, result=result, covariance=estimate, data=data, nobs=nobs,
         factors=factors, box=box, f_scale=options.get("f_scale", 1.0),
-        loss=options.get("loss", "linear"), model=model, minpack_codes=by_lm, **settings,
+        loss=options.get("loss", "linear"), model=model, minpack_codes=by_lm, **how, **settings,
     )  # fmt: skip
     if concrete and is_concrete(singular) and bool(singular):
         why = " ".join(fit.explain())

@@ -103,10 +103,7 @@ def data_of(
         raise ValueError(
             f"nan_policy must be one of {{None, 'raise', 'omit'}}: `nan_policy` is {nan_policy!r}."
         )
-    x, y = _as_arrays(xdata), as_array_or_tree(ydata)
-    y = y if isinstance(y, jax.Array) else np.asarray(y)
-    if y.size == 0:
-        raise ValueError("`ydata` must not be empty!")
+    x, (y, mask) = _as_arrays(xdata), _real_data(ydata, mask)
     sigma = None if sigma is None else as_array_or_tree(sigma)
     sigma = sigma if isinstance(sigma, jax.Array) or sigma is None else np.asarray(sigma)
     dtype = _dtype(p0, x, y, sigma, sigma_x)
@@ -125,6 +122,20 @@ def data_of(
     weight = None if sigma is None else _weight(sigma, y, mask, dtype)
     errors = None if sigma_x is None else _errors_of_x(sigma_x, x, y, weight, mask)
     return Data(x, y, weight, mask, errors), p0
+
+
+def _real_data(ydata: PyTree, mask: PyTree) -> tuple[PyTree, PyTree]:
+    """ydata as an array of real numbers, and the mask, with that of a masked array in it."""
+    y = as_array_or_tree(ydata)
+    if isinstance(y, np.ma.MaskedArray):
+        mask = _and(_check_mask(mask, y), ~np.ma.getmaskarray(y).ravel())
+    y = y if isinstance(y, jax.Array) else np.asarray(y)
+    y = y.astype(float) if y.dtype == object else y
+    if y.dtype != bool and (y.dtype.kind in "cSUmM" or not jnp.issubdtype(y.dtype, np.number)):
+        raise ValueError(f"`ydata` must be real numbers, got dtype {y.dtype}.")
+    if y.size == 0:
+        raise ValueError("`ydata` must not be empty!")
+    return y, mask
 
 
 def _namespace(*arrays: PyTree) -> Any:
@@ -258,9 +269,12 @@ def _weight(sigma: PyTree, y: PyTree, mask: PyTree, dtype: DTypeLike) -> PyTree:
     if mask is not None:
         xp = _namespace(sigma, mask)
         sigma = xp.where(mask[:, None] & mask[None, :], sigma, xp.eye(m, dtype=dtype))
-    factor = jnp.linalg.cholesky(jnp.asarray(sigma))
+    sigma = jnp.asarray(sigma)
+    rounding = jnp.finfo(dtype).eps ** 0.5 * jnp.max(jnp.abs(sigma))
+    symmetric = jnp.all(jnp.abs(sigma - sigma.T) <= rounding)
+    factor = jnp.where(symmetric, jnp.linalg.cholesky(sigma), jnp.nan)
     if is_concrete(factor) and not np.all(np.isfinite(np.asarray(factor))):
-        raise ValueError("`sigma` must be positive definite.")
+        raise ValueError("`sigma` must be symmetric and positive definite.")
     return factor
 
 

@@ -168,6 +168,52 @@ def least_squares(
     >>> slope.shape
     (20,)
     """
+    return solved(
+        fun, x0, jac=jac, bounds=bounds, method=method, ftol=ftol, xtol=xtol, gtol=gtol,
+        x_scale=x_scale, loss=loss, f_scale=f_scale, diff_step=diff_step, tr_solver=tr_solver,
+        tr_options=tr_options, jac_sparsity=jac_sparsity, max_nfev=max_nfev, verbose=verbose,
+        args=args, kwargs=kwargs, callback=callback, adjoint=adjoint,
+    )[0]  # fmt: skip
+
+
+def with_solver(
+    fun: Callable[..., PyTree], x0: PyTree, **options: Any
+) -> tuple[Result, AbstractLeastSquaresSolver]:
+    """`least_squares`, with the solver that it took."""
+    parameters = inspect.signature(least_squares).parameters.values()
+    defaults = {p.name: p.default for p in parameters if p.name not in ("fun", "x0", "workers")}
+    unknown = set(options) - set(defaults) - {"workers"}
+    if unknown:
+        raise TypeError(f"least_squares() got an unexpected keyword argument {unknown.pop()!r}")
+    options.pop("workers", None)
+    return solved(fun, x0, **(defaults | options))
+
+
+def solved(
+    fun: Callable[..., PyTree],
+    x0: PyTree,
+    *,
+    jac: Any,
+    bounds: Bounds,
+    method: Any,
+    ftol: float | None,
+    xtol: float | None,
+    gtol: float | None,
+    x_scale: PyTree,
+    loss: Any,
+    f_scale: Number,
+    diff_step: PyTree,
+    tr_solver: str | None,
+    tr_options: Options | None,
+    jac_sparsity: PyTree,
+    max_nfev: int | None,
+    verbose: int,
+    args: tuple,
+    kwargs: Options | None,
+    callback: Callable | None,
+    adjoint: AbstractAdjoint,
+) -> tuple[Result, AbstractLeastSquaresSolver]:
+    """The work of `least_squares`."""
     own = isinstance(method, AbstractLeastSquaresSolver)
     if not own and not (isinstance(method, str) and method in METHODS):
         raise ValueError(
@@ -212,7 +258,7 @@ def least_squares(
         raise
     if not solver.COUNTS_DIFFERENCES and jac in ("2-point", "3-point", "cs"):
         result = eqx.tree_at(lambda r: r.njev, result, None)
-    return result
+    return result, solver
 
 
 def _lacking(problem: LeastSquaresProblem, x: Array) -> str:
@@ -297,7 +343,7 @@ def _check_tolerances(
             warnings.warn(
                 f"Setting `{name}` below the machine epsilon ({EPS:.2e}) effectively "
                 "disables the corresponding termination condition.",
-                stacklevel=3,
+                stacklevel=4,
             )
     if all(not isinstance(tol, Tracer) and tol < EPS for tol in given.values()):
         raise ValueError(

@@ -63,7 +63,8 @@ def sample_consensus(
     refine : bool
         Whether the best model is the start of a robust fit to its inliers by `least_squares`.
     loss : str or callable
-        Of that fit; its ``f_scale`` is ``threshold``.
+        Of that fit, with ``f_scale=threshold``: of each component of a residual (m, d) by itself,
+        as in `least_squares`, not of its norm.
     rng : key, int, numpy.random.Generator, optional
         The same gives the same answer.
 

@@ -18,12 +18,25 @@ from ..jax_support.types import TreeDef
 
 
 def as_array_or_tree(value: PyTree) -> PyTree:
-    """Read numbers, nested lists of numbers and arrays as one array; leave pytrees alone."""
+    """Read numbers, nested lists of numbers and arrays as one array; leave pytrees alone.
+
+    What NumPy reads as one vector is one, as a pandas.Series.
+    """
     if is_numbers(value):
         return (
             jnp.stack([jnp.asarray(v) for v in value]) if _has_array(value) else np.asarray(value)
         )
+    if _is_like_a_vector(value):
+        return np.asarray(value)
     return value
+
+
+def _is_like_a_vector(value: PyTree) -> bool:
+    known = isinstance(value, (np.ndarray, np.generic, jax.Array))
+    if known or not hasattr(value, "__array__") or not jax.tree_util.all_leaves([value]):
+        return False
+    array = np.asarray(value)
+    return array.ndim == 1 and array.dtype.kind in "biuf"
 
 
 def is_numbers(value: PyTree) -> bool:

@@ -36,13 +36,13 @@ from ..linalg import safe_sqrt
 from ..problem.losses import check_loss
 from ..problem.pytrees import Unravel, is_concrete
 from ..problem.random_keys import as_key
-from .curve import CurveFit, Data, check_one, refitting
+from ..solvers.traced import traced
+from .curve import CurveFit, Data, check_one, problem_of
 from .influence import free_jacobian, leverages
 from .quantiles import probability
 
 KINDS = ("parametric", "residual")
 INTERVALS = ("percentile", "bca")
-TOLERANCE = 1e-8  # of the fits, which is curve_fit's own
 
 
 class Bootstrap(eqx.Module):
@@ -148,7 +148,7 @@ class Bootstrap(eqx.Module):
 
 def bootstrap(
     fit: CurveFit,
-    key: int | Key[Array, ""],
+    key: int | Key[Array, ""] | None,
     *,
     samples: int = 1000,
     kind: str = "parametric",
@@ -161,9 +161,10 @@ def bootstrap(
     Parameters
     ----------
     fit : CurveFit
-        Each sample is fitted from its parameters, with its bounds and loss.
+        Each sample is fitted from its parameters, with its bounds, loss, method, derivative and
+        tolerances.
     key : int, key of jax.random, or whatever SciPy takes for ``rng``
-        Of the random numbers: the same gives the same samples.
+        Of the random numbers: the same gives the same samples, None others each time.
     samples : int
         How many fits.
     kind : {'parametric', 'residual'}
@@ -222,8 +223,8 @@ def _check(fit: PyTree, samples: object, kind: object) -> None:
 
 def _refit(fit: CurveFit, data: Data) -> tuple[Float[Array, " n"], Bool[Array, ""]]:
     """The parameters of other data, flat, and whether the fit succeeded."""
-    problem, solver, x = refitting(fit, data, TOLERANCE)
-    result: PyTree = ImplicitAdjoint().solve(solver, problem, x)
+    problem, x = problem_of(fit, data)
+    result: PyTree = ImplicitAdjoint().solve(traced(fit.solver, problem, x), problem, x)
     return result.x, result.success
 
 

@@ -39,7 +39,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from ..linalg import norm, safe_sqrt
+from ..linalg import safe_sqrt
 from ..problem.arguments import check_bounds
 from ..problem.least_squares import least_squares_problem
 from ..problem.losses import Loss, check_loss
@@ -48,7 +48,7 @@ from ..problem.pytrees import Unravel, is_concrete, ravel, widest
 from ..results.least_squares import Result
 from ..results.minimize import MinimizeResult
 from .factors import default_rcond, inverse_of_gram, inverse_of_hessian
-from .large import column_lengths, factor_of, inverse_block, is_large, positions, written_out
+from .large import column_lengths, factor_of, inverse_block, positions, written_out
 from .names import names_of
 from .singular import describe_null
 
@@ -59,13 +59,23 @@ NOT_AT_MINIMUM = 0.1  # of a standard deviation: a minimum of a likelihood is to
 
 
 def per_lane(compute: Callable[[Any], Any]) -> Any:
-    """A property of one covariance, which of a batch is that of each lane."""
+    """A property of one fit or covariance, which of a batch is that of each lane."""
 
     @functools.wraps(compute)
     def of(self: Any) -> Any:
-        return jax.vmap(of)(self) if jnp.ndim(self.x) > 1 else compute(self)
+        x = self.x if isinstance(self, Covariance) else self.covariance.x
+        return jax.vmap(of)(self) if jnp.ndim(x) > 1 else compute(self)
 
     return property(of)
+
+
+def check_no_batch(argument: str, scalar: Any) -> None:
+    """Raise where what is a scalar in one answer is not one."""
+    if jnp.ndim(scalar):
+        raise ValueError(
+            f"`{argument}` must be one, not a batch: use jax.vmap, or take one, "
+            "jax.tree.map(lambda leaf: leaf[0], batch)."
+        )
 
 
 class Covariance(eqx.Module):
@@ -271,6 +281,7 @@ def covariance(
     """
     if hessian not in HESSIANS:
         raise ValueError(f"`hessian` must be one of {HESSIANS}, got {hessian!r}.")
+    check_no_batch("result", getattr(result, "status", None))
     if isinstance(result, MinimizeResult):
         return _of_likelihood(result, fun, args, kwargs, bounds, rcond, names)
     if not isinstance(result, Result):
@@ -289,8 +300,7 @@ def covariance(
         lower, upper, _ = check_bounds(bounds, result.x, x)
         closed = lower == upper
     if parameters is not None:
-        lengths = column_lengths(result.jac) if is_large(result.jac) else _lengths(result.jac)
-        mask = _pressed(mask, closed, gradient, lengths, result.cost)
+        mask = _pressed(mask, closed, gradient, column_lengths(result.jac), result.cost)
         at = positions(parameters, names)
         count = f.shape[0] if nobs is None else nobs
         chosen = _of_chosen(absolute_sigma, result, x, mask, jnp.array(at), count)
@@ -339,10 +349,6 @@ def _layout(x: Any, names: Any) -> tuple[tuple[str, ...], Unravel, Array]:
     return names, Unravel.like(x), flat
 
 
-def _lengths(jac: Array) -> Array:
-    return jax.vmap(norm)(jac.T)
-
-
 def _pressed(mask: Array, closed: Array, gradient: Array, lengths: Array, cost: Array) -> Array:
     """The active mask without the variables that their bound does not hold; 2 where lb = ub.
 
@@ -375,7 +381,7 @@ def _of_least_squares(
 ) -> tuple[dict[str, Array], Array]:
     """The fields of a `Covariance`, and whether the loss is that of the result."""
     absolute_sigma, rcond = static
-    mask = _pressed(*at_bounds, gradient, _lengths(jac), cost)
+    mask = _pressed(*at_bounds, gradient, column_lengths(jac), cost)
     held = mask != 0
     expected = loss.cost(f)
     consistent = jnp.abs(cost - expected) <= jnp.finfo(x.dtype).eps ** 0.5 * jnp.abs(expected)

@@ -13,13 +13,14 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
+from ..derivatives import AbstractJacobian
 from ..functions import is_jitted, kept_with
 from ..jax_support.types import Count, Number, Options
 from ..problem.least_squares import LeastSquaresProblem, least_squares_problem
 from ..problem.pytrees import is_concrete
-from ..solvers import AbstractLeastSquaresSolver, LevenbergMarquardt, TrustRegionReflective
-from .covariance import Covariance
-from .orthogonal import distances, foot, points_of
+from ..solvers import AbstractLeastSquaresSolver
+from .covariance import Covariance, check_no_batch, per_lane
+from .orthogonal import at_the_feet, distances, foot, points_of
 from .report import fit_report
 
 
@@ -126,6 +127,56 @@ def residuals_of(model: Model) -> Callable[[PyTree, Data], Array]:
     return kept_with(model.fun, model.style, jitted)
 
 
+class Derivative(eqx.Module):
+    """How the Jacobian of a fit was computed.
+
+    Attributes
+    ----------
+    jac : str, callable or None, static
+        The name of a scheme, the user's Jacobian of the curve, or None for the default.
+    scheme : AbstractJacobian or None
+        In place of ``jac``.
+    transposed : bool, static
+        Whether ``jac`` gives (n, m).
+    diff_step : scalar, array, or None
+    """
+
+    scheme: AbstractJacobian | None
+    diff_step: PyTree
+    jac: str | Callable | None = eqx.field(static=True)
+    transposed: bool = eqx.field(static=True)
+
+    @classmethod
+    def of(cls, jac: PyTree, transposed: bool, options: Options) -> Derivative:
+        """Of the arguments of `curve_fit`."""
+        own = isinstance(jac, AbstractJacobian)
+        scheme, named = (jac, None) if own else (None, jac)
+        return cls(scheme, options.get("diff_step"), named, transposed)
+
+    def options(self, model: Model) -> Options:
+        """Arguments for a least-squares problem of the residuals of the model."""
+        jac = self.jac if self.scheme is None else self.scheme
+        if jac is None:
+            return {"diff_step": self.diff_step}
+        if self.scheme is None and callable(jac):
+            jac = functools.partial(jacobian, jac, model, self.transposed)
+        return {"jac": jac, "diff_step": self.diff_step}
+
+
+def jacobian(jac: Callable, model: Model, transposed: bool, p: PyTree, data: Data) -> PyTree:
+    """The user's Jacobian of the curve as that of the residuals."""
+    x, white = data.x, data.whiten
+    if data.sigma_x is not None:
+        x, white = at_the_feet(model, p, data)
+    rows = Model(jac, model.style)(x, p)
+    whole = jax.tree.map(jnp.asarray, rows)
+    if not jax.tree_util.all_leaves([whole]) and jax.tree_util.all_leaves([p]):
+        whole = jnp.stack([jnp.asarray(row) for row in rows])
+    if transposed:
+        whole = jax.tree.map(jnp.transpose, whole)
+    return jax.tree.map(white, whole)
+
+
 class CurveFit(eqx.Module):
     """The answer of `curve_fit`: unpacks as SciPy's, and knows more.
 
@@ -154,6 +205,8 @@ class CurveFit(eqx.Module):
         Those of the fit, what is fixed included.
     loss, f_scale
         Those of the fit; ``loss`` static.
+    solver, derivative
+        By which it was solved, and how its Jacobian was computed.
     """
 
     popt: PyTree
@@ -165,6 +218,8 @@ class CurveFit(eqx.Module):
     factors: PyTree
     box: PyTree
     f_scale: Number
+    solver: AbstractLeastSquaresSolver
+    derivative: Derivative
     loss: str | Callable = eqx.field(static=True)
     model: Model = eqx.field(static=True)
     absolute_sigma: bool = eqx.field(static=True)
@@ -195,7 +250,7 @@ class CurveFit(eqx.Module):
         """The same in words; None inside of ``jit``."""
         return self.result.message if is_concrete(self.result.status) else None
 
-    @property
+    @per_lane
     def r_squared(self) -> Array:
         """1 - chi² / chi²_0, the latter of the best constant with the same weights."""
         f = self.result.fun
@@ -205,10 +260,12 @@ class CurveFit(eqx.Module):
         return 1 - (f @ f) / (from_constant @ from_constant)
 
     def predict(self, x: PyTree = None) -> Array:
-        """The fitted curve at x, by default at the data."""
+        """The fitted curve at x, by default at the data; of a batch that of each lane."""
+        if _is_batch(self):
+            return jax.vmap(lambda fit: fit.predict(x))(self)
         return self.model(self.data.x if x is None else x, self.popt)
 
-    @property
+    @per_lane
     def delta(self) -> Array | None:
         """The estimated errors of x, of its shape; None where it was taken to have none."""
         if self.data.sigma_x is None:
@@ -250,25 +307,23 @@ class CurveFit(eqx.Module):
         return self._values()[index]
 
 
-def refitting(
-    fit: CurveFit, data: Data, tolerance: float
-) -> tuple[LeastSquaresProblem, AbstractLeastSquaresSolver, Float[Array, " n"]]:
-    """The problem of a fit with these data, a solver, and the parameters of the fit, flat."""
+def problem_of(fit: CurveFit, data: Data) -> tuple[LeastSquaresProblem, Float[Array, " n"]]:
+    """The problem of a fit with these data, and the parameters of the fit, flat."""
     problem, x = least_squares_problem(
-        residuals_of(fit.model), fit.result.x, args=(data,), bounds=fit.box,
-        loss=fit.loss, f_scale=fit.f_scale,
+        residuals_of(fit.model), fit.result.x, args=(data,), bounds=fit.box, loss=fit.loss,
+        f_scale=fit.f_scale, **fit.derivative.options(fit.model),
     )  # fmt: skip
-    solver = TrustRegionReflective if problem.bounded else LevenbergMarquardt
-    return problem, solver(tolerance, tolerance, tolerance), jnp.asarray(x)
+    return problem, jnp.asarray(x)
 
 
-def check_one(fit: CurveFit) -> None:
+def _is_batch(fit: CurveFit) -> bool:
+    return jnp.ndim(fit.covariance.x) != 1
+
+
+def check_one(fit: CurveFit | Covariance) -> None:
     """Raise for a batch of fits."""
-    if jnp.ndim(fit.covariance.x) != 1:
-        raise ValueError(
-            "`fit` must be one fit, not a batch: use jax.vmap, or take one, "
-            "jax.tree.map(lambda leaf: leaf[0], fit)."
-        )
+    estimate = fit if isinstance(fit, Covariance) else fit.covariance
+    check_no_batch("fit", estimate.rank)
 
 
 def minpack_code(status: int | Array) -> PyTree:

@@ -25,7 +25,7 @@ from jaxtyping import Array
 from ..derivatives.blocks import two_groups
 from ..derivatives.compressed import LARGEST
 from ..derivatives.sparsity import sparsity
-from ..linalg import equilibrate, solve_by_products
+from ..linalg import equilibrate, norm, solve_by_products
 from ..linalg.two_groups import Pairs, TwoGroupMatrix
 from ..problem.pytrees import is_concrete
 
@@ -63,12 +63,12 @@ def _products(jac: Any) -> tuple[Callable[[Array], Array], Callable[[Array], Arr
 
 def column_lengths(jac: Any) -> Array:
     """Norms of the columns, (n,); estimated where only products are known."""
+    if not is_large(jac):
+        return jax.vmap(norm)(jac.T)
     if isinstance(jac, BCOO):
         squares = jnp.zeros(jac.shape[1], jac.dtype).at[jac.indices[:, 1]].add(jac.data**2)
-    elif is_large(jac):
-        squares = jac.squared_columns()
     else:
-        squares = jnp.sum(jac**2, axis=0)
+        squares = jac.squared_columns()
     return jnp.sqrt(squares)
 
 

@@ -29,12 +29,15 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 from ..driver.adjoint import ImplicitAdjoint
 from ..jax_support.control_flow import while_loop
 from ..jax_support.types import Number
+from ..linalg import safe_divide, safe_sqrt
 from ..problem.bounds import step_to_bound
 from ..problem.least_squares import LeastSquaresProblem
 from ..problem.pytrees import is_concrete
 from ..results.least_squares import Result
+from ..solvers import LevenbergMarquardt, TrustRegionReflective
 from ..solvers.least_squares.base import AbstractLeastSquaresSolver
-from .curve import CurveFit, check_one, refitting
+from .curve import CurveFit, check_one, problem_of
+from .large import column_lengths
 from .propagation import freedom
 from .quantiles import half_width, probability, radius
 
@@ -124,11 +127,9 @@ def profile_intervals(
     0.98 1.09
     """
     rows = _rows(fit, names)
-    x, sigma = fit.covariance.x, fit.covariance.flat_stderr
+    x, size = fit.covariance.x, _sizes(fit)
     n, k = x.shape[0], len(rows)
     eye = jnp.eye(n, dtype=x.dtype)[jnp.array(rows)]
-    # Where there is no error the search starts at the size of the parameter.
-    size = jnp.where(jnp.isfinite(sigma) & (sigma > 0), sigma, jnp.maximum(jnp.abs(x), 1))
     ray = eye * size[None, :]
     rays = jnp.stack([-ray, ray], axis=1).reshape(2 * k, n)
     q = _quantile(level, fit)
@@ -140,6 +141,25 @@ def profile_intervals(
         x[jnp.array(rows)], ends[:, 0], ends[:, 1], status.reshape(k, 2),
         tuple(fit.covariance.names[i] for i in rows), level,
     )  # fmt: skip
+
+
+def _sizes(fit: CurveFit) -> Float[Array, " n"]:
+    """Where a search starts, in each parameter's own units.
+
+    The standard error; where there is none that of a fit with all others held; where the curve does
+    not depend on the parameter its own size, or that of the box.
+    """
+    estimate, box = fit.covariance, problem_of(fit, fit.data)[0]
+    length = column_lengths(fit.result.jac)
+    size = jnp.ones_like(length)
+    for better in (
+        box.upper - box.lower,
+        jnp.abs(estimate.x),
+        safe_divide(safe_sqrt(estimate.variance), length),
+        estimate.flat_stderr,
+    ):
+        size = jnp.where(jnp.isfinite(better) & (better > 0), better, size)
+    return size
 
 
 def contour(
@@ -215,7 +235,7 @@ def profile_curves(
     """
     rows = _rows(fit, ends.names)
     x, at = fit.covariance.x, jnp.array(rows)
-    sigma = fit.covariance.flat_stderr[at]
+    sigma = _sizes(fit)[at]
     below, above = (
         1.5 * jnp.where(jnp.isfinite(side), jnp.abs(side - ends.value), 3 * sigma)
         for side in (ends.lower, ends.upper)
@@ -288,7 +308,9 @@ def _held_problem(
     fit: CurveFit,
 ) -> tuple[LeastSquaresProblem, AbstractLeastSquaresSolver, Array, Array]:
     """The problem with bounds which may be closed, its solver, its x and s²."""
-    problem, solver, x = refitting(fit, fit.data, TOLERANCE)
+    problem, x = problem_of(fit, fit.data)
+    kind = TrustRegionReflective if problem.bounded else LevenbergMarquardt
+    solver = kind(TOLERANCE, TOLERANCE, TOLERANCE)
     problem = dataclasses.replace(problem, bounded=True)
     variance = jnp.where(jnp.isfinite(fit.covariance.variance), fit.covariance.variance, jnp.nan)
     return problem, solver, x, variance

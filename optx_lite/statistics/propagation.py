@@ -70,9 +70,9 @@ def propagate(
     0.67 0.03
     """
     if isinstance(fit, CurveFit):
-        check_one(fit)
         fit = fit.covariance
     if isinstance(fit, Covariance):
+        check_one(fit)
         x, restore = fit.x, fit.restore
     else:
         dtype = widest(jnp.result_type(leaf) for leaf in jax.tree.leaves(fit))

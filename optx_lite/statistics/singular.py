@@ -78,7 +78,7 @@ def _sentence(
             far[moving] = x[moving] * np.exp(FAR * powers)
             if unchanged(far):
                 return f"{together} enter only as {_monomial(powers, who)}."
-        far[moving] = x[moving] + FAR * max(1.0, abs(x[moving[0]])) * step
+        far[moving] = x[moving] + FAR * (np.max(np.abs(x[moving] / step)) or 1.0) * step
         if unchanged(far):
             return f"{together} enter only as {_combination(step, who)}."
     if powers is not None:
