@@ -202,7 +202,7 @@ def curve_fit(
     if not (bounded or fixed is not None):
         box = None
     settings = {"absolute_sigma": bool(absolute_sigma), "full_output": bool(full_output)}
-    how = {"solver": solver, "derivative": derivative}
+    how: dict[str, Any] = {"solver": solver, "derivative": derivative}
     return _fit_of(result, model, data, start, box, method, how, options, settings)
 
 
@@ -225,7 +225,7 @@ def _fit_of(
     start: PyTree,
     box: PyTree,
     method: Any,
-    how: dict[str, PyTree],
+    how: dict[str, Any],
     options: Options,
     settings: dict[str, bool],
 ) -> CurveFit:
@@ -252,7 +252,8 @@ def _fit_of(
     fit = CurveFit(
         popt=popt, pcov=pcov, result=result, covariance=estimate, data=data, nobs=nobs,
         factors=factors, box=box, f_scale=options.get("f_scale", 1.0),
-        loss=options.get("loss", "linear"), model=model, minpack_codes=by_lm, **how, **settings,
+        loss=options.get("loss", "linear"), model=model, minpack_codes=by_lm,
+        solver=how["solver"], derivative=how["derivative"], **settings,
     )  # fmt: skip
     if concrete and is_concrete(singular) and bool(singular):
         why = " ".join(fit.explain())

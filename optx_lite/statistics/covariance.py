@@ -349,7 +349,7 @@ def _layout(x: Any, names: Any) -> tuple[tuple[str, ...], Unravel, Array]:
     return names, Unravel.like(x), flat
 
 
-def _pressed(mask: Array, closed: Array, gradient: Array, lengths: Array, cost: Array) -> Array:
+def _pressed(mask: Array, closed: Any, gradient: Array, lengths: Array, cost: Array) -> Array:
     """The active mask without the variables that their bound does not hold; 2 where lb = ub.
 
     SciPy's mask has those near a bound in the metric of the solve: also one that is small beside
@@ -373,7 +373,7 @@ def _of_least_squares(
     jac: Array,
     gradient: Array,
     cost: Array,
-    at_bounds: tuple[Array, Array],
+    at_bounds: tuple[Array, Any],
     success: Array,
     loss: Loss,
     nobs: Array,

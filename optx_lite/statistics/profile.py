@@ -19,6 +19,7 @@ all rays of all parameters are lanes of one `vmap`.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 
 import equinox as eqx
@@ -36,6 +37,7 @@ from ..problem.pytrees import is_concrete
 from ..results.least_squares import Result
 from ..solvers import LevenbergMarquardt, TrustRegionReflective
 from ..solvers.least_squares.base import AbstractLeastSquaresSolver
+from .covariance import Covariance
 from .curve import CurveFit, check_one, problem_of
 from .large import column_lengths
 from .propagation import freedom
@@ -126,31 +128,43 @@ def profile_intervals(
     >>> print(f"{ends.lower[0]:.2f} {ends.upper[0]:.2f}")
     0.98 1.09
     """
-    rows = _rows(fit, names)
-    x, size = fit.covariance.x, _sizes(fit)
-    n, k = x.shape[0], len(rows)
-    eye = jnp.eye(n, dtype=x.dtype)[jnp.array(rows)]
+    rows = tuple(_rows(fit, names))
+    problem, solver, x, variance = _held_problem(fit)
+    dtype = fit.covariance.x.dtype
+    value, ends, status = _intervals(
+        rows, problem, solver, x, variance, fit.result.cost, fit.result.jac, fit.covariance,
+        probability(level, dtype), freedom(fit, dtype),
+    )  # fmt: skip
+    names = tuple(fit.covariance.names[i] for i in rows)
+    return ProfileIntervals(value, ends[:, 0], ends[:, 1], status, names, level)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _intervals(
+    rows: tuple[int, ...], problem: LeastSquaresProblem, solver: AbstractLeastSquaresSolver,
+    x: Array, variance: Array, cost: Array, jac: PyTree, estimate: Covariance, within: Array,
+    dof: Array,
+) -> tuple[Array, Array, Array]:  # fmt: skip
+    at, n, k = jnp.array(rows), x.shape[0], len(rows)
+    size = _sizes(estimate, jac, problem)
+    eye = jnp.eye(n, dtype=x.dtype)[at]
     ray = eye * size[None, :]
     rays = jnp.stack([-ray, ray], axis=1).reshape(2 * k, n)
-    q = _quantile(level, fit)
-    distance, status = _distances(fit, rays, jnp.repeat(eye != 0, 2, axis=0), q)
-    ends = x[jnp.array(rows)][:, None] + (
-        distance.reshape(k, 2) * size[jnp.array(rows)][:, None] * jnp.array([[-1.0, 1.0]], x.dtype)
-    )
-    return ProfileIntervals(
-        x[jnp.array(rows)], ends[:, 0], ends[:, 1], status.reshape(k, 2),
-        tuple(fit.covariance.names[i] for i in rows), level,
-    )  # fmt: skip
+    held = jnp.repeat(eye != 0, 2, axis=0)
+    q = half_width(within, dof)
+    distance, status = _search(problem, solver, x, cost, variance, rays, held, q)
+    away = distance.reshape(k, 2) * size[at][:, None] * jnp.array([[-1.0, 1.0]], x.dtype)
+    return x[at], x[at][:, None] + away, status.reshape(k, 2)
 
 
-def _sizes(fit: CurveFit) -> Float[Array, " n"]:
+@jax.jit
+def _sizes(estimate: Covariance, jac: PyTree, box: LeastSquaresProblem) -> Float[Array, " n"]:
     """Where a search starts, in each parameter's own units.
 
     The standard error; where there is none that of a fit with all others held; where the curve does
     not depend on the parameter its own size, or that of the box.
     """
-    estimate, box = fit.covariance, problem_of(fit, fit.data)[0]
-    length = column_lengths(fit.result.jac)
+    length = column_lengths(jac)
     size = jnp.ones_like(length)
     for better in (
         box.upper - box.lower,
@@ -235,14 +249,14 @@ def profile_curves(
     """
     rows = _rows(fit, ends.names)
     x, at = fit.covariance.x, jnp.array(rows)
-    sigma = _sizes(fit)[at]
+    problem, solver, start, variance = _held_problem(fit)
+    sigma = _sizes(fit.covariance, fit.result.jac, problem)[at]
     below, above = (
         1.5 * jnp.where(jnp.isfinite(side), jnp.abs(side - ends.value), 3 * sigma)
         for side in (ends.lower, ends.upper)
     )
     part = jnp.linspace(0, 1, points, dtype=x.dtype)[None, :]
     grid = (ends.value - below)[:, None] + part * (below + above)[:, None]
-    problem, solver, start, variance = _held_problem(fit)
     grid = jnp.clip(grid, problem.lower[at][:, None], problem.upper[at][:, None])
     held = jnp.eye(x.shape[0], dtype=bool)[at]
     rise = _rises(problem, solver, start, fit.result.cost, variance, held, grid)
