@@ -72,8 +72,8 @@ def test_refits_as_the_fit_was_made():
     assert_allclose(ox.bootstrap(by_differences, 0, samples=4).x, few.x, rtol=1e-5)
     ends = ox.profile_intervals(by_differences, ["b"])
     assert_allclose(ends.lower, ox.profile_intervals(FIT, ["b"]).lower, rtol=1e-5)
-    loose = ox.curve_fit(decay, T, Y, sigma=SIGMA, method=ox.Dogbox(gtol=0.3, ftol=0, xtol=0))
-    assert np.max(np.abs(ox.bootstrap(loose, 0, samples=4).x - few.x)) > 1e-4
+    loose = ox.curve_fit(decay, T, Y, sigma=SIGMA, ftol=1e-2, xtol=1e-2, gtol=1e-2)
+    assert np.max(np.abs(ox.bootstrap(loose, 0, samples=4).x - few.x)) > 1e-7
 
 
 def test_bca_of_a_mean_is_scipys():

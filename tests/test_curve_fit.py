@@ -624,7 +624,7 @@ def test_a_loop_of_fits_compiles_once(under, caplog):
         gaps = [ox.curve_fit(f, x, y, mask=there) for x, y, there in padded]
     assert not [r for r in caplog.records if "Compiling" in r.getMessage()]
     for fit, (x, y) in zip([*fits, *gaps], [*((t, y) for y in data), *short], strict=True):
-        popt, pcov = scipy.optimize.curve_fit(as_scipy(f), x, y)
+        popt, pcov = scipy.optimize.curve_fit(as_scipy(f), x, y, [1.0, 1.0])
         assert_allclose(fit.popt, popt, rtol=1e-5)
         assert_allclose(fit.pcov, pcov, rtol=1e-4)
 
