@@ -435,9 +435,9 @@ class TestProfiles:
     def test_do_not_depend_on_units(self):
         # Where there is no standard error to start from: at a bound, and where nothing depends.
         unit = 1e-9
+        in_units = lambda u: lambda t, a, b, c: a / u * jnp.exp(-b * t) + c / u
         for u in (1.0, unit):
-            f = lambda t, a, b, c, u=u: a / u * jnp.exp(-b * t) + c / u
-            fit = ox.curve_fit(f, T, Y, [u, 1.0, u], bounds=([0, 0, 0.32 * u], np.inf))
+            fit = ox.curve_fit(in_units(u), T, Y, [u, 1, u], bounds=([0, 0, 0.32 * u], np.inf))
             ends = ox.profile_intervals(fit, ["c"])
             assert ends.status[0, 0] == 2
             if u == 1:

@@ -631,7 +631,7 @@ def test_a_loop_of_fits_compiles_once(under, caplog):
 
 def test_a_hint_at_many_lengths_is_given_once(monkeypatch, caplog):
     monkeypatch.setattr(curve_fit_module, "LENGTH_HINT", padding.LengthHint())
-    monkeypatch.setattr(curve_fit_module, "least_squares", _no_fit)
+    monkeypatch.setattr(curve_fit_module, "with_solver", _no_fit)
     for f in (line, decay):
         for k, m in enumerate((4, 5, 5, 5, 6, 7, 8, 9, 10)):
             with pytest.raises(NotImplementedError):
