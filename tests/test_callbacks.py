@@ -207,23 +207,27 @@ def test_exceptions_pass_through_eager_transformations(transform, solve):
     class Mine(BaseException):
         pass
 
-    for kind in (Mine, KeyError, KeyboardInterrupt):
-        calls, error = [], kind("mine")
+    calls, error = [], None
 
-        def callback(x, calls=calls, error=error):
-            calls.append(x)
+    def callback(x):  # one function, one program
+        calls.append(x)
+        if error is not None:
             raise error
 
+    for kind in (Mine, KeyError, KeyboardInterrupt):
+        calls.clear()
+        error = kind("mine")
         with pytest.raises(kind) as caught:
-            EAGERLY[transform](lambda c, callback=callback: solve(c, callback))
+            EAGERLY[transform](lambda c: solve(c, callback))
         assert caught.value is error
         assert len(calls) == 1, "no lane goes on"
         frames = traceback.extract_tb(error.__traceback__)
         assert frames[-1].name == "callback"
-    assert not _monitor._LISTENERS
-    seen = []
-    EAGERLY[transform](lambda c: solve(c, lambda x: seen.append(x)))
-    assert seen
+        assert not _monitor._LISTENERS
+    calls.clear()
+    error = None
+    EAGERLY[transform](lambda c: solve(c, callback))
+    assert calls
     assert not _monitor._LISTENERS
 
 

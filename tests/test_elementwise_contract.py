@@ -79,15 +79,20 @@ def test_forward_is_reverse_and_finite_only_where_the_search_moves_so(name):
 
     def solve(c):
         res = search(f, c)
-        return res.x, res.value
+        return (res.x, res.value), res.success
 
-    answer, pushed = jax.jvp(solve, (c,), (jnp.ones_like(c),))
-    moved = jax.jit(solve)
-    success = search(f, c).success
+    @jax.jit
+    def derivatives(c):
+        """Of x and of the value, forward and in reverse; each lane has its own c."""
+        (answer, push, success), along = jax.linearize(solve, c, has_aux=True), jnp.ones_like(c)
+        pulls = [jax.linear_transpose(lambda v, i=i: push(v)[i], c) for i in range(2)]
+        return answer, push(along), [pull(along)[0] for pull in pulls], success
+
+    answer, pushed, both_pulled, success = derivatives(c)
     heights = jnp.nanmax(jnp.abs(f(answer[0] + 1, c) - answer[1]), axis=1)
-    ahead, behind = moved(c + STEP), moved(c - STEP)
+    ahead, behind = derivatives(c + STEP)[0], derivatives(c - STEP)[0]
     for i, what in enumerate(("x", "value")):
-        pulled = jax.grad(lambda c, i=i: solve(c)[i].sum())(c)
+        pulled = both_pulled[i]
         for k, case in enumerate(functions):
             message = f"{case}: {what}"
             seen = (ahead[i][k] - behind[i][k]) / (2 * STEP)

@@ -172,10 +172,14 @@ def test_derivative(n):
     def solve(c):
         return ox.least_squares(shifted, -jnp.ones(n), args=(c,), jac_sparsity=1)
 
-    x, vjp = jax.vjp(lambda c: solve(c).x, c)
-    inverse = np.linalg.inv(jax.jacfwd(broyden)(x))
-    np.testing.assert_allclose(vjp(pull)[0], pull @ inverse, rtol=1e-6, atol=1e-8)
-    found, moved = jax.jvp(solve, (c,), (pull,))
+    @jax.jit
+    def derivatives(c):
+        found, push = jax.linearize(solve, c)
+        return found, push(pull), jax.linear_transpose(lambda v: push(v).x, c)(pull)[0]
+
+    found, moved, pulled = derivatives(c)
+    inverse = np.linalg.inv(jax.jacfwd(broyden)(found.x))
+    np.testing.assert_allclose(pulled, pull @ inverse, rtol=1e-6, atol=1e-8)
     np.testing.assert_allclose(moved.x, inverse @ pull, rtol=1e-6, atol=1e-8)
     # J has 3 - 2 x on its diagonal, and constants beside it.
     d_jac = BCOO((moved.jac.data, found.jac.indices), shape=(n, n)).todense()

@@ -115,7 +115,7 @@ def test_the_derivative_of_lanes_that_talk_to_each_other():
         one = lambda y: ox.least_squares(fun, P0, args=(y,), xtol=1e-12).x
         return jax.vmap(one, axis_name="lanes")(ys)[0, 0]
 
-    alone = jax.grad(lambda y: fit(y, xtol=1e-12).x[0])(YS.mean(axis=0))
+    alone = jax.jit(jax.grad(lambda y: fit(y, xtol=1e-12).x[0]))(YS.mean(axis=0))
     assert_allclose(jax.jit(jax.grad(first))(YS), np.broadcast_to(alone / 4, YS.shape), atol=1e-8)
 
 
@@ -248,7 +248,8 @@ def test_float32_in_float32_out(method, loss):
     assert res.success, "default tolerances end by a true test"
     assert res.nfev < 60
     assert_allclose(res.x, expected(loss=loss, f_scale=0.5), atol=2e-3)
-    assert dtypes(fit(Y, P0, method=method, loss=loss, f_scale=0.5)) == {"float64"}
+    double = jax.eval_shape(lambda: fit(Y, P0, method=method, loss=loss, f_scale=0.5))
+    assert {double[name].dtype.name for name in FLOATS} == {"float64"}
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -281,7 +282,7 @@ def test_x64_off(x64_off):
         assert dtypes(res) == {"float32"}
         assert res.success
         assert_allclose(res.x, expected(), atol=2e-3)
-    got = jax.jacrev(lambda y: fit(y).x)(jnp.asarray(Y))
+    got = jax.jit(jax.jacrev(lambda y: fit(y).x))(jnp.asarray(Y))
     assert got.dtype == np.float32
     assert np.isfinite(got).all()
 
@@ -460,8 +461,10 @@ def test_a_fixed_variable_beside_an_active_one(method):
     assert_allclose(res.x, [e @ (Y - 0.7) / (e @ e), 1.0, 0.7], rtol=1e-9)
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("jac", ["2-point", "3-point"])
+@pytest.mark.parametrize(
+    "method, jac",
+    [("trf", "2-point"), ("trf", "3-point"), ("dogbox", "3-point"), ("lm", "2-point")],
+)
 def test_a_fixed_variable_with_differences(method, jac):
     bounds = (np.array([-INF, 1.0, -INF]), np.array([INF, 1.0, INF]))
     res = ox.least_squares(decay, P0, jac, bounds, method, args=(Y,))
