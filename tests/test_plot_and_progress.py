@@ -84,7 +84,7 @@ class TestPictures:
 
     def test_one_fit_of_one_variable(self, fit):
         batch = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), fit)
-        with pytest.raises(ValueError, match="one fit"):
+        with pytest.raises(ValueError, match="must be one, not a batch"):
             ox.plot.fit(batch)
 
 
