@@ -396,3 +396,14 @@ def test_each_solve_sees_what_has_changed():
             expected = target() ** power
             np.testing.assert_allclose(solve(1.0), expected, rtol=1e-6)
             np.testing.assert_allclose(jax.jacfwd(solve)(1.0), power * expected, rtol=1e-5)
+
+
+def test_a_jitted_function_whose_cache_was_cleared():
+    settings = types.SimpleNamespace(height=1.0)
+    fun = jax.jit(lambda x: x - settings.height)
+
+    def change():
+        settings.height = 3.0
+        fun.clear_cache()
+
+    assert_follows(fun, change)

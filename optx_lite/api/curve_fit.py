@@ -26,7 +26,6 @@ from ..statistics.curve import (
     minpack_code,
     pivoted_factors,
     residuals,
-    residuals_of,
 )
 from ..statistics.orthogonal import check_pointwise
 from ..statistics.padding import LENGTH_HINT
@@ -187,7 +186,7 @@ def curve_fit(
         )
     derivative = Derivative.of(jac, bool(options.pop("col_deriv", False)), options)
     options |= derivative.options(model)
-    fun, args = residuals_of(model), (data,)
+    fun, args = functools.partial(residuals, model), (data,)
     if not is_data(data.x):
         fun, args = functools.partial(_residuals_of, model, data), ()
     box = bounds_of(bounds, fixed, start)

@@ -58,14 +58,6 @@ CALLS = {
 RESHARD = frozenset({"reshard", "mesh_cast", "sharding_constraint"})
 
 
-def is_jitted(fun: Any) -> bool:
-    """Whether JAX decides when this function is traced: what `jax.jit` returns."""
-    return isinstance(fun, _JITTED)
-
-
-_JITTED = type(jax.jit(lambda: 0))
-
-
 def shape_of(atom: Any) -> tuple[int, ...]:
     """The shape of what an atom of a jaxpr stands for."""
     return atom.aval.shape

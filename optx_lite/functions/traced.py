@@ -12,8 +12,7 @@ function like any other argument, and
 What `fun` computes may depend on all that Python code can read: closures, globals, files, a
 redefined helper. So it is traced each time; nothing else is safe. A function under `jax.jit` is
 traced by JAX when JAX finds that to be necessary, and what was worked out of its jaxpr here is
-remembered as long as JAX keeps that. (A model of three operations takes 0.4 ms to trace, and 0.05
-to look up.)
+remembered as long as JAX keeps that.
 
 Its matrix products are taken in full precision unless `jax_default_matmul_precision` is set: with
 ten bits, XLA's default for float32 on GPUs, no derivative test and no last digit makes sense.
@@ -21,7 +20,6 @@ ten bits, XLA's default for float32 on GPUs, no derivative test and no last digi
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -29,17 +27,13 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 from jaxtyping import PyTree
 
 from ..jax_support.control_flow import vary_with
-from ..jax_support.types import TreeDef
 from ..jax_support.xla import full_precision_unless_chosen
 from .cache import structure_of
 from .constants import lift_constants
 from .errors import explain
-from .jax_internals import ClosedJaxpr, is_jitted
-from .kept import kept_with
 from .lifted import Lifted, is_dynamic
 
 
@@ -86,33 +80,17 @@ def lift(fun: Callable, *examples: Any, label: str = "fun") -> Lifted:
     leaves, in_tree = jax.tree.flatten(dynamic)
 
     # A new function each time: JAX, too, remembers what it traced, by identity alone.
-    def make(fun: Callable) -> Callable:
-        return _on_leaves(fun, in_tree, static, label)
+    def on_leaves(*leaves: PyTree) -> PyTree:
+        out = fun(*eqx.combine(jax.tree.unflatten(in_tree, leaves), static))
+        _check_result(out, label)
+        return out
 
-    kept = is_jitted(fun) and not jax.tree.leaves(static)
-    on_leaves = (
-        kept_with(fun, (in_tree, jax.tree.structure(static), label), make) if kept else (make(fun))
-    )
     lifted = _trace(on_leaves, leaves, label)
     # Within `shard_map`: where the result differs from device to device, the arguments will.
     cast = vary_with(leaves, lifted.out_shape)
     if all(a is b for a, b in zip(cast, leaves, strict=True)):
         return lifted
     return _trace(on_leaves, cast, label)
-
-
-def _on_leaves(fun: Callable, in_tree: TreeDef, static: tuple, label: str) -> Callable:
-    """The function of the leaves of its arguments."""
-
-    def on_leaves(*leaves: PyTree) -> PyTree:
-        out = fun(*eqx.combine(jax.tree.unflatten(in_tree, leaves), static))
-        _check_result(out, label)
-        return out
-
-    return on_leaves
-
-
-_LIFTED: weakref.WeakKeyDictionary[ClosedJaxpr, Lifted] = weakref.WeakKeyDictionary()
 
 
 def _trace(fun: Callable, leaves: list, label: str) -> Lifted:
@@ -122,20 +100,12 @@ def _trace(fun: Callable, leaves: list, label: str) -> Lifted:
     except Exception as err:
         explain(err, label, leaves)
         raise
-    lifted = _LIFTED.get(closed)
-    return _lifted(closed, jax.tree.structure(out_shape)) if lifted is None else lifted
-
-
-def _lifted(closed: ClosedJaxpr, out_tree: TreeDef) -> Lifted:
     parts = lift_constants(closed)
-    structure = structure_of(parts, closed, out_tree)
+    structure = structure_of(parts, closed, jax.tree.structure(out_shape))
     with jax.ensure_compile_time_eval():  # an outer trace shall not stage the copies out
         arrays = [_own(const) for const in parts.consts]
         vectors = [jnp.array(np.array(values, kind.dtype)) for kind, values in parts.numbers]
-    lifted = Lifted((*arrays, *vectors), structure)
-    if all(isinstance(c, jax.Array) and not isinstance(c, Tracer) for c in parts.consts):
-        _LIFTED[closed] = lifted
-    return lifted
+    return Lifted((*arrays, *vectors), structure)
 
 
 def _own(const: Any) -> PyTree:

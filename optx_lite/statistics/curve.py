@@ -14,7 +14,6 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from ..derivatives import AbstractJacobian
-from ..functions import is_jitted, kept_with
 from ..jax_support.types import Count, Number, Options
 from ..problem.least_squares import LeastSquaresProblem, least_squares_problem
 from ..problem.pytrees import is_concrete
@@ -114,17 +113,6 @@ def residuals(model: Model, p: PyTree, data: Data) -> Array:
     if not jnp.issubdtype(curve.dtype, jnp.inexact):
         curve = curve.astype(data.y.dtype)
     return data.whiten(curve - data.y.astype(curve.dtype))
-
-
-def residuals_of(model: Model) -> Callable[[PyTree, Data], Array]:
-    """The residuals as a function; under `jax.jit` where the model is, which spares a trace."""
-    if not is_jitted(model.fun):
-        return functools.partial(residuals, model)
-
-    def jitted(fun: Callable) -> Callable:
-        return jax.jit(functools.partial(residuals, Model(fun, model.style)), inline=True)
-
-    return kept_with(model.fun, model.style, jitted)
 
 
 class Derivative(eqx.Module):
@@ -310,8 +298,8 @@ class CurveFit(eqx.Module):
 def problem_of(fit: CurveFit, data: Data) -> tuple[LeastSquaresProblem, Float[Array, " n"]]:
     """The problem of a fit with these data, and the parameters of the fit, flat."""
     problem, x = least_squares_problem(
-        residuals_of(fit.model), fit.result.x, args=(data,), bounds=fit.box, loss=fit.loss,
-        f_scale=fit.f_scale, **fit.derivative.options(fit.model),
+        functools.partial(residuals, fit.model), fit.result.x, args=(data,), bounds=fit.box,
+        loss=fit.loss, f_scale=fit.f_scale, **fit.derivative.options(fit.model),
     )  # fmt: skip
     return problem, jnp.asarray(x)
 
