@@ -21,11 +21,18 @@ E = [t]_x R has two equal singular values. Three steps:
        rho(z) = -2 log((q(z) + c) / (1 + c)),   q = (1 + z / nu)^(-(nu + 1) / 2),
        z = (r / scale)^2                                                                    (2)
 
-   Scale and odds are those of the greatest likelihood at the F found, and F follows, in turn; nu
-   differs between the searches. The scale is at least `PRECISION`, the tenth of a pixel to which
+   Scale and odds are those of the greatest likelihood at the F found, and F follows, in turn. Each
+   search is refined with several nu. The scale is at least `PRECISION`, the tenth of a pixel to which
    features can be located: without it the greatest likelihood may be a perfect fit of a few.
-3. The answer of the greatest likelihood is kept; its covariance gives those of F, the epipoles, R
-   and t.
+3. The likelihood of all matches is a poor judge of these answers: with so few parameters to so few
+   matches some wrong ones can be fitted, and then count as right. So each feature (matches that
+   agree within a pixel in both images are one, found again) is left out in turn, and its residuals
+   are predicted by the fit without it, one Newton step from the fit to all. The answer of the
+   greatest predictive likelihood is kept (Stone, J. R. Stat. Soc. B 36 (1974) 111). The same
+   steps s_i give the covariance, sum_i s_i s_i^T, the jackknife (MacKinnon & White, J. Econom. 29
+   (1985) 305; by clusters, since a feature found twice is no independent datum). It, too, knows
+   of a match that pulls the fit to itself, as the inverse Hessian does not. It gives those of
+   F, the epipoles, R and t.
 
 Only the data can say whether the scene is a plane or the camera only turned: `kind_of_scene`
 compares F with a homography, and E with a rotation, by Torr's criterion GRIC (loc. cit.).
@@ -347,8 +354,8 @@ class TwoViews(NamedTuple):
     """An answer, and what it is worth."""
 
     matrix: Array  # F or E, of norm 1
-    cost: Array  # minus the log-likelihood: of two answers that of the lower cost is right
-    predictive_cost: Array  # likewise, each match by the fit without it
+    cost: Array  # minus the log-likelihood
+    predictive_cost: Array  # likewise, each feature by the fit without it: the lower is right
     chance: Array  # (m,), that a match is right
     scale: Array  # of Student's distribution, pixels
     parameters: Array  # of the matrix, in `frame`
