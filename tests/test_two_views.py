@@ -97,3 +97,33 @@ def test_estimate(views):
     assert views.angle(pose.r, scene.r) < 6 * pose.rotation_error < 3
     assert views.angle(pose.t, scene.t) < 6 * pose.direction_error < 9
     assert pose.in_front > 0.9
+
+
+@pytest.mark.slow
+def test_jackknife_is_the_fits_without_each_feature(views):
+    scene = views.simulate(jax.random.key(5), 40, wrong=0.0)
+    matches = scene.matches.at[1].set(scene.matches[0])  # found twice
+    errors = views.Errors(jnp.array(0.5), jnp.array(0.9), jnp.array(800.0), jnp.array(30.0))
+    truth = views.FundamentalFrame.around(views.unit(scene.camera.fundamental(scene.essential)))
+
+    @jax.jit
+    @jax.vmap
+    def fitted(kept):
+        return views.fit_on_manifold(truth, lambda f: kept * views.sampson(f, matches), errors).x
+
+    twins = views.same_feature(matches)
+    expected = np.eye(40, dtype=bool)
+    expected[:2, :2] = True
+    assert np.array_equal(twins, expected)
+    x = fitted(jnp.vstack([jnp.ones((1, 40)), ~twins]))
+    without = [views.sampson(truth.at(p), matches)[k] for k, p in enumerate(x[1:])]
+    frame = views.FundamentalFrame.around(truth.at(x[0]))
+    predicted, spread = views.jackknife(frame, lambda f: views.sampson(f, matches), errors, twins)
+    r = views.sampson(truth.at(x[0]), matches)
+    moved = np.linalg.norm(np.asarray(without) - r)
+    assert np.linalg.norm(predicted - np.asarray(without)) < 0.2 * moved
+    # The covariance, by the epipole's.
+    where = [views.epipole(truth.at(p)) for p in x]
+    off = (np.asarray(where[1:]) - where[0]) / np.sqrt(twins.sum(axis=1))[:, None]
+    jac = jax.jacfwd(lambda p: views.epipole(frame.at(p)))(jnp.zeros(7))
+    assert_allclose(np.sqrt(np.diag(jac @ spread @ jac.T)), np.linalg.norm(off, axis=0), rtol=0.3)
