@@ -680,3 +680,13 @@ def test_starting_points():
         ox.sample_starts([(0, 1)], 4, "grid")
     with pytest.raises(ValueError, match="`count`"):
         ox.sample_starts([(0, 1)], 0)
+
+
+def test_lanes_of_a_numpy_array_that_is_a_constant_of_the_program():
+    centers = np.array([0.5, -1.0])
+
+    def lowest(center):
+        square = lambda x: jnp.sum((x - center) ** 2)
+        return ox.differential_evolution(square, [(-2, 2)], rng=0, polish=False).x[0]
+
+    assert_allclose(jax.jit(lambda: jax.vmap(lowest)(centers))(), centers, atol=0.01)

@@ -88,14 +88,19 @@ def differentiable(rule: Rule, leaves: list[PyTree]) -> PyTree:
     """The answer of a solve, with the derivative by its inputs' leaves that the rule gives."""
     if not any(isinstance(leaf, Tracer) for leaf in leaves):
         return _run(rule, leaves)  # nothing to differentiate
-    if is_staged():
-        # For lanes of a `vmap` over a NumPy array, which JAX stages out in no custom rule.
-        leaves = [jnp.copy(leaf) if isinstance(leaf, Tracer) else leaf for leaf in leaves]
     return with_derivative(rule, _run(rule, jax.tree.map(lax.stop_gradient, leaves)), leaves)
+
+
+def inputs_of_a_rule(leaves: list[PyTree]) -> list[PyTree]:
+    """Leaves that a custom rule takes: JAX stages the lanes of a NumPy array out in none."""
+    if not is_staged():
+        return leaves
+    return [jnp.copy(leaf) if isinstance(leaf, Tracer) else leaf for leaf in leaves]
 
 
 def with_derivative(rule: Rule, answer: PyTree, leaves: list[PyTree]) -> PyTree:
     """An answer, a constant so far, with the derivative by the leaves that the rule gives."""
+    leaves = inputs_of_a_rule(leaves)
     floats, others = eqx.partition(answer, eqx.is_inexact_array)
     return eqx.combine(_with_derivative(rule, floats, others, leaves), others)
 

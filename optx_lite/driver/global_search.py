@@ -24,6 +24,7 @@ from ..problem.global_search import SearchProblem
 from ..results.base import to_host
 from ..solvers.global_search.differential_evolution import DifferentialEvolution
 from .callbacks import AbstractListener, Watch, watched
+from .custom_derivative import inputs_of_a_rule
 from .unknown import nan_where_moved
 
 Described = Callable[[PyTree, PyTree], tuple[PyTree, Array]]
@@ -102,7 +103,7 @@ def _run(treedef: TreeDef, leaves: list[Array]) -> PyTree:
 def without_derivative(result: PyTree, leaves: list[PyTree]) -> PyTree:
     """The result, whose derivative by any of the leaves is NaN."""
     floats, others = eqx.partition(result, eqx.is_inexact_array)
-    causes = [leaf for leaf in leaves if eqx.is_inexact_array(leaf)]
+    causes = [leaf for leaf in inputs_of_a_rule(leaves) if eqx.is_inexact_array(leaf)]
     return eqx.combine(_unknown(floats, causes), others)
 
 
