@@ -1,10 +1,15 @@
 """Global search beside SciPy's: success at equal evaluations, with intervals, and time.
 
-``python -m benchmarks.global_search [seeds [all]]``. A search has succeeded where it ends within
+``python -m benchmarks.global_search [seeds [functions]] [all] [mutax]``: the whole is ``50 60 all``,
+20 seeds and every function are the default; fewer functions are spread over the list. A search has
+succeeded where it ends within
 1e-6 of the lowest value. SciPy's differential evolution runs as it comes, unpolished; every other
 search of a problem may take as many evaluations as that took on average. Ours of differential
 evolution is unpolished, too; `multistart` runs L-BFGS-B from random starts, where a value with its
-gradient counts as `GRADIENT` evaluations. "all" adds SciPy's other searches.
+gradient counts as `GRADIENT` evaluations. "all" adds SciPy's other searches, "mutax" the time of
+that package's differential evolution for as many generations, both unpolished.
+``python -m benchmarks.global_search million`` solves Himmelblau's and Rastrigin's function from a
+million starts.
 """
 
 import contextlib
@@ -22,6 +27,7 @@ import optx_lite as ox
 from benchmarks.global_functions import PROBLEMS, Problem
 
 CLOSE = 1e-6
+DEFAULTS = 20, len(PROBLEMS)  # seeds, functions
 GRADIENT = 3  # values; reverse mode costs as much
 
 
@@ -114,6 +120,52 @@ def scipys_others(problem: Problem, seeds: int, most: int) -> dict[str, int]:
     }
 
 
+def mutax_time(problem: Problem, seeds: int, most: int) -> tuple[float, float]:
+    """Seconds of a generation, of mutax' differential evolution and of ours, jitted and warm.
+
+    With tol = 0 neither stops before its last generation. 15 n members, trial by trial.
+    """
+    import mutax
+
+    box = jnp.asarray(problem.box, float)
+    generations = max(1, most // (15 * len(box)))
+    fun = lambda x: problem.fun(x, jnp)
+    rules = {"maxiter": generations, "tol": 0.0, "polish": False}
+
+    def theirs(key: Any) -> Any:
+        return mutax.differential_evolution(fun, box, key=key, strategy="best1bin", **rules).fun
+
+    def ours(key: Any) -> Any:
+        return ox.differential_evolution(fun, problem.box, rng=key, **rules).fun
+
+    seconds = []
+    for search in map(jax.jit, (theirs, ours)):
+        jax.block_until_ready(search(jax.random.key(99)))
+        start = time.process_time()
+        for seed in range(seeds):
+            jax.block_until_ready(search(jax.random.key(seed)))
+        seconds.append((time.process_time() - start) / seeds / generations)
+    return seconds[0], seconds[1]
+
+
+def million(count: int = 10**6) -> None:
+    """All starts in one call, as sums of squares: CPU seconds, and how many minima."""
+    himmelblau = lambda x: jnp.stack([x[0] ** 2 + x[1] - 11, x[0] + x[1] ** 2 - 7])
+    rastrigin = lambda x: jnp.concatenate([x, jnp.sqrt(20.0) * jnp.sin(jnp.pi * x)])
+    for name, fun, box in (("Himmelblau", himmelblau, 5.0), ("Rastrigin", rastrigin, 5.12)):
+        starts = ox.sample_starts([(-box, box)] * 2, count, "sobol", 0)
+        solve = functools.partial(ox.least_squares, fun, method="dogbox")
+        for run in ("first", "second"):
+            start = time.process_time()
+            res = jax.block_until_ready(ox.multistart(solve, starts))
+            seconds = time.process_time() - start
+            print(
+                f"{name}, {count} starts, {run}: {seconds:.1f} s CPU, {res.n_minima} minima, "
+                f"{res.n_failed} failed, {int(res.nfev) / count:.1f} evaluations each",
+                flush=True,
+            )
+
+
 def interval(found: int, tries: int) -> str:
     """Wilson's, at 95 %."""
     z, share = 1.96, found / tries
@@ -125,10 +177,16 @@ def interval(found: int, tries: int) -> str:
 def main() -> None:
     """Print a line for each function, and the sums."""
     jax.config.update("jax_enable_x64", True)
-    seeds = int(sys.argv[1]) if len(sys.argv) > 1 else 20
+    if "million" in sys.argv:
+        million()
+        return
+    given = [int(word) for word in sys.argv[1:] if word.isdigit()]
+    seeds, functions = (*given, *DEFAULTS[len(given) :])
+    chosen = np.unique(np.linspace(0, len(PROBLEMS) - 1, functions).round().astype(int))
+    problems = [list(PROBLEMS.items())[k] for k in chosen]
     total: dict[str, int] = {}
-    ratios = []
-    for name, problem in PROBLEMS.items():
+    ratios, beside_mutax = [], []
+    for name, problem in problems:
         theirs, most, slow = scipys_evolution(problem, seeds)
         ours, fast = evolution(problem, seeds, most)
         starts, seconds = many_starts(problem, seeds, most)
@@ -136,6 +194,9 @@ def main() -> None:
         if "all" in sys.argv:
             counts |= scipys_others(problem, seeds, most)
         ratios.append(slow / fast)
+        if "mutax" in sys.argv:
+            theirs, ours = mutax_time(problem, seeds, most)
+            beside_mutax.append(theirs / ours)
         for key, count in counts.items():
             total[key] = total.get(key, 0) + count
         shown = "  ".join(f"{key} {count}" for key, count in counts.items())
@@ -145,8 +206,13 @@ def main() -> None:
             flush=True,
         )
     for key, count in total.items():
-        print(f"{key:<12}{interval(count, seeds * len(PROBLEMS))}")
-    print(f"SciPy's time of DE is ours times {np.median(ratios):.1f} (median)")
+        print(f"{key:<12}{interval(count, seeds * len(problems))}")
+    for name, times in (("SciPy's", ratios), ("mutax'", beside_mutax)):
+        if times:
+            print(
+                f"{name} time of DE is ours times {np.median(times):.1f} (median; "
+                f"{min(times):.1f} to {max(times):.1f})"
+            )
 
 
 if __name__ == "__main__":

@@ -249,6 +249,35 @@ def test_no_derivative_where_there_is_none():
         assert np.isnan(jax.jacfwd(x)(0.4)) and np.isnan(jax.jacrev(x)(0.4))
 
 
+def test_a_minimum_at_a_kink_has_no_derivative_that_is_known():
+    """3 |x - c| + (x - 0.35)^2: f' jumps at its minimum, x = c, with one slope on both sides."""
+    f = lambda x, c: 3 * jnp.abs(x - c) + (x - 0.35) ** 2
+    x = lambda c: ox.chebyshev.minimum(f, -1.0, 1.0, args=c)
+    inner = lambda c: ox.chebyshev.extrema(f, -1.0, 1.0, args=c)
+    np.testing.assert_allclose(x(0.3).x, 0.3, rtol=0, atol=1e-12)
+    for found in (x, inner):
+        assert np.isnan(jax.jacfwd(lambda c, found=found: found(c).x)(0.3)).all()
+        assert np.isnan(jax.jacrev(lambda c, found=found: found(c).fun)(0.3)).all()
+
+
+def test_what_failed_has_no_derivative():
+    """And plateaus do not fail: a constant is as low at its ends as anywhere."""
+    a, b = jnp.array(-1.0), jnp.array(1.0)  # closed over, concrete inside `jit`
+
+    def find(c):
+        f = lambda x: jnp.where(x > 0.1, c[1] * c[0], c[0] + 0 * x)
+        low = ox.chebyshev.minimum(f, a, b, degree=16)
+        return low.x + low.fun, low
+
+    c = jnp.array([[-2.0, 1.0], [jnp.nan, 1.0], [0.3, 1.0], [1e300, 1.0]])
+    (_, low), slope = jax.jit(jax.vmap(jax.value_and_grad(find, has_aux=True)))(c)
+    np.testing.assert_array_equal(low.status, [0, -3, 0, 0])
+    np.testing.assert_array_equal(low.fun, c[:, 0])
+    assert np.isnan(slope[:, 0]).all()
+    with pytest.raises(ValueError, match="so b - a"):
+        proxy(jnp.sin, -1.7e308, 1.7e308)
+
+
 def test_chop_as_in_the_paper():
     """A series that falls to a plateau is cut there; noise and what still falls is not."""
     k = np.arange(65)

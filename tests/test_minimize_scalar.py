@@ -290,6 +290,7 @@ def test_the_methods_of_scipy_and_their_rules():
         ({"method": "brent", "bounds": (0, 1)}, "incompatible with 'method=brent'"),
         ({"method": "golden", "bounds": (0, 1)}, "incompatible with 'method=golden'"),
         ({"method": "newton"}, "`method` must be None or one of"),
+        ({"method": "chebyshev", "bounds": (0, 1)}, "use `chebyshev.minimum"),
         ({"options": {"gtol": 1}}, "gtol"),
         ({"options": {"xtol": 1e-8, "xrtol": 1e-8}}, "another name"),
         ({"bracket": (0.0, 3.0, 1.0)}, "`bracket` must be two different numbers, or three in"),

@@ -42,7 +42,8 @@ def minimize_scalar(
 
     The signature is that of ``scipy.optimize.minimize_scalar``, with arrays in the place of
     numbers: a bracket is sought downhill, then Chandrupatla's method finds the minimum in it (see
-    `elementwise.bracket_minimum` and `elementwise.find_minimum`). The minimum is a local one.
+    `elementwise.bracket_minimum` and `elementwise.find_minimum`). The minimum is a local one; the
+    global one between two bounds is found by `chebyshev.minimum`.
 
     Parameters
     ----------
@@ -135,6 +136,11 @@ def minimize_scalar(
 
 def _check_method(method: Any, bracket: PyTree, bounds: Bounds) -> None:
     """SciPy's rules for its names."""
+    if str(method).lower() == "chebyshev":
+        raise ValueError(
+            "`method` 'chebyshev' is a search for the global minimum of one function: use "
+            "`chebyshev.minimum(fun, lower, upper, args)`."
+        )
     if method is not None and str(method).lower() not in METHODS:
         raise ValueError(f"`method` must be None or one of {METHODS}, got {method!r}.")
     if bracket is not None and bounds is not None:

@@ -127,7 +127,9 @@ def global_minimum(coefficients: Array, accuracy: Array) -> tuple[Array, Array, 
         here = (values[row, cell], cells.piece[cell], cells.at(s[row])[cell])
         lowest = jnp.minimum(here[0], best[0])
         best = tuple(jnp.where(here[0] < best[0], a, b) for a, b in zip(here, best, strict=True))
-        left_over = cells.active & ~monotone & ~convex & (lower < lowest - accuracy[cells.piece])
+        flat = spread <= 2 * accuracy[cells.piece]  # its ends are as low as all of it
+        left_over = cells.active & ~monotone & ~convex & ~flat
+        left_over = left_over & (lower < lowest - accuracy[cells.piece])
         order = jnp.argsort(jnp.where(left_over, lower, jnp.inf))
         return cells._replace(active=left_over).first(order), best, jnp.sum(left_over)
 
@@ -171,6 +173,9 @@ def all_roots(breaks: Array, coefficients: Array, accuracy: Array, size: int) ->
     matrix = differentiation(length - 1)
     eps = float(jnp.finfo(coefficients.dtype).eps)
     x_size = jnp.maximum(jnp.abs(breaks[0]), jnp.abs(breaks[-1]))
+    largest = jnp.max(jnp.abs(coefficients))
+    scale = jnp.where(largest > 0, largest, 1)  # slopes do not overflow then
+    coefficients, accuracy = coefficients / scale, accuracy / scale
 
     def settle(cells: Cells, found: tuple) -> tuple[Cells, tuple, Array, Array]:
         c = cells.coefficients

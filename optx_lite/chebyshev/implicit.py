@@ -4,7 +4,9 @@ Newton's steps on g, which is f or f', take x from the proxy's accuracy to that 
 derivative is that of the implicit function, dx = -dg / g', element by element, of any order, as
 the rule calls itself. Where the root is not simple, as at that of x^2 or at the minimum of x^4, or
 x is none, it is NaN: close to x, g' must be on both sides what it is at x, up to the fourth root of
-eps.
+eps. Nor may g jump there, as f' does at the minimum of |x| + x^2: its slopes are 2 on both sides,
+and its root lies where the jump does. Over a distance h around x, g must change by 2 h g', and x
+lie within h of the root of its tangent; h is the root of eps times |x|, or times the interval.
 """
 
 from __future__ import annotations
@@ -59,7 +61,7 @@ def _polished_jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
     )
     moving = [k for k, dot in enumerate(given) if dot is not None]
     values, dots = [leaves[k] for k in moving], [given[k] for k in moving]
-    simple = usable & is_simple(function, x, order)
+    simple = usable & is_simple(function, x, interval, order)
     inside = jnp.where(simple, x, interval[0])  # what is not finite at x would spread
     slope = value_and_slope(lambda x: _g(function, x, order), inside)[1]
 
@@ -75,9 +77,9 @@ def _polished_jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
     return x, d_x
 
 
-def is_simple(function: Callable, x: Array, order: int) -> Array:
+def is_simple(function: Callable, x: Array, interval: tuple, order: int) -> Array:
     """Whether x is a simple root of g, as far as can be seen."""
-    function, x = lax.stop_gradient((function, x))
+    function, x, interval = lax.stop_gradient((function, x, interval))
     info = jnp.finfo(x.dtype)
 
     def g(x: Array) -> Array:
@@ -88,4 +90,15 @@ def is_simple(function: Callable, x: Array, order: int) -> Array:
     close = 2 * newton + 8 * (float(info.eps) * jnp.abs(x) + float(info.smallest_normal))
     slopes = at_each(lambda x: value_and_slope(g, x)[1], jnp.stack([x - close, x + close]))
     off = jnp.max(jnp.abs(slopes - slope[None]), axis=0)
-    return jnp.isfinite(value) & (slope != 0) & (off <= float(info.eps) ** 0.25 * jnp.abs(slope))
+    same = off <= float(info.eps) ** 0.25 * jnp.abs(slope)
+    # Rounding errors of g may hide its slope over the shorter distance; a jump it has over both.
+    wide = interval[1] - interval[0]
+    h = float(info.eps) ** 0.5 * jnp.stack([jnp.abs(x), jnp.full_like(x, wide)])
+    ends = jnp.stack([jnp.clip(x[None] - h, *interval), jnp.clip(x[None] + h, *interval)])
+    values = at_each(g, ends.reshape(4, -1)).reshape(ends.shape)
+    change = (ends[1] - ends[0]) * slope[None]
+    off = jnp.abs(values[1] - values[0] - change)
+    smooth = jnp.any((off <= 0.25 * jnp.abs(change)) & (newton[None] <= h), axis=0)
+    # In reverse mode 1 / g' goes through the function's own factors: it must not underflow there.
+    steep = jnp.abs(slope) * float(info.smallest_normal) > float(info.eps) ** 0.25
+    return jnp.isfinite(value) & jnp.isfinite(slope) & (slope != 0) & ~steep & same & smooth

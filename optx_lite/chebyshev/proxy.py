@@ -28,7 +28,7 @@ from . import series
 from .cells import all_roots, global_minimum
 from .isolate import PiecewisePolynomial, real_roots
 from .pieces import adaptive_pieces
-from .results import MinimumResult, PointsResult, status_of
+from .results import NONFINITE, MinimumResult, PointsResult, status_of
 
 PIECES = 8
 
@@ -74,7 +74,9 @@ class Proxy(eqx.Module):
             degree = coefficients.shape[1] - 1
             coefficients = series.derivative(breaks, coefficients)
             accuracy = accuracy * max(degree, 1) ** 2 * 2 / jnp.diff(breaks)
-        return Proxy(breaks, coefficients, accuracy, self.status)
+        overflow = ~jnp.all(jnp.isfinite(coefficients))
+        status = jnp.where(overflow, jnp.minimum(self.status, NONFINITE), self.status)
+        return Proxy(breaks, coefficients, accuracy, status)
 
     def antiderivative(self) -> Proxy:
         """The integral from the lower end of the interval to x, as a proxy."""
@@ -126,10 +128,11 @@ class Proxy(eqx.Module):
 
     def _minimum_on_host(self) -> MinimumResult:
         """The same by all stationary points, and the ends of pieces from both sides."""
-        self._check_usable()
+        slope = self.derivative()
+        slope._check_usable()
         dtype = self.breaks.dtype
         polynomial = PiecewisePolynomial(*_on_host(self))
-        x, value = polynomial.lowest(real_roots(*_on_host(self.derivative()))[0])
+        x, value = polynomial.lowest(real_roots(*_on_host(slope))[0])
         side = -1 if x <= polynomial.breaks[0] else 1 if x >= polynomial.breaks[-1] else 0
         return MinimumResult(
             self.status, jnp.asarray(x, dtype), jnp.asarray(value, dtype), jnp.int32(side)
@@ -137,7 +140,10 @@ class Proxy(eqx.Module):
 
     def _check_usable(self) -> None:
         if not self.usable:
-            raise ValueError("The proxy has no numbers: a value was not finite, or a < b is false.")
+            raise ValueError(
+                "The proxy has no numbers: a value or a derivative was not finite, or a < b is "
+                "false."
+            )
 
     @property
     def usable(self) -> Array | bool:
@@ -148,7 +154,7 @@ class Proxy(eqx.Module):
         """Roots of a function as points of this one; those where its sign changes, or all."""
         if size is None:
             return self._as_many_as_there_are(function, crossing)
-        usable = self.usable
+        usable = function.usable
         coefficients = jnp.where(usable, function.coefficients, 0)
         coefficients = coefficients.at[:, 0].add(jnp.where(usable, 0, 1))
         found = _roots(function.breaks, coefficients, function.accuracy, size)
@@ -158,7 +164,8 @@ class Proxy(eqx.Module):
         order = jnp.argsort(~there, stable=True)
         there, changes = there[order], (found.crossing & there)[order]
         x = jnp.where(there, found.x[order], jnp.nan)
-        status = jnp.where(found.complete | ~usable, self.status, jnp.minimum(self.status, -2))
+        status = function.status
+        status = jnp.where(found.complete | ~usable, status, jnp.minimum(status, -2))
         return PointsResult(status, x, self(x), there, changes)
 
     def _strictly_within(self, x: ArrayLike) -> Array | np.ndarray:
@@ -175,7 +182,7 @@ class Proxy(eqx.Module):
     def _as_many_as_there_are(self, function: Proxy, crossing: bool) -> PointsResult:
         if not is_concrete(function):
             raise ValueError("Inside `jit` and `vmap` give `size`, room for so many points.")
-        self._check_usable()
+        function._check_usable()
         x, changes = real_roots(*_on_host(function))
         if crossing:
             within = changes & np.asarray(function._strictly_within(x))
@@ -277,8 +284,13 @@ def interval_of(a: ArrayLike, b: ArrayLike) -> tuple[Array, Array]:
         if not jnp.issubdtype(dtype, jnp.floating):
             dtype = jnp.result_type(float)
     a, b = jnp.asarray(a, dtype), jnp.asarray(b, dtype)
-    if is_concrete((a, b)) and not -np.inf < a < b < np.inf:
-        raise ValueError(f"`a` and `b` must be finite, a < b, got {a} and {b}.")
+    if is_concrete((a, b)):
+        # By NumPy: inside `jit` any operation of JAX, of constants too, is traced.
+        low, high = np.asarray(a), np.asarray(b)
+        with np.errstate(over="ignore", invalid="ignore"):
+            width = high - low
+        if not 0 < width < np.inf:
+            raise ValueError(f"`a` and `b` must be finite, a < b, and so b - a, got {low}, {high}.")
     return a, b
 
 
@@ -344,7 +356,7 @@ def fixed(
     check_count("pieces", pieces, 1)
     eps = float(jnp.finfo(a.dtype).eps)
     tol = _tolerance(tol, eps**0.5)
-    valid = (a < b) & (a > -jnp.inf) & (b < jnp.inf)
+    valid = (a < b) & (b - a < jnp.inf)
     breaks, x = series.sample_points(jnp.where(valid, a, 0), jnp.where(valid, b, 1), degree, pieces)
     values = f(x.reshape(-1))
     if jnp.shape(values) != (x.size,) or jnp.iscomplexobj(values):

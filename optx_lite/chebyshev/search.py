@@ -166,9 +166,9 @@ def minimum(
     inner = jnp.where(usable & ~at_end, x, (ends[0] + ends[1]) / 2)
     inner = _polish(lifted, inner[None], (usable & ~at_end)[None], ends, 1)[0]
     x = jnp.where(at_end, jnp.where(side < 0, a, b), inner)
-    x = jnp.where(usable, x, jnp.nan)
-    fun = lifted(jnp.where(usable, x, ends[0])[None])[0].astype(x.dtype)
-    return MinimumResult(located.status, x, jnp.where(usable, fun, jnp.nan), side)
+    fun = lifted(x[None])[0].astype(x.dtype)
+    nan = jnp.where(usable, 0, jnp.nan).astype(x.dtype)  # added: the derivative remains NaN
+    return MinimumResult(located.status, x + nan, fun + nan, side)
 
 
 def _points(
@@ -197,11 +197,12 @@ def _points(
     ends = lax.stop_gradient((a, b))
     inside = jnp.where(located.mask, located.x, (ends[0] + ends[1]) / 2)
     x = _polish(lifted, inside, located.mask, ends, order)
-    x = jnp.where(located.mask, x, jnp.nan)
-    fun = jnp.where(
-        located.mask, lifted(jnp.where(located.mask, x, inside)).astype(x.dtype), jnp.nan
-    )
-    return PointsResult(located.status, x, fun, located.mask, located.crossing)
+    failed = located.status < -2
+    nan = jnp.where(failed, jnp.nan, 0).astype(x.dtype)  # added: the derivative remains NaN
+    there = located.mask | failed
+    fun = jnp.where(there, lifted(jnp.where(there, x, inside)).astype(x.dtype), jnp.nan)
+    x = jnp.where(there, x, jnp.nan)
+    return PointsResult(located.status, x + nan, fun + nan, located.mask, located.crossing)
 
 
 _polish = eqx.filter_jit(polished)

@@ -116,7 +116,7 @@ def smooth(
         sample. For many series use `jax.vmap`.
     order : int
         q of (1): the highest derivative of the curve that exists, 1 to 8. The spline's degree is
-        2 q + 1. For a derivative of order k take k + 1 or more.
+        2 q + 1. For a derivative of order k take k, or more if the curve is known to be smooth.
     at : (k,) array, optional
         Where the curve is wanted. Default: x.
     sigma : (m,) array, optional
@@ -135,6 +135,13 @@ def smooth(
     ValueError
         For arrays that do not fit, x that is not finite, too few samples. Inside ``jit`` NaN, and
         a status of -5.
+
+    Notes
+    -----
+    Bands hold for curves that are as rough as ``order`` says; where the curve is rougher, or its
+    detail drowns in the noise, they are too narrow, those of high orders first. Of the slopes of
+    PyNumDiff's six systems (400 samples, strong noise, 10 draws) bands of 95 % cover 79 to 100 % at
+    ``order=1``, 34 to 98 % at 2 and 14 to 96 % at 3.
 
     Examples
     --------
