@@ -504,3 +504,34 @@ def test_on_a_kink_itself_the_gradient_is_some_mean(dtype, bounded):
     free = np.abs(np.asarray(res.x)[:, 0]) < 100
     # Piecewise linear: no minimum in between has a gradient of 0.
     assert not np.any(np.asarray(res.success) & free)
+
+
+# ---------------------------------------------------------------------------------------
+# Where there is no minimum
+
+FALLING = (
+    lambda x: x[0] ** 3,
+    lambda x: -(x[0] ** 2),
+    lambda x: -(x[0] ** 4),
+    lambda x: x[0] ** 5,
+    lambda x: x[0],
+    lambda x: x[0] ** 3 * (1 + x[1] ** 2),
+)
+
+
+@pytest.mark.parametrize(
+    "bounds, dtype",
+    [(None, np.float32), (None, np.float64), ([(-INF, 5.0), (-INF, INF)], np.float32)],
+    ids=["float32", "float64", "bounds"],
+)
+def test_a_function_that_falls_without_end_has_no_minimum(bounds, dtype):
+    # Towards the end of the range |x|.|g| is infinite before f is.
+    def solve(which, x0):
+        fun = lambda x: jax.lax.switch(which, FALLING, x) + x[1] ** 2
+        return ox.minimize(fun, x0, bounds=bounds, options={"maxfun": 2000})
+
+    starts = np.array([[-1.0, 1.0], [-3.0, 2.0], [-0.01, -30.0]], dtype)
+    cases = np.repeat(np.arange(len(FALLING)), len(starts)), np.tile(starts, (len(FALLING), 1))
+    res = jax.jit(jax.vmap(solve))(*cases)
+    assert np.all(res.fun < -1e3)
+    assert not np.any(res.success)

@@ -79,13 +79,19 @@ class Prospect(eqx.Module):
 
 def negligible(value: Array, reach: Number, tolerance: Number) -> Array:
     """What no digit of f, to ``tolerance``, and none of x can show; the right side of (1)."""
-    return jnp.maximum(tolerance * jnp.abs(value), 0.5 * tolerance**OF_X * reach)
+    of_x = 0.5 * tolerance**OF_X * _in_range(reach)
+    return jnp.maximum(tolerance * jnp.abs(value), of_x)
 
 
 def rounding(value: Array, reach: Number) -> Array:
     """What f may be wrong by, its own rounding and that of x, and at the end of its range."""
     info = jnp.finfo(value.dtype)
-    return info.eps * (jnp.abs(value) + reach) + info.smallest_normal
+    return info.eps * (jnp.abs(value) + _in_range(reach)) + info.smallest_normal
+
+
+def _in_range(reach: Number) -> Array:
+    """G, or 0 where it is not finite: f falls without end there, and beside inf all is small."""
+    return jnp.where(jnp.isfinite(reach), reach, 0)
 
 
 def reach_of(x: Float[Array, " n"], descent: Float[Array, " n"]) -> Float[Array, ""]:
