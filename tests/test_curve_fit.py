@@ -250,7 +250,8 @@ class TestScipysOwn:
 
     def test_wrong_sigma(self):
         asymmetric = np.eye(4) + np.triu(np.full((4, 4), 0.1), 1)
-        for wrong in (-np.eye(4), asymmetric):
+        units = np.diag([1.0, 1e-9, 1e-9, 1e-9])  # what is wrong is small beside the first
+        for wrong in (-np.eye(4), asymmetric, units @ asymmetric @ units):
             with pytest.raises(ValueError, match="`sigma` must be symmetric and positive definite"):
                 ox.curve_fit(line, X, Y, sigma=wrong)
         assert np.isnan(jax.jit(lambda s: ox.curve_fit(line, X, Y, sigma=s)[0])(asymmetric)).all()

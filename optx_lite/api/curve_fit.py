@@ -201,8 +201,7 @@ def curve_fit(
     if not (bounded or fixed is not None):
         box = None
     settings = {"absolute_sigma": bool(absolute_sigma), "full_output": bool(full_output)}
-    how: dict[str, Any] = {"solver": solver, "derivative": derivative}
-    return _fit_of(result, model, data, start, box, method, how, options, settings)
+    return _fit_of(result, solver, derivative, model, data, start, box, method, options, settings)
 
 
 def _is_bounded(bounds: Bounds) -> bool:
@@ -219,12 +218,13 @@ def _residuals_of(model: Model, data: Data, p: PyTree) -> PyTree:
 
 def _fit_of(
     result: PyTree,
+    solver: AbstractLeastSquaresSolver,
+    derivative: Derivative,
     model: Model,
     data: Data,
     start: PyTree,
     box: PyTree,
     method: Any,
-    how: dict[str, Any],
     options: Options,
     settings: dict[str, bool],
 ) -> CurveFit:
@@ -239,7 +239,7 @@ def _fit_of(
         f_scale=options.get("f_scale", 1.0),
         absolute_sigma=settings["absolute_sigma"],
         nobs=nobs,
-        rcond=_error_of(how["derivative"].jac, result.fun.dtype),
+        rcond=_error_of(derivative.jac, result.fun.dtype),
         names=parameter_names(model, start),
     )
     popt = result.x
@@ -252,7 +252,7 @@ def _fit_of(
         popt=popt, pcov=pcov, result=result, covariance=estimate, data=data, nobs=nobs,
         factors=factors, box=box, f_scale=options.get("f_scale", 1.0),
         loss=options.get("loss", "linear"), model=model, minpack_codes=by_lm,
-        solver=how["solver"], derivative=how["derivative"], **settings,
+        solver=solver, derivative=derivative, **settings,
     )  # fmt: skip
     if concrete and is_concrete(singular) and bool(singular):
         why = " ".join(fit.explain())

@@ -270,7 +270,8 @@ def _weight(sigma: PyTree, y: PyTree, mask: PyTree, dtype: DTypeLike) -> PyTree:
         xp = _namespace(sigma, mask)
         sigma = xp.where(mask[:, None] & mask[None, :], sigma, xp.eye(m, dtype=dtype))
     sigma = jnp.asarray(sigma)
-    rounding = jnp.finfo(dtype).eps ** 0.5 * jnp.max(jnp.abs(sigma))
+    size = jnp.sqrt(jnp.diagonal(sigma))  # entry by entry: data may be in units of their own
+    rounding = jnp.finfo(dtype).eps ** 0.5 * size[:, None] * size[None, :]
     symmetric = jnp.all(jnp.abs(sigma - sigma.T) <= rounding)
     factor = jnp.where(symmetric, jnp.linalg.cholesky(sigma), jnp.nan)
     if is_concrete(factor) and not np.all(np.isfinite(np.asarray(factor))):

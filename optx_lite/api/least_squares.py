@@ -180,13 +180,11 @@ def with_solver(
     fun: Callable[..., PyTree], x0: PyTree, **options: Any
 ) -> tuple[Result, AbstractLeastSquaresSolver]:
     """`least_squares`, with the solver that it took."""
-    parameters = inspect.signature(least_squares).parameters.values()
-    defaults = {p.name: p.default for p in parameters if p.name not in ("fun", "x0", "workers")}
-    unknown = set(options) - set(defaults) - {"workers"}
-    if unknown:
-        raise TypeError(f"least_squares() got an unexpected keyword argument {unknown.pop()!r}")
-    options.pop("workers", None)
-    return solved(fun, x0, **(defaults | options))
+    given = inspect.signature(least_squares).bind(fun, x0, **options)
+    given.apply_defaults()
+    arguments = dict(given.arguments)
+    del arguments["workers"]  # which JAX has no use for
+    return solved(**arguments)
 
 
 def solved(

@@ -2,8 +2,8 @@
 
 Under `vmap` a while loop turns until its slowest lane is done, and every turn touches the
 state of all lanes. Ten thousand lanes at once are slow twice: each turn goes through main
-memory, and all wait for the slowest of ten thousand. In chunks of some hundred lanes the state
-stays in the processor's cache, and a chunk waits only for the slowest of its own. The lanes of
+memory, and all wait for the slowest of ten thousand. In chunks of a few lanes the state stays in
+the processor's cache, and a chunk waits only for the slowest of its own. The lanes of
 nested `vmap`s are lanes of one. On an accelerator, which is fastest with all lanes at once, there
 are no chunks.
 
@@ -31,14 +31,13 @@ from ..jax_support.types import Count
 
 CACHE = 128 * 1024  # bytes of state that may be in work at a time: what stays near a core
 # XLA compiles a loop over small arrays to one function; one over larger arrays it runs operation
-# by operation, through its threads. 10,000 fits of 4 parameters to 50 points took 111 ms by 16
-# lanes and 250 by 33 (JAX 0.12; in 0.10.2, where all loops of lanes are of the second kind, 346
-# and 245).
+# by operation, through its threads. 10,000 fits of 4 parameters to 50 points took 111 ms of CPU by
+# 16 lanes, 125 by 32 and 250 by 33 (JAX 0.12; in 0.10.2 346 by 16, 245 by 32 and 200 by 64).
 LANES = 16 if jax.__version_info__ >= (0, 11) else 10**9
 
 
 def lanes_at_a_time(lane_bytes: int) -> int:
-    """Of so many lanes is a chunk, if each works in ``lane_bytes`` of memory."""
+    """The most lanes of a chunk, if each works in ``lane_bytes`` of memory."""
     return max(1, min(LANES, CACHE // lane_bytes))
 
 
