@@ -9,10 +9,12 @@ import copy
 import dataclasses
 import enum
 import functools
+import gc
 import pathlib
 import sys
 import tempfile
 import types
+import weakref
 from typing import NamedTuple
 from unittest import mock
 
@@ -407,3 +409,78 @@ def test_a_jitted_function_whose_cache_was_cleared():
         fun.clear_cache()
 
     assert_follows(fun, change)
+
+
+# ---------------------------------------------------------------------------------------
+# What is kept of a jitted function
+
+
+def _kept(fun, *args):
+    return lift(fun, *args) is lift(fun, *args)
+
+
+def test_what_is_made_of_a_jitted_function_is_kept():
+    captured = jnp.arange(X.size, dtype=X.dtype)
+    assert _kept(jax.jit(lambda x: x + captured), X)
+    assert _kept(jax.jit(lambda x, data: x * data["a"] + data["b"]), X, {"a": X, "b": 2.0})
+    assert not _kept(lambda x: x + captured, X)
+
+
+def test_a_jitted_function_is_another_under_other_settings_and_of_other_arguments():
+    fun = jax.jit(lambda x, y: x @ y)
+    square = jnp.ones((2, 2), jnp.float32)
+    default = lift(fun, square, square)
+    with jax.default_matmul_precision("bfloat16"):
+        coarse = lift(fun, square, square)
+    assert "DEFAULT" not in str(default.structure.jaxpr)
+    assert coarse.structure != default.structure
+    assert lift(fun, square, square).structure == default.structure
+    assert lift(fun, square, square[:, 0]).structure != default.structure
+    assert lift(fun, square.astype(jnp.float16), square.astype(jnp.float16)) is not default
+    by_weak = lift(jax.jit(lambda x, c: x * c), jnp.float32(1.0), 2.0)
+    assert by_weak(jnp.float32(3.0), 2.0).dtype == jnp.float32
+
+
+def test_jitted_functions_of_one_function_are_not_confused():
+    """JAX keeps one trace for both; what else is asked of them differs."""
+
+    def double(x):
+        return 2.0 * x
+
+    plain, inlined = jax.jit(double), jax.jit(double, inline=True)
+    for _ in range(2):
+        for fun in (plain, inlined):
+            np.testing.assert_allclose(lift(fun, X)(X), 2.0 * X)
+    assert len(lift(inlined, X).structure.jaxpr.eqns) == len(
+        jax.make_jaxpr(lambda x: inlined(x))(X).eqns
+    )
+
+
+def test_a_jitted_function_of_a_numpy_array_that_is_written_into():
+    data = np.ones(X.size)
+    fun = jax.jit(lambda x: x * data)
+    assert not _kept(fun, X)
+
+
+def test_a_jitted_function_that_captured_a_tracer():
+    def of(a):
+        fun = jax.jit(lambda x: x - a)
+        return lift(fun, X)(X), lift(fun, X)(X)
+
+    for first, second in (jax.jit(of)(2.0), jax.jit(of)(3.0), jax.jvp(of, (2.0,), (1.0,))[0]):
+        assert_tree_close(first, second)
+    assert_tree_close(jax.jacfwd(of)(2.0), (-jnp.ones_like(X),) * 2)
+    rows = jax.vmap(lambda a: of(a)[1])(jnp.array([1.0, 2.0]))
+    assert_tree_close(rows, jnp.stack([X - 1.0, X - 2.0]))
+
+
+def test_a_jitted_function_and_what_it_captured_are_let_go():
+    def used():
+        captured = jnp.arange(X.size, dtype=X.dtype)
+        fun = jax.jit(lambda x: x + captured)
+        assert _kept(fun, X)
+        return weakref.ref(fun), weakref.ref(captured)
+
+    fun, captured = used()
+    gc.collect()
+    assert fun() is None and captured() is None

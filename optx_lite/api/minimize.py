@@ -326,9 +326,7 @@ def _trim(result: MinimizeResult) -> MinimizeResult:
     if not empty:
         return result
 
-    def filled(pairs: Array) -> Array:
-        # By NumPy: JAX would compile a slice for each number of pairs.
-        return jax.device_put(np.asarray(pairs)[empty:], pairs.sharding)
-
-    pairs = LbfgsInvHessProduct(filled(inverse.sk), filled(inverse.yk))
+    # By NumPy: JAX would compile a slice for each number of pairs.
+    filled = [np.asarray(pairs)[empty:] for pairs in (inverse.sk, inverse.yk)]
+    pairs = LbfgsInvHessProduct(*jax.device_put(filled, inverse.sk.sharding))
     return dataclasses.replace(result, hess_inv=pairs)

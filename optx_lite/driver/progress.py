@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int, PyTree
 from ..jax_support.control_flow import while_loop
 from ..problem.base import AbstractProblem
 from ..problem.pytrees import ravel
-from ..results.base import to_host
+from ..results.base import restored, to_host
 from ..solvers import AbstractSolver
 from ..solvers.traced import traced
 
@@ -142,7 +142,7 @@ def record(
     result = to_host(eqxi.nondifferentiable(result, name="optx_lite.record"))
     if isinstance(result.status, int) and result.status in solver.BAD_STARTS:
         raise ValueError(result.message)
-    return problem.restore(result), history
+    return restored(result, problem.structures), history
 
 
 @eqx.filter_jit

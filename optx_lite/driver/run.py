@@ -6,7 +6,7 @@ from jaxtyping import Array, PyTree
 
 from ..problem.base import AbstractProblem
 from ..problem.pytrees import ravel
-from ..results.base import to_host
+from ..results.base import restored, to_host
 from ..solvers import AbstractSolver
 from ..solvers.traced import traced
 from .adjoint import AbstractAdjoint, ImplicitAdjoint
@@ -71,4 +71,4 @@ def solve(
     result = to_host(result)
     if isinstance(result.status, int) and result.status in solver.BAD_STARTS:
         raise ValueError(result.message)
-    return problem.restore(result)
+    return restored(result, problem.structures)

@@ -99,6 +99,23 @@ def called_jaxpr(eqn: JaxprEqn) -> ClosedJaxpr | None:
     return body if isinstance(body, ClosedJaxpr) else ClosedJaxpr(body, [])
 
 
+def is_call_of(closed: ClosedJaxpr, trace: ClosedJaxpr | Jaxpr) -> bool:
+    """Whether all it does is to call what JAX traced of a function under `jax.jit`."""
+    if closed.consts or len(closed.eqns) != 1:
+        return False
+    (eqn,), (inputs, results) = closed.eqns, (closed.jaxpr.invars, closed.jaxpr.outvars)
+    return (
+        eqn.params.get(CALLS.get(eqn.primitive.name, "")) is trace
+        and list(eqn.invars) == list(inputs)
+        and list(eqn.outvars) == list(results)
+    )
+
+
+def types_of_inputs(trace: ClosedJaxpr | Jaxpr) -> tuple[AbstractValue, ...]:
+    """What its arguments are, without their values."""
+    return tuple(trace.in_avals)
+
+
 def evaluate(eqn: JaxprEqn, operands: list) -> list:
     """Its results."""
     out = eqn.primitive.bind(*operands, **eqn.params)

@@ -11,8 +11,8 @@ function like any other argument, and
 
 What `fun` computes may depend on all that Python code can read: closures, globals, files, a
 redefined helper. So it is traced each time; nothing else is safe. A function under `jax.jit` is
-traced by JAX when JAX finds that to be necessary, and what was worked out of its jaxpr here is
-remembered as long as JAX keeps that.
+traced by JAX when JAX finds that to be necessary, and what was made of its trace here is kept as
+long as JAX keeps that (see `jitted`).
 
 Its matrix products are taken in full precision unless `jax_default_matmul_precision` is set: with
 ten bits, XLA's default for float32 on GPUs, no derivative test and no last digit makes sense.
@@ -34,6 +34,8 @@ from ..jax_support.xla import full_precision_unless_chosen
 from .cache import structure_of
 from .constants import lift_constants
 from .errors import explain
+from .jax_internals import ClosedJaxpr
+from .jitted import keep, made_before, trace_of
 from .lifted import Lifted, is_dynamic
 
 
@@ -76,6 +78,10 @@ def lift(fun: Callable, *examples: Any, label: str = "fun") -> Lifted:
     [1.   0.9  0.82]
 
     """
+    trace = full_precision_unless_chosen(trace_of)(fun, examples)
+    made = made_before(fun, trace)
+    if made is not None:
+        return made
     dynamic, static = eqx.partition(examples, is_dynamic)
     leaves, in_tree = jax.tree.flatten(dynamic)
 
@@ -85,18 +91,20 @@ def lift(fun: Callable, *examples: Any, label: str = "fun") -> Lifted:
         _check_result(out, label)
         return out
 
-    lifted = _trace(on_leaves, leaves, label)
+    closed, captured, lifted = _trace(on_leaves, leaves, label)
     # Within `shard_map`: where the result differs from device to device, the arguments will.
     cast = vary_with(leaves, lifted.out_shape)
     if all(a is b for a, b in zip(cast, leaves, strict=True)):
+        keep(fun, trace, closed, captured, lifted)
         return lifted
-    return _trace(on_leaves, cast, label)
+    return _trace(on_leaves, cast, label)[-1]
 
 
-def _trace(fun: Callable, leaves: list, label: str) -> Lifted:
+def _trace(fun: Callable, leaves: list, label: str) -> tuple[ClosedJaxpr, list, Lifted]:
+    """Its jaxpr, what that captured, and both as a value."""
     try:
-        trace = full_precision_unless_chosen(jax.make_jaxpr(fun, return_shape=True))
-        closed, out_shape = trace(*leaves)
+        make_jaxpr = full_precision_unless_chosen(jax.make_jaxpr(fun, return_shape=True))
+        closed, out_shape = make_jaxpr(*leaves)
     except Exception as err:
         explain(err, label, leaves)
         raise
@@ -105,7 +113,7 @@ def _trace(fun: Callable, leaves: list, label: str) -> Lifted:
     with jax.ensure_compile_time_eval():  # an outer trace shall not stage the copies out
         arrays = [_own(const) for const in parts.consts]
         vectors = [jnp.array(np.array(values, kind.dtype)) for kind, values in parts.numbers]
-    return Lifted((*arrays, *vectors), structure)
+    return closed, parts.consts, Lifted((*arrays, *vectors), structure)
 
 
 def _own(const: Any) -> PyTree:

@@ -172,11 +172,13 @@ def real_array(value: PyTree, missing: float, name: str) -> PyTree:
     return value
 
 
-def spread(value: PyTree, missing: float, tree: PyTree, x: Array, name: str) -> Array:
+def spread(value: PyTree, missing: float, tree: PyTree, x: Array, name: str) -> PyTree:
     """A number, an array or a pytree prefix of ``tree`` as a flat vector; None is ``missing``.
 
     ``name`` is what messages call the value.
     """
+    if value is None or type(value) in (int, float):
+        return np.full(x.shape, missing if value is None else value, x.dtype)
 
     def onto(value: PyTree, leaf: Array) -> PyTree:
         numbers = real_array(value, missing, name)

@@ -59,9 +59,10 @@ class AbstractProblem(eqx.Module):
     def describe(self, x: Array) -> dict[str, Array]:
         """The fields of the result that follow from x, as differentiable functions of it."""
 
+    @property
     @abc.abstractmethod
-    def restore(self, result: PyTree) -> PyTree:
-        """The result in the user's structures."""
+    def structures(self) -> dict[str, Unravel]:
+        """By name, the fields of the result that have a structure of the user's, and which."""
 
 
 def sizes(x: Float[Array, " n"]) -> Float[Array, " n"]:

@@ -201,9 +201,14 @@ def elementwise_problem(
     there = [point for point in given if point is not None]
     shape = _broadcast_shape([*there, *args])
     whole = _on_whole(fun, names, shape)
+    is_whole = not names and all(jnp.shape(arg) == shape for arg in args)
 
     def trace(dtype: DTypeLike) -> tuple[Lifted, PyTree]:
-        lifted = lift(whole, jax.ShapeDtypeStruct(shape, dtype), *args, label="`func`")
+        x = jax.ShapeDtypeStruct(shape, dtype)
+        # As it stands where that does, for what is made of a function under `jax.jit` is kept.
+        lifted = lift(fun if is_whole else whole, x, *args, label="`func`")
+        if is_whole and isinstance(lifted.out_shape, (list, tuple)):
+            lifted = lift(whole, x, *args, label="`func`")
         out = lifted.out_shape
         if getattr(out, "shape", None) != shape:
             raise ValueError(SHAPE_MESSAGE)

@@ -179,18 +179,11 @@ class LeastSquaresProblem(AbstractProblem):
         f, jacobian = self.linearize(x)
         return f, jacobian()
 
-    def restore(self, result: Result) -> Result:
-        """The result in the user's structures."""
-        return eqx.tree_at(
-            lambda r: (r.x, r.grad, r.active_mask, r.fun),
-            result,
-            (
-                self.restore_x(result.x),
-                self.restore_x(result.grad),
-                self.restore_x(result.active_mask, dtype=jnp.int32),
-                self.restore_f(result.fun),
-            ),
-        )
+    @property
+    def structures(self) -> dict[str, Unravel]:
+        """By name, the fields of the `Result` that have a structure of the user's, and which."""
+        of_x = dict.fromkeys(("x", "grad", "active_mask"), self.restore_x)
+        return {**of_x, "fun": self.restore_f}
 
 
 class _Residuals(eqx.Module):

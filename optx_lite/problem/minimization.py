@@ -88,10 +88,10 @@ class MinimizationProblem(AbstractProblem):
         value, grad = self._with_gradient(x)
         return {"fun": value, "jac": grad}
 
-    def restore(self, result: MinimizeResult) -> MinimizeResult:
-        """The result in the user's structure."""
-        values = self.restore_x(result.x), self.restore_x(result.jac)
-        return eqx.tree_at(lambda r: (r.x, r.jac), result, values)
+    @property
+    def structures(self) -> dict[str, Unravel]:
+        """By name, the fields of the `MinimizeResult` that have x's structure."""
+        return dict.fromkeys(("x", "jac"), self.restore_x)
 
 
 class _AsVector(eqx.Module):

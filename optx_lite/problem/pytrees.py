@@ -90,13 +90,12 @@ class Unravel:
         leaves, treedef = jax.tree.flatten(tree)
         return cls(treedef, tuple((jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves))
 
-    def __call__(self, vector: Array, *, dtype: DTypeLike | None = None) -> PyTree:
-        """Cut the vector into leaves; their dtypes are the tree's own, or ``dtype`` if given.
+    def __call__(self, vector: Array) -> PyTree:
+        """Cut the vector into leaves, of the tree's own dtypes.
 
-        A complex vector (the complex-step derivative) stays complex.
+        A vector that is not of real numbers keeps its dtype: a complex step, a mask.
         """
-        if jnp.iscomplexobj(vector):
-            dtype = vector.dtype
+        dtype = None if jnp.issubdtype(vector.dtype, jnp.floating) else vector.dtype
         if len(self.leaves) == 1:
             ((shape, own),) = self.leaves
             if vector.shape != shape:

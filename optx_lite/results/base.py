@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, TypeVar
 
 import equinox as eqx
@@ -143,3 +143,11 @@ def to_host(result: Record) -> Record:
     fetched = iter(jax.device_get(present))
     plain = (None if v is None else int(next(fetched)) for v in values)
     return dataclasses.replace(result, **dict(zip(names, plain, strict=True)))
+
+
+def restored(result: Record, structures: Mapping[str, Callable[[Array], PyTree]]) -> Record:
+    """The record, its fields by these names from flat vectors back in the user's structures."""
+    fields = {name: restore(getattr(result, name)) for name, restore in structures.items()}
+    if all(value is getattr(result, name) for name, value in fields.items()):
+        return result
+    return dataclasses.replace(result, **fields)

@@ -1,0 +1,62 @@
+"""Functions under `jax.jit`: JAX says whether it would trace one again.
+
+`fun.trace(...).jaxpr` is one and the same object as long as JAX keeps its trace of the function
+for such arguments and settings: after `clear_cache`, or under another precision, it is another.
+So what was made of the function is good for as long as that object is what JAX gives, and is found
+by the function, which it does not keep alive.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Callable
+
+import jax
+from jax.core import Tracer
+
+from .jax_internals import ClosedJaxpr, Jaxpr, is_call_of, types_of_inputs
+from .lifted import Lifted, is_dynamic
+
+Trace = ClosedJaxpr | Jaxpr
+
+# For each function, by the types of its arguments: JAX's trace, and what was made of it.
+_MADE: weakref.WeakKeyDictionary[Callable, dict[tuple, tuple[Trace, Lifted]]]
+_MADE = weakref.WeakKeyDictionary()
+_LOCK = threading.Lock()
+_JITTED = type(jax.jit(lambda: None))
+
+
+def trace_of(fun: Callable, examples: tuple) -> Trace | None:
+    """JAX's own trace of a function under `jax.jit`; None if nothing can be kept of it."""
+    if type(fun) is not _JITTED:
+        return None
+    if any(not is_dynamic(x) or isinstance(x, Tracer) for x in jax.tree.leaves(examples)):
+        return None
+    try:
+        return fun.trace(*examples).jaxpr  # type: ignore[attr-defined]
+    except Exception:  # which `lift` explains
+        return None
+
+
+def made_before(fun: Callable, trace: Trace | None) -> Lifted | None:
+    """What `keep` was given for this very trace."""
+    if trace is None or (made := _MADE.get(fun)) is None:
+        return None
+    of, lifted = made.get(types_of_inputs(trace), (None, None))
+    return lifted if of is trace else None
+
+
+def keep(
+    fun: Callable, trace: Trace | None, closed: ClosedJaxpr, captured: list, lifted: Lifted
+) -> None:
+    """Keep what was made of ``closed``, if that does nothing but call the function's trace.
+
+    Not where it captured a tracer, which lives no longer than this call, or an array of NumPy's,
+    which may change.
+    """
+    if trace is None or not is_call_of(closed, trace):
+        return
+    if all(isinstance(x, jax.Array) and not isinstance(x, Tracer) for x in captured):
+        with _LOCK:
+            _MADE.setdefault(fun, {})[types_of_inputs(trace)] = trace, lifted
