@@ -111,11 +111,6 @@ def is_call_of(closed: ClosedJaxpr, trace: ClosedJaxpr | Jaxpr) -> bool:
     )
 
 
-def types_of_inputs(trace: ClosedJaxpr | Jaxpr) -> tuple[AbstractValue, ...]:
-    """What its arguments are, without their values."""
-    return tuple(trace.in_avals)
-
-
 def evaluate(eqn: JaxprEqn, operands: list) -> list:
     """Its results."""
     out = eqn.primitive.bind(*operands, **eqn.params)

@@ -15,14 +15,15 @@ from collections.abc import Callable
 import jax
 from jax.core import Tracer
 
-from .jax_internals import ClosedJaxpr, Jaxpr, is_call_of, types_of_inputs
+from .jax_internals import ClosedJaxpr, Jaxpr, is_call_of
 from .lifted import Lifted, is_dynamic
 
 Trace = ClosedJaxpr | Jaxpr
 
-# For each function, by the types of its arguments: JAX's trace, and what was made of it.
-_MADE: weakref.WeakKeyDictionary[Callable, dict[tuple, tuple[Trace, Lifted]]]
+# For each function the latest of JAX's traces, by their ids, and what was made of each.
+_MADE: weakref.WeakKeyDictionary[Callable, dict[int, tuple[Trace, Lifted]]]
 _MADE = weakref.WeakKeyDictionary()
+_MOST_TRACES = 64
 _LOCK = threading.Lock()
 _JITTED = type(jax.jit(lambda: None))
 
@@ -43,8 +44,7 @@ def made_before(fun: Callable, trace: Trace | None) -> Lifted | None:
     """What `keep` was given for this very trace."""
     if trace is None or (made := _MADE.get(fun)) is None:
         return None
-    of, lifted = made.get(types_of_inputs(trace), (None, None))
-    return lifted if of is trace else None
+    return made.get(id(trace), (None, None))[1]
 
 
 def keep(
@@ -59,4 +59,7 @@ def keep(
         return
     if all(isinstance(x, jax.Array) and not isinstance(x, Tracer) for x in captured):
         with _LOCK:
-            _MADE.setdefault(fun, {})[types_of_inputs(trace)] = trace, lifted
+            made = _MADE.setdefault(fun, {})
+            made[id(trace)] = trace, lifted
+            if len(made) > _MOST_TRACES:
+                del made[next(iter(made))]
