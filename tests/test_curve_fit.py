@@ -421,8 +421,22 @@ class TestStructures:
             def __init__(self, t):
                 self.t = t
 
-        popt, _ = ox.curve_fit(lambda d, a, b: decay(d.t, a, b), Times(DATA["t"]), RATES)
-        assert_allclose(popt, ox.curve_fit(decay, DATA["t"], RATES)[0])
+        def f(d, a, b):
+            return decay(d.t, a, b)
+
+        def jac(d, a, b):
+            return jnp.stack([decay(d.t, 1.0, b), -d.t * decay(d.t, a, b)], axis=1)
+
+        def rate(stretch):
+            times = Times(stretch * jnp.asarray(DATA["t"]))
+            return ox.curve_fit(f, times, RATES, jac=jac)[0][1]
+
+        expected = ox.curve_fit(decay, DATA["t"], RATES)[0]
+        for chosen in (None, jac):
+            assert_allclose(ox.curve_fit(f, Times(DATA["t"]), RATES, jac=chosen)[0], expected)
+        # The rate is one over the unit of time.
+        assert_allclose(jax.jit(rate)(2.0), expected[1] / 2)
+        assert_allclose(jax.grad(rate)(1.0), -expected[1], rtol=1e-6)
 
     def test_data_like_a_series(self):
         class Series:

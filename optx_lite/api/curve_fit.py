@@ -33,7 +33,6 @@ from .curve_fit_arguments import (
     bounds_of,
     data_of,
     first_parameters,
-    is_data,
     model_of,
     options_of,
     parameter_names,
@@ -186,12 +185,10 @@ def curve_fit(
         )
     derivative = Derivative.of(jac, bool(options.pop("col_deriv", False)), options)
     options |= derivative.options(model)
-    fun, args = functools.partial(residuals, model), (data,)
-    if not is_data(data.x):
-        fun, args = functools.partial(_residuals_of, model, data), ()
+    fun = functools.partial(residuals, model)
     box = bounds_of(bounds, fixed, start)
     try:
-        result, solver = with_solver(fun, start, bounds=box, method=method, args=args, **options)
+        result, solver = with_solver(fun, start, bounds=box, method=method, args=(data,), **options)
     except ValueError as error:
         if str(error) == MESSAGES[NONFINITE] and data.sigma_x is not None:
             check_pointwise(model, start, data)
@@ -210,10 +207,6 @@ def _is_bounded(bounds: Bounds) -> bool:
     sides = (bounds.lb, bounds.ub) if hasattr(bounds, "lb") else tuple(bounds)
     leaves = jax.tree.leaves(sides)
     return not is_concrete(leaves) or any(np.any(np.isfinite(leaf)) for leaf in leaves)
-
-
-def _residuals_of(model: Model, data: Data, p: PyTree) -> PyTree:
-    return residuals(model, p, data)
 
 
 def _fit_of(
