@@ -140,7 +140,7 @@ def banded(lower, upper, n, dtype=float, seed=0):
     for d in range(lower + upper + 1):
         for i in range(max(0, lower - d), min(n, n + lower - d)):
             diagonals[d, i] = dense[i, i + d - lower]
-    return dense, BandMatrix(jnp.asarray(diagonals, dtype), lower, n)
+    return dense, BandMatrix.of(jnp.asarray(diagonals, dtype), lower, n)
 
 
 @pytest.mark.parametrize("band", BANDS, ids=str)

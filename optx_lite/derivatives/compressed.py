@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from ..jax_support.control_flow import scan
-from ..linalg.band import BandMatrix
+from ..linalg.band import BandMatrix, shifted
 from ..linalg.jacobians import JacobianOperator
 from ..linalg.norms import safe_divide
 from ..linalg.sparse import Grouped, SparseMatrix
@@ -182,6 +182,27 @@ class _Products(eqx.Module):
         by_row = self.of_rows[color, j].astype(dtype)
         return jnp.where(color >= 0, by_row, by_column)
 
+    def diagonal(self, k: int, dtype: Any) -> Float[Array, " m"]:
+        """J_{i, i + k}, where that is an entry: by choices, which fuse where `entries` gathers."""
+        m = self.reverse.size
+
+        def choice(of_color: Any, colors: Int[Array, " m"], count: int) -> Float[Array, " m"]:
+            choices = (jnp.where(colors == c, of_color(c), 0) for c in range(count))
+            return sum(choices, jnp.zeros((m,), dtype))
+
+        found = jnp.zeros((m,), dtype)
+        if self.along is not None:
+            colors = shifted(self.forward, k, m)
+            for p, products in enumerate(self.along):
+                change = choice(lambda c, of=products: of[c].astype(dtype), colors, len(products))
+                weight = 1 if self.weights is None else shifted(self.weights[p], k, m)
+                found = found + weight * change
+        if self.of_rows is not None:
+            rows = [shifted(row, k, m).astype(dtype) for row in self.of_rows]
+            by_row = choice(rows.__getitem__, self.reverse, len(rows))
+            found = jnp.where(self.reverse >= 0, by_row, found)
+        return found
+
 
 class _Entries(eqx.Module):
     """Of any pattern."""
@@ -221,12 +242,9 @@ class _Band(eqx.Module):
         return cls(inside, lower, entries.shape[1])
 
     def gather(self, products: _Products, dtype: Any) -> BandMatrix:
-        w, m = self.inside.shape
-        i = jnp.broadcast_to(jnp.arange(m, dtype=jnp.int32)[None], (w, m))
-        j = i + (jnp.arange(w, dtype=jnp.int32) - self.lower)[:, None]
-        j = jnp.clip(j, 0, self.columns - 1)
-        diagonals = jnp.where(self.inside, products.entries(i, j, dtype), 0)
-        return BandMatrix(diagonals, self.lower, self.columns)
+        w = self.inside.shape[0]
+        diagonals = jnp.stack([products.diagonal(d - self.lower, dtype) for d in range(w)])
+        return BandMatrix.of(jnp.where(self.inside, diagonals, 0), self.lower, self.columns)
 
 
 class _TwoGroups(eqx.Module):

@@ -98,10 +98,11 @@ def scan(
     init: Tree,
     xs: PyTree,
     length: int | None = None,
+    reverse: bool = False,
 ) -> tuple[Tree, Out]:
     """`jax.lax.scan`."""
     if not in_shard_map():
-        return lax.scan(body, init, xs, length=length)
+        return lax.scan(body, init, xs, length=length, reverse=reverse)
     first = jax.tree.map(lambda leaf: leaf[0], xs)
     axes = _fixed_point(lambda carry: body(carry, first)[0], init)
 
@@ -109,7 +110,7 @@ def scan(
         carry, y = body(carry, x)
         return _cast_all(carry, axes), y
 
-    return lax.scan(cast_body, _cast_all(init, axes), xs, length=length)
+    return lax.scan(cast_body, _cast_all(init, axes), xs, length=length, reverse=reverse)
 
 
 def in_shard_map() -> bool:

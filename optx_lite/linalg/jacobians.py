@@ -86,10 +86,6 @@ class JacobianOperator(AbstractOperator):
         """J^T J, of the forms that allow it."""
         raise NotImplementedError
 
-    def blank_normal(self) -> NormalEquations:
-        """What `normal` gives, of zeros, without computing anything."""
-        raise NotImplementedError
-
 
 class NormalEquations(eqx.Module):
     """J^T J in a form that can be solved."""

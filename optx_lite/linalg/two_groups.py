@@ -160,14 +160,6 @@ class TwoGroupMatrix(JacobianOperator):
             pairs,
         )
 
-    def blank_normal(self) -> BlockGram:
-        """Zeros."""
-        pairs = self.pairs
-        (few, dc), (many, dp) = pairs.few.shape, pairs.many.shape
-        u = jnp.zeros((few, dc, dc), self.dtype)
-        v = jnp.zeros((many, dp, dp), self.dtype)
-        return BlockGram(u, v, jnp.zeros((pairs.of_few.size, dc, dp), self.dtype), pairs)
-
 
 class BlockGram(NormalEquations):
     """The blocks U, V and W of (1)."""

@@ -82,7 +82,6 @@ class OperatorModel(LinearModel):
     column_norms: Array  # (n,)
     effective: Array  # (n,) norms without the columns that rest
     gradient: Array  # (n,)
-    normal: NormalEquations | None  # where systems are solved directly
     newton: GaussNewtonStep | None  # without bounds: it is that of all trials from here
     solver: LinearSolver
 
@@ -101,7 +100,6 @@ class OperatorModel(LinearModel):
             column_norms=zeros,
             effective=zeros,
             gradient=zeros,
-            normal=jacobian.blank_normal() if solver.direct else None,
             newton=None if bounded else unknown,
             solver=solver,
         )
@@ -129,7 +127,6 @@ class OperatorModel(LinearModel):
             column_norms=norms,
             effective=jnp.where(moves, norms, 0),
             gradient=jacobian.adjoint().apply(f),
-            normal=jacobian.normal() if self.solver.direct else None,
             newton=None,
             solver=self.solver,
         )
@@ -209,9 +206,8 @@ class OperatorModel(LinearModel):
         return lsmr_solve(jacobian.apply, jacobian.adjoint().apply, f, n, damp, stops)
 
     def _solve_directly(self, free: Array, gradient: Array) -> Array:
-        assert self.normal is not None
         diag = jnp.where(free, self._floor(), 1)
-        masked = self.normal.scaled(free.astype(gradient.dtype))
+        masked = self.jacobian.normal().scaled(free.astype(gradient.dtype))
         return -masked.solve(diag, jnp.where(free, gradient, 0))
 
     def _floor(self) -> Array:
@@ -277,10 +273,11 @@ class OperatorModel(LinearModel):
     ) -> TrustRegionStep:
         """By a damping, or in a plane."""
         diag = jnp.zeros_like(metric) if diagonal is None else diagonal
-        if self.normal is None:
+        if not self.solver.direct:
             scaled = self.jacobian.scaled(jnp.ones_like(self.f), metric)
             return self._in_plane(scaled, metric, diag, newton, radius)
-        curvatures, normal = (metric * self.effective) ** 2 + diag, self.normal.scaled(metric)
+        curvatures = (metric * self.effective) ** 2 + diag
+        normal = self.jacobian.normal().scaled(metric)
         return self._in_ball(normal, curvatures, metric, diag, newton, radius, damping, correction)
 
     def _in_plane(
