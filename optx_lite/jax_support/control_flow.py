@@ -25,6 +25,7 @@ from jaxtyping import Array, PyTree
 from .types import Count
 
 Axes = frozenset[str]
+LARGE = 10_000  # numbers of an array: a pass over it takes longer than a branch
 Tree = TypeVar("Tree")
 Out = TypeVar("Out")
 
@@ -69,6 +70,16 @@ def cond(pred: Array, true_fun: Callable[[], Tree], false_fun: Callable[[], Tree
     if not in_shard_map():
         return lax.cond(pred, true_fun, false_fun)
     return jax.tree.map(lambda a, b: jnp.where(pred, a, b), true_fun(), false_fun())
+
+
+def where_or_cond(pred: Array, new: Callable[[], Tree], old: Tree, size: int) -> Tree:
+    """``new()`` where ``pred`` holds, else ``old``; a branch if what it saves is of this size.
+
+    XLA compiles a loop over small arrays to one function, where a `cond` costs more than it saves.
+    """
+    if size < LARGE:
+        return jax.tree.map(lambda a, b: jnp.where(pred, a, b), new(), old)
+    return cond(pred, new, lambda: old)
 
 
 def while_loop(

@@ -17,14 +17,20 @@ does not grow with n.
 
 from __future__ import annotations
 
+import functools as ft
+import operator
+from collections.abc import Iterable, Iterator, Sequence
+
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental.sparse import BCOO
 from jaxtyping import Array, Float
 
 from ..jax_support.control_flow import scan
-from .jacobians import JacobianOperator, NormalEquations
+from .jacobians import JacobianOperator, NormalEquations, Transposed
+from .operators import AbstractOperator
 
 SEQUENTIAL = 1024  # blocks: up to here they are eliminated one after the other
 
@@ -32,20 +38,22 @@ SEQUENTIAL = 1024  # blocks: up to here they are eliminated one after the other
 class BandMatrix(JacobianOperator):
     """A matrix (m, n), diag(left) B diag(right), by the diagonals of B.
 
-    ``diagonals[d, i]`` is B's entry (i, i + d - lower); 0 where that lies outside of the matrix.
+    ``diagonals[d][h + i]`` is B's entry (i, i + d - lower), 0 where that lies outside of the
+    matrix. The margins of h = w - 1 zeros make a slice of every shift: XLA fuses it.
     """
 
-    diagonals: Float[Array, "w m"]
+    diagonals: tuple[Float[Array, " padded"], ...]
     left: Float[Array, " m"]
     right: Float[Array, " n"]
     lower: int = eqx.field(static=True)
 
     @classmethod
-    def of(cls, diagonals: Float[Array, "w m"], lower: int, columns: int) -> BandMatrix:
-        """B alone."""
-        one = jnp.ones((), diagonals.dtype)
-        of_rows = jnp.broadcast_to(one, diagonals.shape[1:])
-        return cls(diagonals, of_rows, jnp.broadcast_to(one, (columns,)), lower)
+    def of(cls, diagonals: Sequence[Float[Array, " m"]], lower: int, columns: int) -> BandMatrix:
+        """B alone, without margins: ``diagonals[d][i]``."""
+        one = jnp.ones((), diagonals[0].dtype)
+        left = jnp.broadcast_to(one, diagonals[0].shape)
+        blank = cls(tuple(diagonals), left, jnp.broadcast_to(one, (columns,)), lower)
+        return eqx.tree_at(lambda A: A.diagonals, blank, tuple(map(blank._padded, diagonals)))
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -55,25 +63,26 @@ class BandMatrix(JacobianOperator):
     @property
     def dtype(self) -> np.dtype:
         """Of the entries."""
-        return self.diagonals.dtype
+        return self.left.dtype
 
     def apply(self, v: Float[Array, " n"]) -> Float[Array, " m"]:
         """A v."""
-        m, v = self.shape[0], self.right * v
-        return self.left * sum(
-            (row * shifted(v, d - self.lower, m) for d, row in enumerate(self.diagonals)),
-            jnp.zeros((m,), self.dtype),
-        )
+        m, v = self.shape[0], self._padded(self.right * v)
+        parts = (self._from(row, 0, m) * self._from(v, k, m) for k, row in self._rows())
+        return self.left * _sum(parts)
 
-    def adjoint(self) -> BandMatrix:
+    def apply_adjoint(self, u: Float[Array, " m"]) -> Float[Array, " n"]:
+        """A^T u."""
+        n, u = self.shape[1], self._padded(self.left * u)
+        return self.right * _sum(self._from(row, -k, n) * self._from(u, -k, n) for k, row in self._rows())
+
+    def adjoint(self) -> AbstractOperator:
         """A^T."""
-        w, n = self.diagonals.shape[0], self.shape[1]
-        rows = [shifted(self.diagonals[d], self.lower - d, n) for d in reversed(range(w))]
-        return BandMatrix(jnp.stack(rows), self.right, self.left, w - 1 - self.lower)
+        return Transposed(self)
 
     def squared_columns(self) -> Float[Array, " n"]:
         """Sums of the squares of the columns."""
-        return sum((entries**2 for entries in self._by_column()), jnp.zeros_like(self.right))
+        return self.gram(1)[0]
 
     def scaled(self, left: Float[Array, " m"], right: Float[Array, " n"]) -> BandMatrix:
         """diag(left) A diag(right)."""
@@ -81,8 +90,7 @@ class BandMatrix(JacobianOperator):
 
     def absolute(self) -> BandMatrix:
         """|A|, entry by entry."""
-        parts = map(jnp.abs, (self.diagonals, self.left, self.right))
-        return BandMatrix(*parts, self.lower)
+        return jax.tree.map(jnp.abs, self)
 
     def normal(self) -> BandGram:
         """A^T A."""
@@ -90,32 +98,51 @@ class BandMatrix(JacobianOperator):
 
     def as_result(self) -> BCOO:
         """As JAX's sparse array."""
-        w, m = self.diagonals.shape
-        n = self.shape[1]
+        (m, n), w = self.shape, len(self.diagonals)
         i = jnp.broadcast_to(jnp.arange(m, dtype=jnp.int32)[:, None], (m, w))
         j = i + (jnp.arange(w, dtype=jnp.int32) - self.lower)[None]
         # What lies outside of the matrix is no entry.
         i = jnp.where((j >= 0) & (j < n), i, m)
         indices = jnp.stack([i.ravel(), jnp.clip(j, 0, n).ravel()], axis=1)
-        along = (shifted(self.right, d - self.lower, m) for d in range(w))
-        rows = [row * r * self.left for row, r in zip(self.diagonals, along, strict=True)]
-        return BCOO((jnp.stack(rows, axis=1).ravel(), indices), shape=self.shape)
+        right = self._padded(self.right)
+        rows = [self._from(row, 0, m) * self._from(right, k, m) for k, row in self._rows()]
+        values = jnp.stack([row * self.left for row in rows], axis=1)
+        return BCOO((values.ravel(), indices), shape=self.shape)
 
-    def gram(self) -> Float[Array, "w n"]:
-        """Diagonals 0, 1, ... of A^T A: entry [e, j] is (A^T A)[j, j + e]."""
-        w, columns = self.diagonals.shape[0], self._by_column()
-        rows = []
-        for e in range(w):
+    def gram(self, count: int | None = None) -> list[Float[Array, " n"]]:
+        """Diagonals 0, 1, ... of A^T A: entry [e][j] is (A^T A)[j, j + e], 0 outside.
+
+        All of them, or the first ``count``.
+        """
+        w, n = len(self.diagonals), self.shape[1]
+        left, right = self._padded(self.left), self._padded(self.right)
+
+        def entry(d: int, row: int, e: int) -> Float[Array, " n"]:
+            """A[j - row, j + e], which lies on diagonal d, at j."""
+            of_row = self._from(self.diagonals[d], -row, n) * self._from(right, e, n)
+            return of_row * self._from(left, -row, n)
+
+        def entries(e: int) -> Float[Array, " n"]:
             # (i, j) on diagonal d meets (i, j + e), which is on diagonal d + e.
-            parts = (columns[d] * shifted(columns[d + e], e, self.shape[1]) for d in range(w - e))
-            rows.append(sum(parts, jnp.zeros_like(self.right)))
-        return jnp.stack(rows)
+            return _sum(
+                entry(d, d - self.lower, 0) * entry(d + e, d - self.lower, e) for d in range(w - e)
+            )
 
-    def _by_column(self) -> list[Float[Array, " n"]]:
-        """The diagonals of A, the entries of a column at its place."""
-        n = self.shape[1]
-        rows = (shifted(row * self.left, self.lower - d, n) for d, row in enumerate(self.diagonals))
-        return [row * self.right for row in rows]
+        return [entries(e) for e in range(w if count is None else count)]
+
+    def _rows(self) -> Iterator[tuple[int, Float[Array, " padded"]]]:
+        """Offsets j - i of the diagonals, and these."""
+        return ((d - self.lower, row) for d, row in enumerate(self.diagonals))
+
+    def _padded(self, v: Float[Array, " k"]) -> Float[Array, " padded"]:
+        """With margins, as the diagonals."""
+        h = len(self.diagonals) - 1
+        return jnp.pad(v, (h, h + max(self.shape) - v.shape[0]))
+
+    def _from(self, padded: Float[Array, " padded"], k: int, size: int) -> Float[Array, " size"]:
+        """v_k, v_{k+1}, ... of a v with margins."""
+        begin = len(self.diagonals) - 1 + k
+        return padded[begin : begin + size]
 
 
 class BandGram(NormalEquations):
@@ -129,27 +156,39 @@ class BandGram(NormalEquations):
 
     def solve(self, diag: Float[Array, " n"], b: Float[Array, " n"]) -> Float[Array, " n"]:
         """By block elimination."""
-        return solve_band(self.of.gram().at[0].add(diag), b)
+        main, *others = self.of.gram()
+        return solve_band([main + diag, *others], b)
 
 
-def solve_band(gram: Float[Array, "w n"], b: Float[Array, " n"]) -> Float[Array, " n"]:
-    """x with G x = b, G symmetric, positive definite, by its diagonals 0, 1, ..., w - 1."""
-    w, n = gram.shape
-    p = max(w - 1, 1)
+def solve_band(diagonals: list[Float[Array, " n"]], b: Float[Array, " n"]) -> Float[Array, " n"]:
+    """x with G x = b, G symmetric and positive definite, by its diagonals as of `gram`."""
+    (n,), p = b.shape, max(len(diagonals) - 1, 1)
     count = -(-n // p)
-    padding = count * p - n
-    # Rows that only fill up the last block are those of an identity.
-    table = jnp.pad(gram, ((0, p + 1 - w), (0, padding))).at[0, n:].set(1)
-    table = table.reshape(p + 1, count, p)
-    b = jnp.pad(b, (0, padding)).reshape(count, p)
-    zero = jnp.zeros_like(b[:, 0])
+    chunks, length = _cut(count)
+    count = chunks * length
+
+    def blocks(v: Float[Array, " n"], filling: int = 0) -> Float[Array, "N p"]:
+        return jnp.pad(v, (0, count * p - n), constant_values=filling).reshape(count, p)
+
+    # Rows that only fill up the last chunk are those of an identity.
+    table = [blocks(diagonals[0], 1), *map(blocks, diagonals[1:])]
+    zero, b = jnp.zeros((count,), b.dtype), blocks(b)
+
+    def entry(a: int, c: int) -> Float[Array, " N"]:
+        return table[c - a][:, a] if 0 <= c - a < len(table) else zero
 
     def row(a: int) -> Float[Array, "q N"]:
-        inside = (table[abs(c - a), :, min(a, c)] for c in range(p))
-        beside = (table[p + c - a, :, a] if c <= a else zero for c in range(p))
+        inside = (entry(min(a, c), max(a, c)) for c in range(p))
+        beside = (entry(a, p + c) for c in range(p))
         return jnp.stack([*inside, *beside, b[:, a]])
 
     return _solve_blocks(jnp.stack([row(a) for a in range(p)])).T.reshape(-1)[:n]
+
+
+def _cut(count: int) -> tuple[int, int]:
+    """How many chunks, and of what length, hold so many blocks."""
+    chunks = 1 if count <= SEQUENTIAL else round(count**0.5)
+    return chunks, -(-count // chunks)
 
 
 def _solve_blocks(system: Float[Array, "p q N"]) -> Float[Array, "p N"]:
@@ -157,8 +196,7 @@ def _solve_blocks(system: Float[Array, "p q N"]) -> Float[Array, "p N"]:
     p, q, count = system.shape
     if count == 1:
         return _solve_small(system[:, :p], system[:, 2 * p :])[:, 0]
-    chunks = 1 if count <= SEQUENTIAL else round(count**0.5)
-    length = -(-count // chunks)
+    chunks, length = _cut(count)
     eye = jnp.eye(p, q, dtype=system.dtype)[:, :, None]
     padding = jnp.broadcast_to(eye, (p, q, chunks * length - count))
     system = jnp.concatenate([system, padding], axis=2).reshape(p, q, chunks, length)
@@ -220,12 +258,11 @@ def _solve_small(matrix: Float[Array, "p p c"], rhs: Float[Array, "p r c"]) -> A
 
 
 def _times(a: Float[Array, "p k c"], x: Float[Array, "k c"]) -> Float[Array, "p c"]:
-    return sum((a[:, k] * x[k][None] for k in range(1, a.shape[1])), a[:, 0] * x[0][None])
+    return _sum(a[:, k] * x[k][None] for k in range(a.shape[1]))
 
 
 def _transposed_times(a: Float[Array, "k p c"], b: Float[Array, "k r c"]) -> Array:
-    terms = (a[k][:, None] * b[k][None] for k in range(1, a.shape[0]))
-    return sum(terms, a[0][:, None] * b[0][None])
+    return _sum(a[k][:, None] * b[k][None] for k in range(a.shape[0]))
 
 
 def _of_next(a: Array) -> Array:
@@ -238,10 +275,6 @@ def _of_last(a: Array) -> Array:
     return jnp.roll(a, 1, axis=-1).at[..., 0].set(0)
 
 
-def shifted(v: Float[Array, " n"], k: int, size: int) -> Float[Array, " size"]:
-    """w with w[j] = v[j + k], 0 outside."""
-    begin, end = max(k, 0), min(v.shape[0], size + k)
-    if begin >= end:
-        return jnp.zeros((size,), v.dtype)
-    return jnp.pad(v[begin:end], (begin - k, size - (end - k)))
-
+def _sum(terms: Iterable[Array]) -> Array:
+    """Of one term or more."""
+    return ft.reduce(operator.add, terms)

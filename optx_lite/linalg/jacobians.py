@@ -87,6 +87,31 @@ class JacobianOperator(AbstractOperator):
         raise NotImplementedError
 
 
+class Transposed(AbstractOperator):
+    """A^T of a matrix that has ``apply_adjoint``."""
+
+    of: Any
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(n, m)."""
+        m, n = self.of.shape
+        return n, m
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Of the entries."""
+        return self.of.dtype
+
+    def apply(self, v: Array) -> Array:
+        """A^T v."""
+        return self.of.apply_adjoint(v)
+
+    def adjoint(self) -> AbstractOperator:
+        """A."""
+        return self.of
+
+
 class NormalEquations(eqx.Module):
     """J^T J in a form that can be solved."""
 

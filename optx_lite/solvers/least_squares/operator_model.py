@@ -78,7 +78,7 @@ class OperatorModel(LinearModel):
     units: Array  # (n,)
     jacobian: JacobianOperator  # (m, n); a column that rests is 0
     f: Array  # (m,)
-    secant: Array  # (n,): 0
+    secant: Array  # (): 0
     column_norms: Array  # (n,)
     effective: Array  # (n,) norms without the columns that rest
     gradient: Array  # (n,)
@@ -96,7 +96,7 @@ class OperatorModel(LinearModel):
             units=zeros + 1,
             jacobian=jacobian,
             f=jnp.zeros(m, dtype),
-            secant=zeros,
+            secant=zeros[0],
             column_norms=zeros,
             effective=zeros,
             gradient=zeros,
