@@ -8,8 +8,8 @@ p = lower + upper: a symmetric block tridiagonal matrix with blocks of p rows,
 Elimination from the first block to the last would take n / p turns, one after the other. So the
 blocks are cut into about sqrt(n / p) chunks, the last block of each being its separator: all chunks
 are eliminated at once, each turn of the loop an operation on long vectors. What is left is a system
-(1) of the separators alone, solved in the same way, and with their values known all chunks are
-substituted back at once (A. George, "Nested dissection of a regular finite element mesh", SIAM J.
+(1) of the separators alone, eliminated one after the other, and with their values known all chunks
+are substituted back at once (A. George, "Nested dissection of a regular finite element mesh", SIAM J.
 Numer. Anal. 10, 1973; A. H. Sameh and D. J. Kuck, "On stable parallel linear system solvers", JACM
 25, 1978, for bands). A positive definite matrix needs no pivoting. What the program's text takes
 does not grow with n.
@@ -19,21 +19,19 @@ from __future__ import annotations
 
 import functools as ft
 import operator
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental.sparse import BCOO
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from ..jax_support.control_flow import scan
 from .jacobians import JacobianOperator, NormalEquations, Transposed
 from .operators import AbstractOperator
-
-SEQUENTIAL = 1024  # blocks: up to here they are eliminated one after the other
-
 
 class BandMatrix(JacobianOperator):
     """A matrix (m, n), diag(left) B diag(right), by the diagonals of B.
@@ -164,52 +162,84 @@ def solve_band(diagonals: list[Float[Array, " n"]], b: Float[Array, " n"]) -> Fl
     """x with G x = b, G symmetric and positive definite, by its diagonals as of `gram`."""
     (n,), p = b.shape, max(len(diagonals) - 1, 1)
     count = -(-n // p)
-    chunks, length = _cut(count)
-    count = chunks * length
-
-    def blocks(v: Float[Array, " n"], filling: int = 0) -> Float[Array, "N p"]:
-        return jnp.pad(v, (0, count * p - n), constant_values=filling).reshape(count, p)
-
+    chunks = round(count**0.5)
+    length = -(-count // chunks)
+    padding = 0, chunks * length * p - n
     # Rows that only fill up the last chunk are those of an identity.
-    table = [blocks(diagonals[0], 1), *map(blocks, diagonals[1:])]
-    zero, b = jnp.zeros((count,), b.dtype), blocks(b)
+    rows = [jnp.pad(diagonals[0], padding, constant_values=1)]
+    rows = [*rows, *(jnp.pad(v, padding) for v in (*diagonals[1:], b))]
+    blocks = jnp.stack(rows).reshape(-1, chunks, length, p)
 
-    def entry(a: int, c: int) -> Float[Array, " N"]:
-        return table[c - a][:, a] if 0 <= c - a < len(table) else zero
+    def of_separators(system: _Block) -> Float[Array, "p c"]:
+        one_by_one = (jnp.moveaxis(part, -1, 0)[..., None] for part in system)
+        x = _solve(_Block(*one_by_one), lambda block: block, _solve_last)
+        return jnp.moveaxis(x[..., 0], 0, -1)
 
-    def row(a: int) -> Float[Array, "q N"]:
-        inside = (entry(min(a, c), max(a, c)) for c in range(p))
-        beside = (entry(a, p + c) for c in range(p))
-        return jnp.stack([*inside, *beside, b[:, a]])
-
-    return _solve_blocks(jnp.stack([row(a) for a in range(p)])).T.reshape(-1)[:n]
-
-
-def _cut(count: int) -> tuple[int, int]:
-    """How many chunks, and of what length, hold so many blocks."""
-    chunks = 1 if count <= SEQUENTIAL else round(count**0.5)
-    return chunks, -(-count // chunks)
+    x = _solve(jnp.transpose(blocks, (2, 0, 3, 1)), _unpacked, of_separators)
+    return jnp.transpose(x, (2, 0, 1)).reshape(-1)[:n]
 
 
-def _solve_blocks(system: Float[Array, "p q N"]) -> Float[Array, "p N"]:
-    """(1), whose rows k are ``system[..., k]``, [D_k, U_k, b_k]."""
-    p, q, count = system.shape
-    if count == 1:
-        return _solve_small(system[:, :p], system[:, 2 * p :])[:, 0]
-    chunks, length = _cut(count)
-    eye = jnp.eye(p, q, dtype=system.dtype)[:, :, None]
-    padding = jnp.broadcast_to(eye, (p, q, chunks * length - count))
-    system = jnp.concatenate([system, padding], axis=2).reshape(p, q, chunks, length)
-    blocks = jnp.moveaxis(system, 3, 0)  # chunks go together
-    inner, separators = blocks[:-1], blocks[-1]
-    solved, change, of_left = _eliminate(inner, separators[:, p : 2 * p])
+class _Block(NamedTuple):
+    """D_k, U_k and b_k of (1), of c systems."""
 
-    # The separators' own system.
-    diag = separators[:, :p] - change[:, :p] - _of_next(of_left[:, :p])
-    upper = -_of_next(jnp.swapaxes(change[:, p:-1], 0, 1))
-    known = separators[:, 2 * p :] - change[:, -1:] - _of_next(of_left[:, -1:])
-    at = _solve_blocks(jnp.concatenate([diag, upper, known], axis=1))
+    diag: Float[Array, "p p *c"]
+    upper: Float[Array, "p p *c"]
+    b: Float[Array, "p *c"]
 
+
+def _unpacked(rows: Float[Array, "r p c"]) -> _Block:
+    """From the entries of the diagonals, and of b, at the rows of a block."""
+    *table, b = rows
+    p, zero = b.shape[0], jnp.zeros_like(b[0])
+
+    def block(first: int) -> Float[Array, "p p c"]:
+        """G's entries (i, first + j)."""
+
+        def entry(i: int, j: int) -> Float[Array, " c"]:
+            e = abs(j - i)
+            return table[e][min(i, j)] if e < len(table) else zero
+
+        return jnp.stack([jnp.stack([entry(i, first + j) for j in range(p)]) for i in range(p)])
+
+    return _Block(block(0), block(p), b)
+
+
+def _solve(
+    blocks: PyTree,
+    unpacked: Callable[[PyTree], _Block],
+    of_separators: Callable[[_Block], Float[Array, "p c"]],
+) -> Float[Array, "k p c"]:
+    """x of c chunks of k blocks, of which the last is the separator, one after the other."""
+    last = unpacked(jax.tree.map(lambda part: part[-1], blocks))
+    p, chunks = last.b.shape
+    none = jnp.zeros((p, p + 1, chunks), last.b.dtype)
+
+    def eliminate(carry: tuple[Array, Array], block: PyTree) -> tuple[tuple[Array, Array], Array]:
+        """S_k^-1 [U_k, F_k, y_k], F_k being what joins the block to the separator on its left.
+
+        Carried on: what is to be subtracted from the rows [D, F, b] of the next block, and from
+        [D, b] of that separator.
+        """
+        change, of_left = carry
+        diag, upper, b = unpacked(block)
+        fill = -change[:, p:-1]
+        rhs = jnp.concatenate([upper, fill, (b - change[:, -1])[:, None]], axis=1)
+        solved = _solve_small(diag - change[:, :p], rhs)
+        of_left = of_left + _transposed_times(fill, solved[:, p:])
+        return (_transposed_times(upper, solved), of_left), solved
+
+    joined = none.at[:, :p].set(-jnp.swapaxes(_of_last(last.upper), 0, 1))
+    begin = jnp.concatenate([none[:, :p], joined], axis=1), none
+    inner = jax.tree.map(lambda part: part[:-1], blocks)
+    (change, of_left), solved = scan(eliminate, begin, inner)
+    of_next = _of_next(of_left)
+    at = of_separators(
+        _Block(
+            last.diag - change[:, :p] - of_next[:, :p],
+            -jnp.swapaxes(_of_next(change[:, p:-1]), 0, 1),
+            last.b - change[:, -1] - of_next[:, -1],
+        )
+    )
     at_left = _of_last(at)
 
     def substitute(beyond: Array, solved: Array) -> tuple[Array, Array]:
@@ -217,33 +247,11 @@ def _solve_blocks(system: Float[Array, "p q N"]) -> Float[Array, "p N"]:
         return x, x
 
     inside = scan(substitute, at, solved, reverse=True)[1]
-    x = jnp.concatenate([inside, at[None]])
-    return jnp.moveaxis(x, 0, 2).reshape(p, -1)[:, :count]
-def _eliminate(
-    blocks: Float[Array, "k p q c"], of_right: Float[Array, "p p c"]
-) -> tuple[Array, Array, Array]:
-    """Chunks of blocks [D, U, b]; ``of_right`` is U of the separator at the end of each.
+    return jnp.concatenate([inside, at[None]])
 
-    In order: S_k^-1 [U_k, F_k, Y_k] of the blocks, S_k being the pivots, F_k what joins them to
-    the separator on their left, Y_k their right-hand sides; and what is to be subtracted from the
-    rows [D, F, b] of the separator on their right, and [D, b] of that on their left.
-    """
-    p, chunks = blocks.shape[1], blocks.shape[-1]
 
-    def down(carry: tuple[Array, Array], block: Array) -> tuple[tuple[Array, Array], Array]:
-        change, of_left = carry
-        diag, upper, b = block[:, :p], block[:, p : 2 * p], block[:, 2 * p :]
-        fill = -change[:, p:-1]
-        rhs = jnp.concatenate([upper, fill, b - change[:, -1:]], axis=1)
-        solved = _solve_small(diag - change[:, :p], rhs)
-        of_left = of_left + _transposed_times(fill, solved[:, p:])
-        return (_transposed_times(upper, solved), of_left), solved
-
-    nothing = jnp.zeros((p, p + 1, chunks), blocks.dtype)
-    change = nothing.at[:, :p].set(-jnp.swapaxes(_of_last(of_right), 0, 1))
-    change = jnp.concatenate([jnp.zeros((p, p, chunks), blocks.dtype), change], axis=1)
-    (change, of_left), solved = scan(down, (change, nothing), blocks)
-    return solved, change, of_left
+def _solve_last(block: _Block) -> Float[Array, "p c"]:
+    return _solve_small(block.diag, block.b[:, None])[:, 0]
 
 
 def _solve_small(matrix: Float[Array, "p p c"], rhs: Float[Array, "p r c"]) -> Array:
