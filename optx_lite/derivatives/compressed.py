@@ -297,11 +297,11 @@ def _colors(base: AbstractJacobian, entries: Sparsity) -> Coloring:
     """By the modes that the scheme has; both only where that halves the products."""
     if isinstance(base, Reverse):
         return color(entries, ("reverse",))
+    best = color(entries) if isinstance(base, Forward) else color(entries, ("forward",))
+    if not best.reverse_colors:
+        return best
     alone = color(entries, ("forward",))
-    if isinstance(base, Forward):
-        both = color(entries)
-        return both if 2 * both.products <= alone.products else alone
-    return alone
+    return best if 2 * best.products <= alone.products else alone
 
 
 def _each(
