@@ -131,7 +131,14 @@ def test_traced_pattern():
         jax.jit(lambda p: jnp.asarray(sparsity(p, (4, 4)).nnz))(jnp.ones((4, 4)))
 
 
-BANDS = [(0, 0, 9, 9), (1, 1, 40, 40), (1, 1, 60, 50), (2, 1, 90, 88), (0, 2, 40, 60), (3, 1, 22, 22)]
+BANDS = [
+    (0, 0, 9, 9),
+    (1, 1, 40, 40),
+    (1, 1, 60, 50),
+    (2, 1, 90, 88),
+    (0, 2, 40, 60),
+    (3, 1, 22, 22),
+]
 
 
 def banded(lower, upper, m, n, dtype=float, seed=0):

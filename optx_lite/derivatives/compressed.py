@@ -59,7 +59,9 @@ class Compressed(AbstractStructured):
         """For the scheme `base` and the pattern `entries`."""
         colors: Any = _colors(base, entries)
         of_both = colors.forward, colors.reverse
-        return cls(base, *of_both, _layout(entries, colors), colors.forward_colors, colors.reverse_colors)
+        return cls(
+            base, *of_both, _layout(entries, colors), colors.forward_colors, colors.reverse_colors
+        )
 
     def linearize(
         self,
@@ -252,8 +254,7 @@ class _Band(eqx.Module):
 
     def gather(self, products: _Products, dtype: Any) -> BandMatrix:
         diagonals = [
-            products.diagonal(d - self.lower, colors, dtype)
-            for d, colors in enumerate(self.colors)
+            products.diagonal(d - self.lower, colors, dtype) for d, colors in enumerate(self.colors)
         ]
         return BandMatrix.of(diagonals, self.lower, self.columns)
 

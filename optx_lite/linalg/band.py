@@ -9,10 +9,10 @@ Elimination from the first block to the last would take n / p turns, one after t
 blocks are cut into about sqrt(n / p) chunks, the last block of each being its separator: all chunks
 are eliminated at once, each turn of the loop an operation on long vectors. What is left is a system
 (1) of the separators alone, eliminated one after the other, and with their values known all chunks
-are substituted back at once (A. George, "Nested dissection of a regular finite element mesh", SIAM J.
-Numer. Anal. 10, 1973; A. H. Sameh and D. J. Kuck, "On stable parallel linear system solvers", JACM
-25, 1978, for bands). A positive definite matrix needs no pivoting. What the program's text takes
-does not grow with n.
+are substituted back at once (A. George, "Nested dissection of a regular finite element mesh", SIAM
+J. Numer. Anal. 10, 1973; for bands A. H. Sameh and D. J. Kuck, "On stable parallel linear system
+solvers", JACM 25, 1978). A positive definite matrix needs no pivoting. What the program's text
+takes does not grow with n.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from jaxtyping import Array, Float, PyTree
 from ..jax_support.control_flow import scan
 from .jacobians import JacobianOperator, NormalEquations, Transposed
 from .operators import AbstractOperator
+
 
 class BandMatrix(JacobianOperator):
     """A matrix (m, n), diag(left) B diag(right), by the diagonals of B.
@@ -72,7 +73,9 @@ class BandMatrix(JacobianOperator):
     def apply_adjoint(self, u: Float[Array, " m"]) -> Float[Array, " n"]:
         """A^T u."""
         n, u = self.shape[1], self._padded(self.left * u)
-        return self.right * _sum(self._from(row, -k, n) * self._from(u, -k, n) for k, row in self._rows())
+        return self.right * _sum(
+            self._from(row, -k, n) * self._from(u, -k, n) for k, row in self._rows()
+        )
 
     def adjoint(self) -> AbstractOperator:
         """A^T."""
@@ -182,9 +185,9 @@ def solve_band(diagonals: list[Float[Array, " n"]], b: Float[Array, " n"]) -> Fl
 class _Block(NamedTuple):
     """D_k, U_k and b_k of (1), of c systems."""
 
-    diag: Float[Array, "p p *c"]
-    upper: Float[Array, "p p *c"]
-    b: Float[Array, "p *c"]
+    diag: Float[Array, "p p ..."]
+    upper: Float[Array, "p p ..."]
+    b: Float[Array, "p ..."]
 
 
 def _unpacked(rows: Float[Array, "r p c"]) -> _Block:

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import equinox as eqx
 import jax
@@ -74,6 +74,8 @@ class LinearSolver(eqx.Module):
 
 class OperatorModel(LinearModel):
     """By products with J."""
+
+    BEGINS_AT_LAST: ClassVar[bool] = True  # with its active set, and its solution for LSMR
 
     units: Array  # (n,)
     jacobian: JacobianOperator  # (m, n); a column that rests is 0

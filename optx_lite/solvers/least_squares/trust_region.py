@@ -88,7 +88,8 @@ class TrustRegionSolver(AbstractLeastSquaresSolver[State]):
     def init(self, problem: LeastSquaresProblem, x0: Float[Array, " n"]) -> State:
         """Nothing evaluated yet; x0 is the first trial."""
         m = jax.eval_shape(problem.residuals, x0).shape[0]
-        state = initial_state(x0, m, self._blank_model(problem, x0, m))
+        model = self._blank_model(problem, x0, m)
+        state = initial_state(x0, m, model, problem.bounded and model.BEGINS_AT_LAST)
         status = state.status
         if problem.bounded:
             bad = jnp.any(problem.lower > problem.upper)
@@ -158,6 +159,8 @@ class TrustRegionSolver(AbstractLeastSquaresSolver[State]):
         after = replace(
             moved, trial=replace(trial, x=x), pending=pending, probing=probing, status=status
         )
+        if after.goal is not None:
+            after = replace(after, goal=prediction.x)
         after = out_of_units(outside, after)
         # SciPy's code is 1 wherever its absolute test on the gradient holds as well.
         small = (status > 0) & (self.optimality(outside, after) < self.gtol)
