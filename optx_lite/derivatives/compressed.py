@@ -199,7 +199,7 @@ class _Products(eqx.Module):
         if self.along is not None:
             for p, products in enumerate(self.along.astype(dtype)):
                 weight = 1 if self.weights is None else at_columns(self.weights[p])
-                found = found + weight * choice(products, colors.forward)
+                found = found + weight * choice(list(products), colors.forward)
         if self.of_rows is not None:
             found = found + choice([at_columns(row) for row in self.of_rows], colors.reverse)
         return found

@@ -86,7 +86,7 @@ class LinearModel(eqx.Module):
         J^T f.
     column_norms : array (n,)
         Of J.
-    secant : array (n,)
+    secant : array (n,) or ()
         w; 0 for none.
     """
 
