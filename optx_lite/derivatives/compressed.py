@@ -193,7 +193,8 @@ class _Products(eqx.Module):
             return jnp.pad(v[begin:end], (begin - k, m + k - end)).astype(dtype)
 
         def choice(of_color: Sequence[Float[Array, " m"]], color: Array) -> Float[Array, " m"]:
-            return sum(jnp.where(color == c, row, 0) for c, row in enumerate(of_color))
+            choices = (jnp.where(color == c, row, 0) for c, row in enumerate(of_color))
+            return sum(choices, jnp.zeros((m,), dtype))
 
         found = jnp.zeros((m,), dtype)
         if self.along is not None:

@@ -39,7 +39,7 @@ class Sparsity(NamedTuple):
     def transposed(self) -> Sparsity:
         """Of the transposed matrix."""
         order = np.argsort(self.cols, kind="stable")
-        return Sparsity(self.cols[order], self.rows[order], self.shape[::-1])
+        return Sparsity(self.cols[order], self.rows[order], (self.shape[1], self.shape[0]))
 
 
 def sparsity(pattern: PyTree, shape: tuple[int, int]) -> Sparsity:
