@@ -434,16 +434,17 @@ class _Search(NamedTuple):
         high = jnp.where(size < radius, self.alpha, self.high)
         rise = safe_divide(inverse - self.last_inverse, self.alpha - self.last_alpha)
         better = self.alpha + safe_divide(1 / radius - inverse, rise)
+        inside = (rise > 0) & (better > low) & (better < high)
         # Over decades of alpha || z || is nearly a power of it.
-        far = (jnp.maximum(size, radius) > FAR * jnp.minimum(size, radius)) & (self.last_alpha > 0)
+        far = jnp.maximum(size, radius) > FAR * jnp.minimum(size, radius)
         of_alpha, of_size = (
             jnp.log(self.alpha / self.last_alpha),
             jnp.log(inverse / self.last_inverse),
         )
-        power = safe_divide(of_alpha, of_size) * jnp.log(size / radius)
-        better = jnp.where(far, self.alpha * jnp.exp(power), better)
+        power = self.alpha * jnp.exp(safe_divide(of_alpha, of_size) * jnp.log(size / radius))
+        better = jnp.where((self.last_alpha > 0) & (far | ~inside), power, better)
         middle = jnp.maximum(LEAST * high, jnp.sqrt(low) * jnp.sqrt(high))
-        usable = (self.last_inverse > 0) & (rise > 0) & (better > low) & (better < high)
+        usable = (self.last_inverse > 0) & (better > low) & (better < high)
         more = ~found & (self.count < MOST_SECANTS) & jnp.isfinite(size)
         return self._replace(
             z=z,
