@@ -118,7 +118,7 @@ class Compressed(AbstractStructured):
             rounding = 0.0 if scheme is self.base else SEEN * lower_eps(x, f)
             noise = rounding * jnp.abs(f).astype(change.dtype)
         else:
-            sizes = 1 + _hash(x.size).astype(x.dtype) / 2**32
+            sizes = 1 + _hash(x.size).astype(x.dtype) / 2.0**32
             along = (sizes * jnp.maximum(jnp.abs(x), 1))[None]
             change = jax.jvp(fun, (x,), (along[0],))[1].astype(matrix.dtype)[None]
             along, noise = along.astype(matrix.dtype), jnp.zeros_like(change[0])
