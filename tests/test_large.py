@@ -10,6 +10,7 @@ import scipy.sparse
 from jax.experimental.sparse import BCOO
 
 import optx_lite as ox
+from optx_lite.jax_support import control_flow
 
 N = 40
 
@@ -70,6 +71,32 @@ def test_every_form_in_a_box(form, method):
         assert found.status > 0
         np.testing.assert_allclose(found.x, exact.x, atol=1e-7)
         np.testing.assert_allclose(found.cost, exact.cost, rtol=1e-10, atol=1e-20)
+
+
+def test_branches(monkeypatch):
+    """What large problems leave out where it is not needed changes nothing."""
+    monkeypatch.setattr(control_flow, "LARGE", 0)
+    n = 43  # of no other test, whose traces are kept
+    box = np.full(n, -0.6), np.where(np.arange(n) % 3 == 0, -0.575, 0.5)
+    fit = jax.jit(lambda start: ox.least_squares(broyden, start, bounds=box, jac_sparsity=1))
+    for start in (np.full(n, -0.58), box[0], 0.5 * (box[0] + box[1])):
+        found = fit(start)
+        exact = scipy.optimize.least_squares(
+            lambda x: np.asarray(broyden(jnp.asarray(x))), start, bounds=box,
+            xtol=1e-15, ftol=1e-15, gtol=1e-15,
+        )  # fmt: skip
+        assert found.status > 0
+        np.testing.assert_allclose(found.x, exact.x, atol=1e-7)
+
+
+def test_a_batch():
+    """Its Jacobians are one BCOO with a batch dimension."""
+    starts = -jnp.ones((2, N)) * jnp.array([[1.0], [0.8]])
+    found = jax.vmap(lambda start: ox.least_squares(broyden, start, jac_sparsity=1))(starts)
+    assert np.all(found.status > 0)
+    exact = jax.vmap(jax.jacfwd(broyden))(found.x)
+    np.testing.assert_allclose(found.jac.todense(), exact, atol=1e-12)
+    np.testing.assert_allclose(found.fun, 0, atol=1e-9)
 
 
 @pytest.mark.parametrize("form", ["band", "entries", "user's"])

@@ -32,6 +32,19 @@ def test_sixteen_cameras():
     assert abs(2 * found.cost / dof / 0.25 - 1) < 5 * np.sqrt(2 / dof)
 
 
+def test_a_membrane_by_trf():
+    """The active set is searched for once, not at each evaluation: LSMR hardly turns then."""
+    side = 15
+    low = large.obstacle(side)
+    solve = lambda low: ox.least_squares(
+        large.differences, jnp.maximum(low, 0), bounds=(low, jnp.inf),
+        jac_sparsity=large.laplace_pattern(side),
+    )  # fmt: skip
+    found = jax.jit(solve)(low)
+    assert found.status > 0
+    np.testing.assert_allclose(found.x, primal_dual(np.asarray(low), side), atol=1e-6)
+
+
 def test_a_membrane_over_an_obstacle():
     """Where it touches, and its volume's derivative by the obstacle's height."""
     side = 15

@@ -4,13 +4,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.linalg
 import scipy.sparse
 from jax.experimental.sparse import BCOO
 
 from optx_lite.derivatives.blocks import two_groups
 from optx_lite.derivatives.coloring import color, color_columns
 from optx_lite.derivatives.sparsity import sparsity
-from optx_lite.linalg.band import BandMatrix, solve_band
+from optx_lite.linalg import band
+from optx_lite.linalg.band import BandMatrix
 from optx_lite.linalg.sparse import Grouped, SparseMatrix
 from optx_lite.linalg.two_groups import Pairs, TwoGroupMatrix
 
@@ -129,40 +131,62 @@ def test_traced_pattern():
         jax.jit(lambda p: jnp.asarray(sparsity(p, (4, 4)).nnz))(jnp.ones((4, 4)))
 
 
-BANDS = [(0, 0, 9), (1, 1, 40), (1, 1, 700), (2, 1, 301), (0, 2, 100), (3, 1, 222)]
+BANDS = [
+    (0, 0, 9, 9),
+    (1, 1, 40, 40),
+    (1, 1, 60, 50),
+    (2, 1, 90, 88),
+    (0, 2, 40, 60),
+    (3, 1, 22, 22),
+]
 
 
-def banded(lower, upper, n, dtype=float, seed=0):
+def banded(lower, upper, m, n, dtype=float, seed=0):
     rng = np.random.default_rng(seed)
-    dense = rng.normal(size=(n, n)) * np.tri(n, n, upper) * (1 - np.tri(n, n, -lower - 1))
-    dense += 3 * np.eye(n)
-    diagonals = np.zeros((lower + upper + 1, n))
+    dense = rng.normal(size=(m, n)) * np.tri(m, n, upper) * (1 - np.tri(m, n, -lower - 1))
+    dense += 3 * np.eye(m, n)
+    diagonals = np.zeros((lower + upper + 1, m))
     for d in range(lower + upper + 1):
-        for i in range(max(0, lower - d), min(n, n + lower - d)):
+        for i in range(max(0, lower - d), min(m, n + lower - d)):
             diagonals[d, i] = dense[i, i + d - lower]
-    return dense, BandMatrix(jnp.asarray(diagonals, dtype), lower, n)
+    return dense, BandMatrix.of(list(jnp.asarray(diagonals, dtype)), lower, n)
 
 
-@pytest.mark.parametrize("band", BANDS, ids=str)
-def test_bands(band):
-    dense, A = banded(*band)
-    n = dense.shape[0]
-    v = np.random.default_rng(1).normal(size=n)
-    np.testing.assert_allclose(A.matvec(v), dense @ v, rtol=1e-12, atol=1e-12)
-    np.testing.assert_allclose(A.rmatvec(v), dense.T @ v, rtol=1e-12, atol=1e-12)
-    gram = A.gram()
-    for e in range(min(n, gram.shape[0])):
-        np.testing.assert_allclose(gram[e, : n - e], np.diag(dense.T @ dense, e), atol=1e-12)
-    x = jax.jit(solve_band)(gram, dense.T @ v)
-    condition = np.linalg.cond(dense)
-    exact = np.linalg.solve(dense, v)
-    assert np.max(np.abs(x - exact)) <= 1e-15 * condition**2 * np.max(np.abs(exact))
+@pytest.mark.parametrize("shape", BANDS, ids=str)
+def test_bands(shape):
+    """Of any shape, with factors on rows and columns."""
+    dense, A = banded(*shape)
+    (m, n), rng = dense.shape, np.random.default_rng(1)
+    v, u, left, right = (rng.normal(size=k) for k in (n, m, m, n))
+    dense, A = left[:, None] * dense * right, A.scaled(jnp.asarray(left), jnp.asarray(right))
+    np.testing.assert_allclose(A.matvec(v), dense @ v, atol=1e-12)
+    np.testing.assert_allclose(A.rmatvec(u), dense.T @ u, atol=1e-12)
+    np.testing.assert_allclose(A.T.T.matvec(v), dense @ v, atol=1e-12)
+    np.testing.assert_allclose(A.absolute().matvec(v), np.abs(dense) @ v, atol=1e-12)
+    np.testing.assert_allclose(A.squared_columns(), np.sum(dense**2, axis=0), atol=1e-12)
+    np.testing.assert_allclose(A.as_result().todense(), dense, atol=1e-14)
+    for e, diagonal in enumerate(A.gram()):
+        np.testing.assert_allclose(diagonal[: n - e], np.diag(dense.T @ dense, e), atol=1e-12)
+        assert not np.any(diagonal[n - e :])
+
+
+@pytest.mark.parametrize("p", [0, 1, 2, 3, 4])
+def test_solve_band(p):
+    """Whether the blocks fill the chunks or not; beside LAPACK."""
+    rng = np.random.default_rng(p)
+    for n in (5, 62, 63, 2051):
+        diagonals = [np.pad(rng.normal(size=n)[e:], (0, min(e, n))) for e in range(p + 1)]
+        diagonals[0] = np.abs(diagonals[0]) + 4 * p + 1
+        b = rng.normal(size=n)
+        exact = scipy.linalg.solveh_banded(np.stack(diagonals), b, lower=True)
+        x = jax.jit(band.solve_band)(list(map(jnp.asarray, diagonals)), b)
+        np.testing.assert_allclose(x, exact, rtol=1e-12, atol=1e-13)
 
 
 def test_solve_band_in_float32():
-    dense, A = banded(1, 1, 500, jnp.float32)
+    dense, A = banded(1, 1, 500, 500, jnp.float32)
     v = np.random.default_rng(1).normal(size=500).astype(np.float32)
-    x = solve_band(A.gram(), A.rmatvec(v))
+    x = band.solve_band(A.gram(), A.rmatvec(v))
     assert x.dtype == jnp.float32
     np.testing.assert_allclose(x, np.linalg.solve(dense, v), rtol=1e-3, atol=1e-4)
 

@@ -8,8 +8,8 @@ F. Manne and A. Pothen, "What color is your Jacobian?", SIAM Review 47, 2005).
 
 The colouring is greedy: each column takes the first colour that no column has with which it shares
 a row. Every row keeps the set of its colours as the bits of an integer, so the work is one
-operation for each entry. A band of width w gets its w colours: three for a tridiagonal matrix,
-where SciPy, which begins with the columns in random order, takes up to five.
+operation for each entry. A full band of width w gets its w colours in turn: three for a tridiagonal
+matrix, where SciPy, which begins with the columns in random order, takes up to five.
 """
 
 from __future__ import annotations
@@ -39,6 +39,10 @@ class Coloring(NamedTuple):
 def color_columns(entries: Sparsity) -> tuple[Int[np.ndarray, " n"], int]:
     """A colour for each column, and how many there are. A column without entries has none: -1."""
     m, n = entries.shape
+    width = sum(entries.band) + 1
+    if width == entries.most_in_a_row:  # with so many colours no band takes more, and none fewer
+        some = np.bincount(entries.cols, minlength=n) > 0
+        return np.where(some, np.arange(n, dtype=np.int32) % width, -1), width
     order = np.argsort(entries.cols, kind="stable")
     rows = entries.rows[order].tolist()
     begins = np.searchsorted(entries.cols[order], np.arange(n + 1)).tolist()
@@ -74,8 +78,11 @@ def color(entries: Sparsity, modes: tuple[str, ...] = ("forward", "reverse")) ->
         colors, count = color_columns(entries)
         candidates.append(Coloring(colors, np.full(m, -1, np.int32), count, 0))
     if "reverse" in modes:
-        colors, count = color_columns(entries.transposed())
-        candidates.append(Coloring(np.full(n, -1, np.int32), colors, 0, count))
+        transposed = entries.transposed()
+        fewest = min((candidate.products for candidate in candidates), default=n + 1)
+        if transposed.most_in_a_row < fewest:
+            colors, count = color_columns(transposed)
+            candidates.append(Coloring(np.full(n, -1, np.int32), colors, 0, count))
     if len(modes) == 2:
         candidates += [_split(entries, dense) for dense in _dense_rows(entries)]
     return min(candidates, key=lambda candidate: candidate.products)

@@ -6,14 +6,14 @@ compiled program like all others: its text does not grow with the number of vari
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, ClassVar
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from ..jax_support.control_flow import scan
 from ..linalg.band import BandMatrix
@@ -59,7 +59,9 @@ class Compressed(AbstractStructured):
         """For the scheme `base` and the pattern `entries`."""
         colors: Any = _colors(base, entries)
         of_both = colors.forward, colors.reverse
-        return cls(base, *of_both, _layout(entries), colors.forward_colors, colors.reverse_colors)
+        return cls(
+            base, *of_both, _layout(entries, colors), colors.forward_colors, colors.reverse_colors
+        )
 
     def linearize(
         self,
@@ -108,7 +110,7 @@ class Compressed(AbstractStructured):
         if isinstance(self.base, AbstractSampled):
             scheme = self.base if isinstance(self.base, ComplexStep) else FiniteDifference()
             # Some of the parameters step: together they are what the colours have summed.
-            some = jax.random.bernoulli(jax.random.key(0), 0.5, (SUBSETS, x.size))
+            some = (_hash(x.size)[None] >> jnp.arange(SUBSETS, dtype=jnp.uint32)[:, None]) % 2 == 1
             weights, changes = scheme.sampled(fun, x, f, lower, upper, some)
             along = jnp.where(some, safe_divide(jnp.ones_like(weights[0]), weights[0])[None], 0)
             change = changes[0]
@@ -116,8 +118,8 @@ class Compressed(AbstractStructured):
             rounding = 0.0 if scheme is self.base else SEEN * lower_eps(x, f)
             noise = rounding * jnp.abs(f).astype(change.dtype)
         else:
-            sizes = jax.random.uniform(jax.random.key(0), (1, x.size), x.dtype, 1, 2)
-            along = sizes * jnp.maximum(jnp.abs(x), 1)[None]
+            sizes = 1 + _hash(x.size).astype(x.dtype) / 2.0**32
+            along = (sizes * jnp.maximum(jnp.abs(x), 1))[None]
             change = jax.jvp(fun, (x,), (along[0],))[1].astype(matrix.dtype)[None]
             along, noise = along.astype(matrix.dtype), jnp.zeros_like(change[0])
         missed = jnp.max(jnp.abs(change - jax.vmap(matrix.apply)(along)), axis=0)
@@ -182,6 +184,27 @@ class _Products(eqx.Module):
         by_row = self.of_rows[color, j].astype(dtype)
         return jnp.where(color >= 0, by_row, by_column)
 
+    def diagonal(self, k: int, colors: _OfDiagonal, dtype: Any) -> Float[Array, " m"]:
+        """J_{i, i + k}, where that is an entry: by choices, which fuse where `entries` gathers."""
+        m = self.reverse.size
+
+        def at_columns(v: Float[Array, " n"]) -> Float[Array, " m"]:
+            begin, end = max(k, 0), min(v.shape[0], m + k)
+            return jnp.pad(v[begin:end], (begin - k, m + k - end)).astype(dtype)
+
+        def choice(of_color: Sequence[Float[Array, " m"]], color: Array) -> Float[Array, " m"]:
+            choices = (jnp.where(color == c, row, 0) for c, row in enumerate(of_color))
+            return sum(choices, jnp.zeros((m,), dtype))
+
+        found = jnp.zeros((m,), dtype)
+        if self.along is not None:
+            for p, products in enumerate(self.along.astype(dtype)):
+                weight = 1 if self.weights is None else at_columns(self.weights[p])
+                found = found + weight * choice(list(products), colors.forward)
+        if self.of_rows is not None:
+            found = found + choice([at_columns(row) for row in self.of_rows], colors.reverse)
+        return found
+
 
 class _Entries(eqx.Module):
     """Of any pattern."""
@@ -204,29 +227,37 @@ class _Entries(eqx.Module):
         return SparseMatrix.of(products.entries(self.i, self.j, dtype), self.rows, self.columns)
 
 
+class _OfDiagonal(NamedTuple):
+    """Of which colour the products are that have its entries; -1 for none."""
+
+    forward: Int[Array, " m"]
+    reverse: Int[Array, " m"]
+
+
 class _Band(eqx.Module):
     """Of a band most of which has entries."""
 
-    inside: Bool[Array, "w m"]  # entries of the pattern
+    colors: list[_OfDiagonal]
     lower: int = eqx.field(static=True)
     columns: int = eqx.field(static=True)
 
     direct: ClassVar[bool] = True
 
     @classmethod
-    def of(cls, entries: Sparsity) -> _Band:
-        lower, upper = entries.band
-        inside: Any = np.zeros((lower + upper + 1, entries.shape[0]), bool)
-        inside[entries.cols - entries.rows + lower, entries.rows] = True
-        return cls(inside, lower, entries.shape[1])
+    def of(cls, entries: Sparsity, colors: Coloring) -> _Band:
+        (m, n), (lower, upper) = entries.shape, entries.band
+        which = np.full((2, lower + upper + 1, m), -1, np.int32)
+        i, j = entries.rows, entries.cols
+        by_row = colors.reverse[i]
+        which[:, j - i + lower, i] = np.where(by_row < 0, colors.forward[j], -1), by_row
+        of_diagonals: Any = [_OfDiagonal(*both) for both in zip(*which, strict=True)]
+        return cls(of_diagonals, lower, n)
 
     def gather(self, products: _Products, dtype: Any) -> BandMatrix:
-        w, m = self.inside.shape
-        i = jnp.broadcast_to(jnp.arange(m, dtype=jnp.int32)[None], (w, m))
-        j = i + (jnp.arange(w, dtype=jnp.int32) - self.lower)[:, None]
-        j = jnp.clip(j, 0, self.columns - 1)
-        diagonals = jnp.where(self.inside, products.entries(i, j, dtype), 0)
-        return BandMatrix(diagonals, self.lower, self.columns)
+        diagonals = [
+            products.diagonal(d - self.lower, colors, dtype) for d, colors in enumerate(self.colors)
+        ]
+        return BandMatrix.of(diagonals, self.lower, self.columns)
 
 
 class _TwoGroups(eqx.Module):
@@ -251,9 +282,9 @@ class _TwoGroups(eqx.Module):
         return TwoGroupMatrix(part(of_few), part(of_many), pairs)
 
 
-def _layout(entries: Sparsity) -> _Band | _TwoGroups | _Entries:
+def _layout(entries: Sparsity, colors: Coloring) -> _Band | _TwoGroups | _Entries:
     if _is_band(entries):
-        return _Band.of(entries)
+        return _Band.of(entries, colors)
     groups = two_groups(entries)
     return _Entries.of(entries) if groups is None else _TwoGroups(Pairs.of(*groups))
 
@@ -268,11 +299,11 @@ def _colors(base: AbstractJacobian, entries: Sparsity) -> Coloring:
     """By the modes that the scheme has; both only where that halves the products."""
     if isinstance(base, Reverse):
         return color(entries, ("reverse",))
+    best = color(entries) if isinstance(base, Forward) else color(entries, ("forward",))
+    if not best.reverse_colors:
+        return best
     alone = color(entries, ("forward",))
-    if isinstance(base, Forward):
-        both = color(entries)
-        return both if 2 * both.products <= alone.products else alone
-    return alone
+    return best if 2 * best.products <= alone.products else alone
 
 
 def _each(
@@ -290,6 +321,17 @@ def _each(
     if count * size <= AT_ONCE:
         return jax.vmap(of_color)(every)
     return scan(lambda carry, color: (carry, of_color(color)), (), every)[1]
+
+
+def _hash(size: int) -> UInt32[Array, " size"]:
+    """Bits without a pattern: the end of MurmurHash3, of the index.
+
+    JAX's generator takes as long as five evaluations of a tridiagonal system.
+    """
+    bits = jnp.arange(1, size + 1, dtype=jnp.uint32)
+    bits = (bits ^ (bits >> 16)) * np.uint32(0x85EBCA6B)
+    bits = (bits ^ (bits >> 13)) * np.uint32(0xC2B2AE35)
+    return bits ^ (bits >> 16)
 
 
 def _groups(colors: Int[Array, " n"], count: int) -> Bool[Array, "k n"]:

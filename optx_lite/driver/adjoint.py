@@ -127,7 +127,16 @@ class _Minimum(Rule):
 
         if communicates((solver, problem)):  # its lanes have to run side by side
             return run_in_auto_mode(np.False_, *leaves)
-        return in_chunks(run_in_auto_mode, lane_bytes, listened=watch is not None)(*leaves)
+        structure = None
+
+        def as_leaves(spare: PyTree, *leaves: Array) -> list[Array]:
+            """Under `vmap` the shape of a BCOO changes, which is a part of the structure."""
+            nonlocal structure
+            out, structure = jax.tree.flatten(run_in_auto_mode(spare, *leaves))
+            return out
+
+        found = in_chunks(as_leaves, lane_bytes, listened=watch is not None)(*leaves)
+        return jax.tree.unflatten(structure, found)
 
     def tangents(self, answer: AbstractResult, moving: Moving) -> AbstractResult:
         """Of x and of what follows from it."""

@@ -25,6 +25,7 @@ from jaxtyping import Array, PyTree
 from .types import Count
 
 Axes = frozenset[str]
+LARGE = 10_000  # numbers of an array: a pass over it takes longer than a branch
 Tree = TypeVar("Tree")
 Out = TypeVar("Out")
 
@@ -71,6 +72,16 @@ def cond(pred: Array, true_fun: Callable[[], Tree], false_fun: Callable[[], Tree
     return jax.tree.map(lambda a, b: jnp.where(pred, a, b), true_fun(), false_fun())
 
 
+def where_or_cond(pred: Array, new: Callable[[], Tree], old: Tree, size: int) -> Tree:
+    """``new()`` where ``pred`` holds, else ``old``; a branch if what it saves is of this size.
+
+    XLA compiles a loop over small arrays to one function, where a `cond` costs more than it saves.
+    """
+    if size < LARGE:
+        return jax.tree.map(lambda a, b: jnp.where(pred, a, b), new(), old)
+    return cond(pred, new, lambda: old)
+
+
 def while_loop(
     condition: Callable[[Tree], Array], body: Callable[[Tree], Tree], init: Tree
 ) -> Tree:
@@ -98,10 +109,11 @@ def scan(
     init: Tree,
     xs: PyTree,
     length: int | None = None,
+    reverse: bool = False,
 ) -> tuple[Tree, Out]:
     """`jax.lax.scan`."""
     if not in_shard_map():
-        return lax.scan(body, init, xs, length=length)
+        return lax.scan(body, init, xs, length=length, reverse=reverse)
     first = jax.tree.map(lambda leaf: leaf[0], xs)
     axes = _fixed_point(lambda carry: body(carry, first)[0], init)
 
@@ -109,7 +121,7 @@ def scan(
         carry, y = body(carry, x)
         return _cast_all(carry, axes), y
 
-    return lax.scan(cast_body, _cast_all(init, axes), xs, length=length)
+    return lax.scan(cast_body, _cast_all(init, axes), xs, length=length, reverse=reverse)
 
 
 def in_shard_map() -> bool:

@@ -86,9 +86,30 @@ class JacobianOperator(AbstractOperator):
         """J^T J, of the forms that allow it."""
         raise NotImplementedError
 
-    def blank_normal(self) -> NormalEquations:
-        """What `normal` gives, of zeros, without computing anything."""
-        raise NotImplementedError
+
+class Transposed(AbstractOperator):
+    """A^T of a matrix that has ``apply_adjoint``."""
+
+    of: Any
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(n, m)."""
+        m, n = self.of.shape
+        return n, m
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Of the entries."""
+        return self.of.dtype
+
+    def apply(self, v: Array) -> Array:
+        """A^T v."""
+        return self.of.apply_adjoint(v)
+
+    def adjoint(self) -> AbstractOperator:
+        """A."""
+        return self.of
 
 
 class NormalEquations(eqx.Module):

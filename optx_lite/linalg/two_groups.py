@@ -26,7 +26,7 @@ from jax.experimental.sparse import BCOO
 from jaxtyping import Array, Float, Int
 
 from ..jax_support.control_flow import scan
-from .jacobians import JacobianOperator, NormalEquations
+from .jacobians import JacobianOperator, NormalEquations, Transposed
 from .norms import safe_divide
 from .operators import AbstractOperator
 
@@ -110,7 +110,7 @@ class TwoGroupMatrix(JacobianOperator):
 
     def adjoint(self) -> AbstractOperator:
         """J^T."""
-        return _Adjoint(self)
+        return Transposed(self)
 
     def apply_adjoint(self, u: Float[Array, " m"]) -> Float[Array, " n"]:
         """J^T u."""
@@ -159,14 +159,6 @@ class TwoGroupMatrix(JacobianOperator):
             _transposed_times(self.of_few, self.of_many),
             pairs,
         )
-
-    def blank_normal(self) -> BlockGram:
-        """Zeros."""
-        pairs = self.pairs
-        (few, dc), (many, dp) = pairs.few.shape, pairs.many.shape
-        u = jnp.zeros((few, dc, dc), self.dtype)
-        v = jnp.zeros((many, dp, dp), self.dtype)
-        return BlockGram(u, v, jnp.zeros((pairs.of_few.size, dc, dp), self.dtype), pairs)
 
 
 class BlockGram(NormalEquations):
@@ -264,25 +256,6 @@ class BlockFactor(eqx.Module):
         a = a.reshape(pairs.few.shape)
         change = pairs.over_many(_added(w * a[pairs.of_few][:, :, None], 1))
         return pairs.joined(a, _added(root * (gb - change)[:, :, None], 1))
-
-
-class _Adjoint(AbstractOperator):
-    of: TwoGroupMatrix
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        m, n = self.of.shape
-        return n, m
-
-    @property
-    def dtype(self) -> np.dtype:
-        return self.of.dtype
-
-    def apply(self, v: Array) -> Array:
-        return self.of.apply_adjoint(v)
-
-    def adjoint(self) -> AbstractOperator:
-        return self.of
 
 
 def _times_transposed(a: Float[Array, "k i r"], b: Float[Array, "k j r"]) -> Array:

@@ -71,7 +71,7 @@ def linearized(
     curved = missed | jnp.any(old.secant != 0)
     slow = ~first & outcome.better & (outcome.reduction <= SMALL_DECREASE * outcome.cost)
 
-    def rests(norms: Float[Array, " n"], secant: Float[Array, " n"]) -> Bool[Array, " n"]:
+    def rests(norms: Float[Array, " n"], secant: Float[Array, " ..."]) -> Bool[Array, " n"]:
         longest = jnp.maximum(norms, state.longest)
         return slow & without_effect(problem, norms, secant, longest, cost)
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from ...jax_support.control_flow import where_or_cond
 from ...problem.least_squares import LeastSquaresProblem
 from ...problem.losses import LEAST_BEND
 from .model import Correction
@@ -31,11 +32,15 @@ def correction_of(
     missed = (f - state.f) / state.unit
     if not problem.loss.is_linear:
         missed = missed * problem.loss.weights(state.f, LEAST_BEND)[0]
-    change = model.transposed_product(jnp.where(failed, missed, 0))
+
+    def gradient() -> Array:
+        change = model.transposed_product(jnp.where(failed, missed, 0))
+        return change - model.hessian_product(trial.x - state.x)
+
     return Correction(
         wanted=failed,
         start=trial.x,
-        gradient=change - model.hessian_product(trial.x - state.x),
+        gradient=where_or_cond(failed, gradient, jnp.zeros_like(trial.x), f.size),
         damping=trial.damping,
         longest=LONGEST * trial.length,
     )

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Callable
+from typing import ClassVar
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -85,9 +86,11 @@ class LinearModel(eqx.Module):
         J^T f.
     column_norms : array (n,)
         Of J.
-    secant : array (n,)
+    secant : array (n,) or ()
         w; 0 for none.
     """
+
+    BEGINS_AT_LAST: ClassVar[bool] = False  # the search in a box, where the last one ended
 
     units: eqx.AbstractVar[Array]
     jacobian: eqx.AbstractVar[Jacobian]

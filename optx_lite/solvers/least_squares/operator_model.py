@@ -24,7 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import equinox as eqx
 import jax
@@ -75,14 +75,15 @@ class LinearSolver(eqx.Module):
 class OperatorModel(LinearModel):
     """By products with J."""
 
+    BEGINS_AT_LAST: ClassVar[bool] = True  # with its active set, and its solution for LSMR
+
     units: Array  # (n,)
     jacobian: JacobianOperator  # (m, n); a column that rests is 0
     f: Array  # (m,)
-    secant: Array  # (n,): 0
+    secant: Array  # (): 0
     column_norms: Array  # (n,)
     effective: Array  # (n,) norms without the columns that rest
     gradient: Array  # (n,)
-    normal: NormalEquations | None  # where systems are solved directly
     newton: GaussNewtonStep | None  # without bounds: it is that of all trials from here
     solver: LinearSolver
 
@@ -97,11 +98,10 @@ class OperatorModel(LinearModel):
             units=zeros + 1,
             jacobian=jacobian,
             f=jnp.zeros(m, dtype),
-            secant=zeros,
+            secant=zeros[0],
             column_norms=zeros,
             effective=zeros,
             gradient=zeros,
-            normal=jacobian.blank_normal() if solver.direct else None,
             newton=None if bounded else unknown,
             solver=solver,
         )
@@ -129,7 +129,6 @@ class OperatorModel(LinearModel):
             column_norms=norms,
             effective=jnp.where(moves, norms, 0),
             gradient=jacobian.adjoint().apply(f),
-            normal=jacobian.normal() if self.solver.direct else None,
             newton=None,
             solver=self.solver,
         )
@@ -209,9 +208,8 @@ class OperatorModel(LinearModel):
         return lsmr_solve(jacobian.apply, jacobian.adjoint().apply, f, n, damp, stops)
 
     def _solve_directly(self, free: Array, gradient: Array) -> Array:
-        assert self.normal is not None
         diag = jnp.where(free, self._floor(), 1)
-        masked = self.normal.scaled(free.astype(gradient.dtype))
+        masked = self.jacobian.normal().scaled(free.astype(gradient.dtype))
         return -masked.solve(diag, jnp.where(free, gradient, 0))
 
     def _floor(self) -> Array:
@@ -277,10 +275,11 @@ class OperatorModel(LinearModel):
     ) -> TrustRegionStep:
         """By a damping, or in a plane."""
         diag = jnp.zeros_like(metric) if diagonal is None else diagonal
-        if self.normal is None:
+        if not self.solver.direct:
             scaled = self.jacobian.scaled(jnp.ones_like(self.f), metric)
             return self._in_plane(scaled, metric, diag, newton, radius)
-        curvatures, normal = (metric * self.effective) ** 2 + diag, self.normal.scaled(metric)
+        curvatures = (metric * self.effective) ** 2 + diag
+        normal = self.jacobian.normal().scaled(metric)
         return self._in_ball(normal, curvatures, metric, diag, newton, radius, damping, correction)
 
     def _in_plane(
@@ -435,16 +434,17 @@ class _Search(NamedTuple):
         high = jnp.where(size < radius, self.alpha, self.high)
         rise = safe_divide(inverse - self.last_inverse, self.alpha - self.last_alpha)
         better = self.alpha + safe_divide(1 / radius - inverse, rise)
+        inside = (rise > 0) & (better > low) & (better < high)
         # Over decades of alpha || z || is nearly a power of it.
-        far = (jnp.maximum(size, radius) > FAR * jnp.minimum(size, radius)) & (self.last_alpha > 0)
+        far = jnp.maximum(size, radius) > FAR * jnp.minimum(size, radius)
         of_alpha, of_size = (
             jnp.log(self.alpha / self.last_alpha),
             jnp.log(inverse / self.last_inverse),
         )
-        power = safe_divide(of_alpha, of_size) * jnp.log(size / radius)
-        better = jnp.where(far, self.alpha * jnp.exp(power), better)
+        power = self.alpha * jnp.exp(safe_divide(of_alpha, of_size) * jnp.log(size / radius))
+        better = jnp.where((self.last_alpha > 0) & (far | ~inside), power, better)
         middle = jnp.maximum(LEAST * high, jnp.sqrt(low) * jnp.sqrt(high))
-        usable = (self.last_inverse > 0) & (rise > 0) & (better > low) & (better < high)
+        usable = (self.last_inverse > 0) & (better > low) & (better < high)
         more = ~found & (self.count < MOST_SECANTS) & jnp.isfinite(size)
         return self._replace(
             z=z,

@@ -44,7 +44,7 @@ LANDED = 1 / 4  # power of eps: part of the room to a bound that is left, all bu
 def without_effect(
     problem: LeastSquaresProblem,
     norms: Float[Array, " n"],
-    secant: Float[Array, " n"],
+    secant: Float[Array, " ..."],
     longest: Float[Array, " n"],
     cost: Float[Array, ""],
 ) -> Bool[Array, " n"]:

@@ -53,7 +53,7 @@ def predict(problem: LeastSquaresProblem, before: State, state: State) -> Predic
     model, x, fnorm, eps = state.model, state.x, state.fnorm, problem.precision
     curvatures = model.curvatures()
     slope = jnp.where(curvatures > 0, jnp.abs(model.gradient), 0)  # of those with an effect
-    newton, goal, room = _newton(problem, state, slope, curvatures)
+    newton, goal, room = _newton(problem, before, state, slope, curvatures)
     if not problem.loss.is_linear:
         newton = replace(newton, gain=_gain_by_loss(problem, state, newton))
     offset = safe_divide(safe_sqrt(2 * newton.gain), fnorm)
@@ -97,7 +97,7 @@ def predict(problem: LeastSquaresProblem, before: State, state: State) -> Predic
 
 
 def _newton(
-    problem: LeastSquaresProblem, state: State, slope: Array, curvatures: Array
+    problem: LeastSquaresProblem, before: State, state: State, slope: Array, curvatures: Array
 ) -> tuple[GaussNewtonStep, Array, Array]:
     """The Gauss-Newton step, where it leads, and each variable's room on the way down."""
     model, x = state.model, state.x
@@ -110,6 +110,8 @@ def _newton(
     # A guess: on its bound if the minimiser along this variable alone lies beyond.
     active = (side != 0) & (slope >= room * curvatures)
     start = jnp.where(active, jnp.where(side < 0, high, low), 0)
+    if state.goal is not None:
+        start = jnp.where(before.nfev > 0, state.goal - x, start)
     newton = model.gauss_newton((low, high), start)
     goal = jnp.where(newton.step <= low, problem.lower, x + newton.step)
     return newton, jnp.where(newton.step >= high, problem.upper, goal), room

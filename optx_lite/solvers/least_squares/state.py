@@ -30,7 +30,7 @@ class Trial(eqx.Module):
 
 
 class State(eqx.Module):
-    """The solver between two evaluations; x and the trial are the user's, the rest in units."""
+    """The solver between two evaluations; x, trial and goal are the user's, the rest in units."""
 
     x: Float[Array, " n"]  # best point
     f: Float[Array, " m"]  # its true residuals
@@ -41,6 +41,7 @@ class State(eqx.Module):
     scale: Float[Array, " n"]  # D^-1: the size of each variable
     radius: Float[Array, ""]  # trust radius
     trial: Trial
+    goal: Float[Array, " n"] | None  # where the model's last step led; None: it is not needed
     size: Float[Array, ""]  # of the Gauss-Newton step from x, relative to x
     last_size: Float[Array, ""]  # of the one before
     pending: Int[Array, ""]  # status of the test which opened the last phase, 0 before
@@ -65,7 +66,7 @@ class State(eqx.Module):
         return gradient_in(self.model, self.unit)
 
 
-def initial_state(x0: Float[Array, " n"], m: int, model: LinearModel) -> State:
+def initial_state(x0: Float[Array, " n"], m: int, model: LinearModel, with_goal: bool) -> State:
     """Nothing evaluated yet; x0 is the first trial, m the number of residuals."""
     n, dtype = x0.shape[0], x0.dtype
 
@@ -94,6 +95,7 @@ def initial_state(x0: Float[Array, " n"], m: int, model: LinearModel) -> State:
             radius=infinite,
             corrected=no,
         ),
+        goal=x0 if with_goal else None,
         size=infinite,
         last_size=infinite,
         pending=none,

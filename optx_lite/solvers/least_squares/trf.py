@@ -35,6 +35,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from ...jax_support.control_flow import where_or_cond
 from ...linalg import norm, safe_divide, safe_sqrt
 from ...problem.bounds import coleman_li, onto_bounds, step_to_bound, within
 from ...problem.least_squares import LeastSquaresProblem
@@ -77,8 +78,13 @@ class TrustRegionReflective(TrustRegionSolver):
         start = jnp.where(answer.corrected, correction.start, state.x)
         step = answer.step
         if diag is not None:
-            inside = _into_box(problem, state, prediction, step, metric, diag)
-            step = jnp.where(answer.corrected, step, inside)
+            leaves = ~within(state.x + metric * step, problem.lower, problem.upper)
+            step = where_or_cond(
+                leaves & ~answer.corrected,
+                lambda: _best_inside(problem, state, prediction, answer.step, metric, diag),
+                step,
+                state.f.size,
+            )
         length = norm(step)
         x = start + metric * step
         if problem.bounded:
@@ -116,7 +122,7 @@ def _reduction(
     return promised if diag is None else promised - 0.5 * jnp.sum(diag * step * step)
 
 
-def _into_box(
+def _best_inside(
     problem: LeastSquaresProblem,
     state: State,
     prediction: Prediction,
@@ -124,12 +130,11 @@ def _into_box(
     metric: Float[Array, " n"],
     diag: Float[Array, " n"],
 ) -> Float[Array, " n"]:
-    """The step itself if it stays in the box, else the best of the candidates (3)."""
+    """The best of the candidates (3) for a step that leaves the box."""
     x, model = state.x, state.model
     lower_bound, upper_bound = problem.lower, problem.upper
     to_bound, hits = step_to_bound(x, metric * step, lower_bound, upper_bound)
-    inside = within(x + metric * step, lower_bound, upper_bound)
-    to_bound = jnp.where(inside, 1, to_bound)
+    to_bound = jnp.minimum(to_bound, 1)
     touching = to_bound * step
 
     # Reflected: from the bound on, with the entries that hit it turned round.
@@ -158,7 +163,7 @@ def _into_box(
     candidates = jnp.stack([THETA * touching, reflected, cauchy, projected, newton])
     promised = jax.vmap(lambda step: _reduction(model, metric, diag, step))(candidates)
     promised = jnp.where(jnp.isfinite(promised), promised, -jnp.inf)
-    return jnp.where(inside, step, candidates[jnp.argmax(promised)])
+    return candidates[jnp.argmax(promised)]
 
 
 def _to_sphere(

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from ...jax_support.control_flow import cond
+from ...jax_support.control_flow import cond, where_or_cond
 from ...jax_support.types import Count, Number
 from ...jax_support.xla import computed_once, full_precision
 from ...linalg import norm, reciprocal, safe_divide
@@ -88,7 +88,8 @@ class TrustRegionSolver(AbstractLeastSquaresSolver[State]):
     def init(self, problem: LeastSquaresProblem, x0: Float[Array, " n"]) -> State:
         """Nothing evaluated yet; x0 is the first trial."""
         m = jax.eval_shape(problem.residuals, x0).shape[0]
-        state = initial_state(x0, m, self._blank_model(problem, x0, m))
+        model = self._blank_model(problem, x0, m)
+        state = initial_state(x0, m, model, problem.bounded and model.BEGINS_AT_LAST)
         status = state.status
         if problem.bounded:
             bad = jnp.any(problem.lower > problem.upper)
@@ -158,6 +159,8 @@ class TrustRegionSolver(AbstractLeastSquaresSolver[State]):
         after = replace(
             moved, trial=replace(trial, x=x), pending=pending, probing=probing, status=status
         )
+        if after.goal is not None:
+            after = replace(after, goal=prediction.x)
         after = out_of_units(outside, after)
         # SciPy's code is 1 wherever its absolute test on the gradient holds as well.
         small = (status > 0) & (self.optimality(outside, after) < self.gtol)
@@ -302,7 +305,7 @@ class TrustRegionSolver(AbstractLeastSquaresSolver[State]):
             scale=scale,
         )
         tried = to_plateau | rescaled
-        radius = jnp.where(tried, self.first_radius(problem, anew), state.radius)
+        radius = self._first_radius_where(tried, problem, anew, state.radius)
         status = jnp.where(tried, codes.RUNNING, status).astype(jnp.int32)
         return replace(anew, radius=radius), status
 
@@ -326,7 +329,14 @@ class TrustRegionSolver(AbstractLeastSquaresSolver[State]):
             radius = jnp.where(anew, 2 * norm((state.x - before.x) / state.scale), radius)
         # After the last refusal a plateau may be where the minimum is: begin again, towards it.
         anew = (before.nfev == 0) | ((state.refused == REFUSALS) & (before.refused < REFUSALS))
-        return jnp.where(anew, self.first_radius(problem, state), radius)
+        return self._first_radius_where(anew, problem, state, radius)
+
+    def _first_radius_where(
+        self, which: Array, problem: LeastSquaresProblem, state: State, radius: Array
+    ) -> Array:
+        """A radius anew, or the one that there is."""
+        size = state.f.size
+        return where_or_cond(which, lambda: self.first_radius(problem, state), radius, size)
 
     def optimality(self, problem: LeastSquaresProblem, state: State) -> Float[Array, ""]:
         """max |v g|, v the Coleman-Li distance (1 without a bound)."""

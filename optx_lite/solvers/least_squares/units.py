@@ -28,16 +28,19 @@ def in_units(
     if problem.bounded:
         sides = problem.lower * factor, problem.upper * factor
         problem = eqx.tree_at(lambda p: (p.lower, p.upper), problem, sides)
-    points = state.x * factor, state.trial.x * factor
-    return problem, eqx.tree_at(lambda s: (s.x, s.trial.x), state, points)
+    return problem, eqx.tree_at(_points, state, [x * factor for x in _points(state)])
 
 
 def out_of_units(problem: LeastSquaresProblem, state: State) -> State:
     """The state with the user's point and trial, within the user's box."""
-    points = state.x * state.model.units, state.trial.x * state.model.units
+    points = [x * state.model.units for x in _points(state)]
     if problem.bounded:  # where a bound is nothing beside the unit, it is lost in units
-        points = tuple(jnp.clip(x, problem.lower, problem.upper) for x in points)
-    return eqx.tree_at(lambda s: (s.x, s.trial.x), state, points)
+        points = [jnp.clip(x, problem.lower, problem.upper) for x in points]
+    return eqx.tree_at(_points, state, points)
+
+
+def _points(state: State) -> list[Array]:
+    return [x for x in (state.x, state.trial.x, state.goal) if x is not None]
 
 
 def units_of_variables(
