@@ -40,6 +40,7 @@ compares F with a homography, and E with a rotation, by Torr's criterion GRIC (l
 
 from __future__ import annotations
 
+import functools as ft
 from typing import Any, NamedTuple
 
 import jax
@@ -277,6 +278,16 @@ class FundamentalFrame(NamedTuple):
     dimension = 7
     sample_size = 7
 
+    @staticmethod
+    def candidates(sample: Array, camera: Camera | None) -> Array:
+        """The models of a minimal sample."""
+        return seven_point(sample)
+
+    @staticmethod
+    def fundamental(matrix: Array, camera: Camera | None) -> Array:
+        """F of a model."""
+        return matrix
+
     def at(self, p: Array) -> Array:
         """The matrix of coordinates p."""
         angle = self.angle + p[6]
@@ -300,6 +311,16 @@ class EssentialFrame(NamedTuple):
 
     dimension = 5
     sample_size = 5
+
+    @staticmethod
+    def candidates(sample: Array, camera: Camera) -> Array:
+        """The models of a minimal sample."""
+        return five_point(camera.rays(sample))
+
+    @staticmethod
+    def fundamental(matrix: Array, camera: Camera) -> Array:
+        """F of a model."""
+        return camera.fundamental(matrix)
 
     def pose(self, p: Array) -> tuple[Array, Array]:
         """R and t, of length 1."""
@@ -477,24 +498,24 @@ def truncated(r: Array, threshold: Array) -> Array:
     return jnp.sum(jnp.minimum((r / threshold) ** 2, 1))
 
 
-def estimate(
-    frame: Any, candidates: Any, fundamental_of: Any, matches: Array, key: Array, threshold: Any
-) -> TwoViews:
-    """Steps 1 to 3; ``candidates(sample)`` gives the models of a minimal sample."""
-    reach, twins = jnp.mean(jnp.ptp(matches, axis=0)), same_feature(matches)
+@ft.partial(jax.jit, static_argnames="frame")
+def search(
+    frame: Any, matches: Array, keys: Array, thresholds: Array, camera: Camera | None = None
+) -> ox.ConsensusResult:
+    """Step 1: as many searches, side by side, as there are keys and thresholds."""
 
-    def residuals(matrix: Array) -> Array:
-        return sampson(fundamental_of(matrix), matches)
+    def residuals(matrix: Array, matches: Array) -> Array:
+        return sampson(frame.fundamental(matrix, camera), matches)
 
-    def search(key: Array, threshold: Array) -> ox.ConsensusResult:
+    def one(key: Array, threshold: Array) -> ox.ConsensusResult:
         def best_root(sample: Array) -> Array:
-            models = candidates(sample)
-            scores = jax.vmap(lambda model: truncated(residuals(model), threshold))(models)
+            models = frame.candidates(sample, camera)
+            scores = jax.vmap(lambda model: truncated(residuals(model, matches), threshold))(models)
             return models[jnp.argmin(jnp.where(jnp.isnan(scores), jnp.inf, scores))]
 
         return ox.sample_consensus(
             best_root,
-            lambda matrix, data: sampson(fundamental_of(matrix), data),
+            residuals,
             matches,
             sample_size=frame.sample_size,
             threshold=threshold,
@@ -502,6 +523,20 @@ def estimate(
             refine=False,
             rng=key,
         )
+
+    return jax.vmap(one)(keys, thresholds)
+
+
+@ft.partial(jax.jit, static_argnames="frame")
+def refine(
+    frame: Any, matches: Array, found: ox.ConsensusResult, thresholds: Array,
+    camera: Camera | None = None,
+) -> TwoViews:  # fmt: skip
+    """Steps 2 and 3, from the models of all searches."""
+    reach, twins = jnp.mean(jnp.ptp(matches, axis=0)), same_feature(matches)
+
+    def residuals(matrix: Array) -> Array:
+        return sampson(frame.fundamental(matrix, camera), matches)
 
     def refined(found: ox.ConsensusResult, threshold: Array, tail: Array) -> TwoViews:
         def improve(state: Any, _: None) -> Any:
@@ -520,8 +555,6 @@ def estimate(
             jnp.zeros(frame.dimension), spread, local, errors.tail, found.n_samples,
         )  # fmt: skip
 
-    thresholds = jnp.asarray(threshold * THRESHOLDS)
-    found = jax.vmap(search)(jax.random.split(key, len(thresholds)), thresholds)
     start, tail = (v.ravel() for v in jnp.meshgrid(jnp.arange(len(thresholds)), TAILS))
     found = jax.tree.map(lambda leaf: leaf[start], found)
     answers = jax.vmap(refined)(found, thresholds[start], tail)
@@ -529,19 +562,23 @@ def estimate(
     return jax.tree.map(lambda leaf: leaf[jnp.argmin(costs)], answers)
 
 
-@jax.jit
+def estimate(
+    frame: Any, matches: Array, key: Array, threshold: Any, camera: Camera | None = None
+) -> TwoViews:
+    """Steps 1 to 3."""
+    thresholds = jnp.asarray(threshold * THRESHOLDS)
+    found = search(frame, matches, jax.random.split(key, len(thresholds)), thresholds, camera)
+    return refine(frame, matches, found, thresholds, camera)
+
+
 def fundamental(matches: Array, key: Array, threshold: Any = 1.0) -> TwoViews:
     """F of (m, 4) matches; the threshold, in pixels, is where the searches begin."""
-    return estimate(FundamentalFrame, seven_point, lambda f: f, matches, key, threshold)
+    return estimate(FundamentalFrame, matches, key, threshold)
 
 
-@jax.jit
 def essential(matches: Array, camera: Camera, key: Array, threshold: Any = 1.0) -> TwoViews:
     """E of (m, 4) matches, in pixels, of calibrated cameras."""
-    return estimate(
-        EssentialFrame, lambda sample: five_point(camera.rays(sample)), camera.fundamental,
-        matches, key, threshold,
-    )  # fmt: skip
+    return estimate(EssentialFrame, matches, key, threshold, camera)
 
 
 # --- what an answer says ------------------------------------------------------------------------
