@@ -47,6 +47,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
@@ -349,12 +350,12 @@ def _looked_back(
     looking = state.pending != RUNNING
     descent = _projected(problem, state.x, state.grad)
     stuck = state.stuck & (stays(descent, grad, state.line.back) | ~looking)
-    vanished = is_small_part(state.x, descent, stuck)
+    parts = jnp.stack([stuck, stuck & (state.kinks + 1 >= KINKS)])
+    vanished, new = jax.vmap(is_small_part, (None, None, 0))(state.x, descent, parts)
     confirmed = looking & (vanished | is_cut_short(problem, state.x, state.line.trial))
     refused = looking & ~confirmed
     kinks = state.kinks + (refused & stuck).astype(jnp.int32)
-    again = ~is_small_part(state.x, descent, stuck & (kinks >= KINKS))
-    return confirmed, stuck, kinks, refused & again
+    return confirmed, stuck, kinks, refused & ~new
 
 
 def _antigradient(problem: MinimizationProblem, state: State) -> Antigradient:
