@@ -40,6 +40,7 @@ compares F with a homography, and E with a rotation, by Torr's criterion GRIC (l
 
 from __future__ import annotations
 
+import functools as ft
 from typing import Any, NamedTuple
 
 import jax
@@ -73,6 +74,7 @@ def both(matches: Array) -> tuple[Array, Array]:
     return homogeneous(matches[:, :2]), homogeneous(matches[:, 2:4])
 
 
+@jax.jit
 def sampson(fundamental: Array, matches: Array) -> Array:
     """(1), signed, pixels."""
     p, q = both(matches)
@@ -81,6 +83,7 @@ def sampson(fundamental: Array, matches: Array) -> Array:
     return jnp.sum(q * along, axis=1) / jnp.sqrt(size)
 
 
+@jax.jit
 def symmetric_distance(fundamental: Array, matches: Array) -> Array:
     """The mean distance of the two points of a match to each other's epipolar line."""
     p, q = both(matches)
@@ -117,6 +120,7 @@ def unit(matrix: Array) -> Array:
     return matrix / jnp.linalg.norm(matrix)
 
 
+@jax.jit
 def up_to_scale(a: Array, b: Array) -> Array:
     """The distance of two matrices of norm 1, of either sign."""
     a, b = unit(a), unit(b)
@@ -277,6 +281,16 @@ class FundamentalFrame(NamedTuple):
     dimension = 7
     sample_size = 7
 
+    @staticmethod
+    def candidates(sample: Array, camera: Camera | None) -> Array:
+        """The models of a minimal sample."""
+        return seven_point(sample)
+
+    @staticmethod
+    def fundamental(matrix: Array, camera: Camera | None) -> Array:
+        """F of a model."""
+        return matrix
+
     def at(self, p: Array) -> Array:
         """The matrix of coordinates p."""
         angle = self.angle + p[6]
@@ -300,6 +314,16 @@ class EssentialFrame(NamedTuple):
 
     dimension = 5
     sample_size = 5
+
+    @staticmethod
+    def candidates(sample: Array, camera: Camera) -> Array:
+        """The models of a minimal sample."""
+        return five_point(camera.rays(sample))
+
+    @staticmethod
+    def fundamental(matrix: Array, camera: Camera) -> Array:
+        """F of a model."""
+        return camera.fundamental(matrix)
 
     def pose(self, p: Array) -> tuple[Array, Array]:
         """R and t, of length 1."""
@@ -477,24 +501,24 @@ def truncated(r: Array, threshold: Array) -> Array:
     return jnp.sum(jnp.minimum((r / threshold) ** 2, 1))
 
 
-def estimate(
-    frame: Any, candidates: Any, fundamental_of: Any, matches: Array, key: Array, threshold: Any
-) -> TwoViews:
-    """Steps 1 to 3; ``candidates(sample)`` gives the models of a minimal sample."""
-    reach, twins = jnp.mean(jnp.ptp(matches, axis=0)), same_feature(matches)
+@ft.partial(jax.jit, static_argnames="frame")
+def search(
+    frame: Any, matches: Array, keys: Array, thresholds: Array, camera: Camera | None
+) -> ox.ConsensusResult:
+    """Step 1: as many searches, side by side, as there are keys and thresholds."""
 
-    def residuals(matrix: Array) -> Array:
-        return sampson(fundamental_of(matrix), matches)
+    def residuals(matrix: Array, matches: Array) -> Array:
+        return sampson(frame.fundamental(matrix, camera), matches)
 
-    def search(key: Array, threshold: Array) -> ox.ConsensusResult:
+    def one(key: Array, threshold: Array) -> ox.ConsensusResult:
         def best_root(sample: Array) -> Array:
-            models = candidates(sample)
-            scores = jax.vmap(lambda model: truncated(residuals(model), threshold))(models)
+            models = frame.candidates(sample, camera)
+            scores = jax.vmap(lambda model: truncated(residuals(model, matches), threshold))(models)
             return models[jnp.argmin(jnp.where(jnp.isnan(scores), jnp.inf, scores))]
 
         return ox.sample_consensus(
             best_root,
-            lambda matrix, data: sampson(fundamental_of(matrix), data),
+            residuals,
             matches,
             sample_size=frame.sample_size,
             threshold=threshold,
@@ -503,50 +527,82 @@ def estimate(
             rng=key,
         )
 
-    def refined(found: ox.ConsensusResult, threshold: Array, tail: Array) -> TwoViews:
-        def improve(state: Any, _: None) -> Any:
-            matrix, errors = state
-            errors = errors.fitted(residuals(matrix), frame.dimension)
-            local = frame.around(matrix)
-            fit = fit_on_manifold(local, residuals, errors)
-            return (local.at(fit.x), errors), None
+    return jax.vmap(one)(keys, thresholds)
 
-        start = found.x, Errors(threshold / 2, jnp.asarray(0.5), reach, tail)
-        (matrix, errors), _ = jax.lax.scan(improve, start, None, length=ROUNDS)
+
+@ft.partial(jax.jit, static_argnames="frame")
+def improved(
+    frame: Any, matches: Array, matrices: Array, errors: Errors, camera: Camera | None
+) -> tuple[Array, Errors]:
+    """Step 2, one round, of several sets of matches, each with a matrix and errors."""
+
+    def one(matches: Array, matrix: Array, errors: Errors) -> tuple[Array, Errors]:
+        def residuals(matrix: Array) -> Array:
+            return sampson(frame.fundamental(matrix, camera), matches)
+
+        errors = errors.fitted(residuals(matrix), frame.dimension)
+        local = frame.around(matrix)
+        return local.at(fit_on_manifold(local, residuals, errors).x), errors
+
+    return jax.vmap(one)(matches, matrices, errors)
+
+
+@ft.partial(jax.jit, static_argnames="frame")
+def judged(
+    frame: Any, matches: Array, matrices: Array, errors: Errors, samples: Array,
+    camera: Camera | None,
+) -> TwoViews:  # fmt: skip
+    """Step 3, of the matrices and errors that were fitted."""
+    twins = same_feature(matches)
+
+    def residuals(matrix: Array) -> Array:
+        return sampson(frame.fundamental(matrix, camera), matches)
+
+    def answer(matrix: Array, errors: Errors, samples: Array) -> TwoViews:
         r, local = residuals(matrix), frame.around(matrix)
         predicted, spread = jackknife(local, residuals, errors, twins)
         return TwoViews(
             matrix, errors.cost(r), errors.cost(predicted), errors.chance(r), errors.scale,
-            jnp.zeros(frame.dimension), spread, local, errors.tail, found.n_samples,
+            jnp.zeros(frame.dimension), spread, local, errors.tail, samples,
         )  # fmt: skip
 
-    thresholds = jnp.asarray(threshold * THRESHOLDS)
-    found = jax.vmap(search)(jax.random.split(key, len(thresholds)), thresholds)
-    start, tail = (v.ravel() for v in jnp.meshgrid(jnp.arange(len(thresholds)), TAILS))
-    found = jax.tree.map(lambda leaf: leaf[start], found)
-    answers = jax.vmap(refined)(found, thresholds[start], tail)
+    answers = jax.vmap(answer)(matrices, errors, samples)
     costs = jnp.where(jnp.isnan(answers.predictive_cost), jnp.inf, answers.predictive_cost)
     return jax.tree.map(lambda leaf: leaf[jnp.argmin(costs)], answers)
 
 
-@jax.jit
+def estimate(
+    frame: Any, matches: Array, key: Array, threshold: Any, camera: Camera | None = None
+) -> TwoViews:
+    """Steps 1 to 3."""
+    thresholds = jnp.asarray(threshold * THRESHOLDS)
+    found = search(frame, matches, jax.random.split(key, len(thresholds)), thresholds, camera)
+    start, tail = (v.ravel() for v in np.meshgrid(np.arange(len(THRESHOLDS)), TAILS))
+    reach = jnp.mean(jnp.ptp(matches, axis=0))
+    matrices, scale = found.x[start], thresholds[start] / 2
+    # All of one dtype, none of weak type: the rounds are one compiled program.
+    right, reach, tail = (jnp.broadcast_to(v, scale.shape) for v in (0.5, reach, tail))
+    errors = jax.tree.map(lambda v: v.astype(scale.dtype), Errors(scale, right, reach, tail))
+    sets = jnp.broadcast_to(matches, (len(start), *matches.shape))
+    for _ in range(ROUNDS):
+        matrices, errors = improved(frame, sets, matrices, errors, camera)
+    return judged(frame, matches, matrices, errors, found.n_samples[start], camera)
+
+
 def fundamental(matches: Array, key: Array, threshold: Any = 1.0) -> TwoViews:
     """F of (m, 4) matches; the threshold, in pixels, is where the searches begin."""
-    return estimate(FundamentalFrame, seven_point, lambda f: f, matches, key, threshold)
+    return estimate(FundamentalFrame, matches, key, threshold)
 
 
-@jax.jit
 def essential(matches: Array, camera: Camera, key: Array, threshold: Any = 1.0) -> TwoViews:
     """E of (m, 4) matches, in pixels, of calibrated cameras."""
-    return estimate(
-        EssentialFrame, lambda sample: five_point(camera.rays(sample)), camera.fundamental,
-        matches, key, threshold,
-    )  # fmt: skip
+    return estimate(EssentialFrame, matches, key, threshold, camera)
 
 
 # --- what an answer says ------------------------------------------------------------------------
 
 
+@jax.jit
 def epipole(fundamental: Array) -> Array:
     """Where the first image sees the second camera, pixels; of F^T the other way round."""
     normals = jnp.cross(fundamental, jnp.roll(fundamental, 1, axis=0))
@@ -592,6 +648,7 @@ def pose(answer: TwoViews, matches: Array, camera: Camera) -> Pose:
     return Pose(r[best], t[best], *errors, shares[best])
 
 
+@jax.jit
 def angle(a: Array, b: Array) -> Array:
     """Degrees between two directions, or of the rotation between two rotations."""
     if a.ndim == 1:
@@ -629,9 +686,10 @@ def kind_of_scene(
         def squares(h: Array) -> Array:
             return jnp.sum(homography_error(h, matches) ** 2, axis=1) / sigma**2
 
-        for _ in range(3):
-            h = solve(matches, among * jnp.exp(-squares(h) / 4))
-        return squares(h)
+        def again(_: int, h: Array) -> Array:
+            return solve(matches, among * jnp.exp(-squares(h) / 4))
+
+        return squares(jax.lax.fori_loop(0, 3, again, h))
 
     def turned(matches: Array, weights: Any = 1.0) -> Array:
         return jnp.linalg.solve(k2, rotation_of(camera.rays(matches), weights) @ k1)

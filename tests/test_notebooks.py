@@ -36,8 +36,7 @@ def test_notebook_is_as_it_was_executed(path):
     assert any(PICTURES & set(output.get("data", ())) for output in outputs)
     for cell in code:
         ast.parse("".join(cell["source"]))
-    if "executed" in notebook["metadata"]:
-        assert notebook["metadata"]["executed"] == digest(notebook), "run `make notebook`"
+    assert notebook["metadata"].get("executed") == digest(notebook), "run `make notebook`"
 
 
 def test_a_change_of_code_is_seen():

@@ -44,7 +44,7 @@ from ...problem.pytrees import ravel
 from ...results.minimize import FTOL, GTOL, KINK, LOST, NONFINITE, RUNNING, STUCK
 from .base import AbstractMinimizer, BestSeen, status_of_bounds
 from .convergence import MOST_DIGITS, PATIENCE, reach_of
-from .look_back import is_cut_short, look_back, vanishes
+from .look_back import is_cut_short, is_small_part, look_back, stays
 
 FADE = 0.9  # of the flattest curvature seen, an iteration
 
@@ -200,7 +200,7 @@ def _looked_back(problem: MinimizationProblem, state: State, grad: Float[Array, 
     """After a look behind x, whether the gradient vanishes there."""
     descent = projected_descent(problem, state.x, state.grad)
     cut = is_cut_short(problem, state.x, state.trial)
-    confirmed = vanishes(state.x, descent, grad) | cut
+    confirmed = is_small_part(state.x, descent, stays(descent, grad)) | cut
     status = jnp.where(confirmed, state.pending, KINK).astype(jnp.int32)
     return eqx.tree_at(
         lambda s: (s.nfev, s.status, s.pending),

@@ -37,7 +37,9 @@ Different from the original code:
   both slopes.
 - Before a success is claimed where the gradient has not visibly gone to 0, one evaluation looks
   whether it is going to: at a kink it is not. Then the memory is of no use, and the search goes on
-  as after a failure; the second time it is one.
+  as after a failure. Where there are more variables than pairs, d is not the Newton step, and some
+  components of a smooth gradient do not grow by chance: so those count that grow in no look from
+  this x, and only components that have not grown at `KINKS` looks are a kink.
 """
 
 from __future__ import annotations
@@ -45,6 +47,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
@@ -60,11 +63,18 @@ from .base import AbstractMinimizer, BestSeen, status_of_bounds
 from .convergence import rounding
 from .limited_memory import Memory
 from .line_search import DOUBT, NOISE, LineSearch, advance, begin, is_gain
-from .look_back import VANISHED, hides_a_variable, is_cut_short, look_back, vanishes
+from .look_back import (
+    VANISHED,
+    hides_a_variable,
+    is_cut_short,
+    is_small_part,
+    look_back,
+    stays,
+)
 from .subspace import subspace_minimum
 
 LONGEST = 1e10  # times d, where no bound limits a step
-KINKS = 2  # found: then it is one
+KINKS = 3  # looks at which a component has not grown: then it has one
 DEVIATION = 0.1  # of a change of f, from that of a quadratic
 SHORT = 10.0  # times the root of epsilon and |x|: the step of a probe
 
@@ -117,7 +127,8 @@ class State(BestSeen):
     sizes: Float[Array, " n"]  # the largest |x_j| so far
     slopes: Float[Array, " 2"]  # along d, by the gradient and by f: what the last probe found
     pending: Int[Array, ""]  # the status that waits for a look whether the gradient vanishes
-    kinks: Int[Array, ""]  # how often it did not
+    stuck: Bool[Array, " n"]  # components that did not in any look from ``x``
+    kinks: Int[Array, " n"]  # at how many looks each did not
 
 
 class LBFGSB(AbstractMinimizer[State]):
@@ -154,7 +165,7 @@ class LBFGSB(AbstractMinimizer[State]):
             unchanged=none, status=status_of_bounds(problem), line=line,
             memory=Memory.empty(self.maxcor, n, dtype), unit_x=unit_of(x0),
             unit_g=jnp.ones((), dtype), sizes=jnp.abs(x0), slopes=jnp.zeros(2, dtype),
-            pending=none, kinks=none,
+            pending=none, stuck=jnp.ones(n, bool), kinks=jnp.zeros(n, jnp.int32),
         )  # fmt: skip
 
     @full_precision
@@ -175,8 +186,7 @@ class LBFGSB(AbstractMinimizer[State]):
             for new, old in ((line.trial, state.x), (value, state.value), (grad, state.grad))
         )
         over = (search.trials >= self.maxls) | (search.step == search.best.step)
-        confirmed = _is_confirmed(problem, state, grad)
-        kinks = state.kinks + (looking & ~confirmed).astype(jnp.int32)
+        confirmed, stuck, kinks, kinked = _looked_back(problem, state, grad)
         # A probe is a difference of the gradient at the base, wherever it leads.
         at, grad_at = jnp.where(probed, line.trial, x), jnp.where(probed, grad, grad_x)
         unit_g = cond(first, lambda: unit_of(grad), lambda: state.unit_g)
@@ -189,7 +199,7 @@ class LBFGSB(AbstractMinimizer[State]):
         ended, exhausted, confirmed = computed_once((ended, exhausted, confirmed))
         accepted = ended & ~first & is_gain(line.search, value_x) & jnp.any(x != line.base)
         status = jnp.where(confirmed, state.pending, state.status)
-        status = jnp.where(kinks >= KINKS, KINK, status)
+        status = jnp.where(kinked, KINK, status)
         status = jnp.where(first & ~finite, NONFINITE, status).astype(jnp.int32)
         state = State(
             x=x,
@@ -210,6 +220,7 @@ class LBFGSB(AbstractMinimizer[State]):
             sizes=jnp.maximum(state.sizes, jnp.abs(x)),
             slopes=slopes,
             pending=jnp.full_like(status, RUNNING),
+            stuck=stuck | accepted,
             kinks=kinks,
         )  # fmt: skip
         return self._continued(problem, state, pair, first, accepted, exhausted, ended)
@@ -329,14 +340,22 @@ class LBFGSB(AbstractMinimizer[State]):
         return state.slopes
 
 
-def _is_confirmed(
+def _looked_back(
     problem: MinimizationProblem, state: State, grad: Float[Array, " n"]
-) -> Bool[Array, ""]:
-    """Whether a look back, if this was one, has shown that the gradient vanishes at x."""
+) -> tuple[Bool[Array, ""], Bool[Array, " n"], Int[Array, " n"], Bool[Array, ""]]:
+    """Whether a look back, if this was one, has shown that the gradient vanishes at x.
+
+    Then ``stuck`` and ``kinks`` after it, and whether it is a kink.
+    """
+    looking = state.pending != RUNNING
     descent = _projected(problem, state.x, state.grad)
-    cut = is_cut_short(problem, state.x, state.line.trial)
-    vanished = vanishes(state.x, descent, grad, state.line.back)
-    return (state.pending != RUNNING) & (vanished | cut)
+    stuck = state.stuck & (stays(descent, grad, state.line.back) | ~looking)
+    parts = jnp.stack([stuck, stuck & (state.kinks + 1 >= KINKS)])
+    vanished, new = jax.vmap(is_small_part, (None, None, 0))(state.x, descent, parts)
+    confirmed = looking & (vanished | is_cut_short(problem, state.x, state.line.trial))
+    refused = looking & ~confirmed
+    kinks = state.kinks + (refused & stuck).astype(jnp.int32)
+    return confirmed, stuck, kinks, refused & ~new
 
 
 def _antigradient(problem: MinimizationProblem, state: State) -> Antigradient:

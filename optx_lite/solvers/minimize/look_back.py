@@ -81,15 +81,18 @@ def is_cut_short(
     return jnp.any(below | ((behind >= problem.upper) & (x < problem.upper)))
 
 
-def vanishes(
-    x: Float[Array, " n"],
-    descent: Float[Array, " n"],
-    grad_behind: Float[Array, " n"],
-    many: Number = BACK,
-) -> Bool[Array, ""]:
-    """Whether the projected gradient at x goes to 0, by the one behind it, ``many`` steps off."""
+def stays(
+    descent: Float[Array, " n"], grad_behind: Float[Array, " n"], many: Number = BACK
+) -> Bool[Array, " n"]:
+    """Which components of the projected gradient do not grow ``many`` steps behind x."""
     least = GROWS * (1 + many)
-    stays = ~(jnp.abs(grad_behind) >= least * jnp.abs(descent))  # or is not finite
-    stuck = jnp.where(stays, descent, 0)
-    in_f = reach_of(x, stuck) <= SHARE * reach_of(x, descent)
-    return in_f & (norm(stuck) <= SHARE * norm(descent))
+    return ~(jnp.abs(grad_behind) >= least * jnp.abs(descent))  # or are not finite
+
+
+def is_small_part(
+    x: Float[Array, " n"], descent: Float[Array, " n"], some: Bool[Array, " n"]
+) -> Bool[Array, ""]:
+    """Whether ``some`` components are, of the projected gradient at x and of G."""
+    part = jnp.where(some, descent, 0)
+    in_f = reach_of(x, part) <= SHARE * reach_of(x, descent)
+    return in_f & (norm(part) <= SHARE * norm(descent))
