@@ -355,9 +355,11 @@ def leastsq(
             x_scale=None if diag is None else 1 / jnp.asarray(diag),
         )  # fmt: skip
     except ValueError as error:
-        if "`jac` has wrong shape" in str(error):
-            raise TypeError(str(error).replace("`jac`", "`Dfun`")) from error
-        raise
+        message = str(error)
+        for name, minpacks in (("jac", "Dfun"), ("x_scale", "diag"), ("max_nfev", "maxfev")):
+            message = message.replace(f"`{name}`", f"`{minpacks}`")
+        kind = TypeError if "`Dfun` has wrong shape" in message else ValueError
+        raise kind(message) from error
     (m, n) = result.jac.shape
     if m < n:
         raise TypeError(
