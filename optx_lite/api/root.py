@@ -12,6 +12,7 @@ best p is 0 and removes nothing.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -21,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from ..driver.unknown import nan_where_moved
+from ..driver.unknown import nan_unless, nan_where_moved
 from ..jax_support.types import Args, Bounds, Count, Options
 from ..problem.arguments import as_tuple
 from ..problem.pytrees import as_array_or_tree, is_concrete, ravel
@@ -300,7 +301,7 @@ def fixed_point(
         if not res.success:
             raise RuntimeError(f"Failed to converge, value is {x}: {res.message}")
         return x
-    return jax.tree.map(lambda leaf: jnp.where(res.success, leaf, jnp.nan), x)
+    return jax.tree.map(functools.partial(nan_unless, res.success), x)
 
 
 def _difference(new: PyTree, old: Array) -> Array:
