@@ -64,7 +64,8 @@ def keep(
             made = _MADE.setdefault(fun, {})
             made[id(trace)] = weakref.ref(trace, _forget(made, id(trace))), lifted
             if len(made) > _MOST_TRACES:
-                made.pop(list(made)[0], None)
+                oldest, *_ = list(made)  # a trace may end, and go, in between
+                made.pop(oldest, None)
 
 
 def _forget(made: dict, key: int) -> Callable:

@@ -145,7 +145,7 @@ class Covariance(eqx.Module):
         eye = jnp.eye(among.shape[0], dtype=bool)
         held = self.held[:, None] | self.held[None, :]
         filled = jnp.where(held, 0, jnp.where(eye & lost[:, None], jnp.inf, off))
-        return nan_unless(self.known, filled)
+        return nan_unless(self.known, jnp.where(self.known, filled, among))
 
     @per_lane
     def scaled_factor(self) -> Array:
@@ -156,8 +156,8 @@ class Covariance(eqx.Module):
     def flat_stderr(self) -> Array:
         """The standard errors, (n,)."""
         length = jax.vmap(norm)(self.scaled_factor)
-        length = jnp.where(self.undetermined, jnp.inf, jnp.where(self.held, 0, length))
-        return nan_unless(self.known, length)
+        filled = jnp.where(self.undetermined, jnp.inf, jnp.where(self.held, 0, length))
+        return nan_unless(self.known, jnp.where(self.known, filled, length))
 
     @per_lane
     def stderr(self) -> Any:
