@@ -11,6 +11,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from .driver.progress import History
 from .statistics.curve import CurveFit, check_one
 from .statistics.profile import ONE_SIGMA, profile_curves, profile_intervals
 from .statistics.profile import contour as _contour
@@ -154,8 +155,8 @@ def convergence(history: Any, *, ax: Any = None) -> Any:
 
     Raises
     ------
-    ValueError
-        For the histories of a batch.
+    ValueError, TypeError
+        For the histories of a batch, and for what is none.
 
     Examples
     --------
@@ -165,6 +166,8 @@ def convergence(history: Any, *, ax: Any = None) -> Any:
     >>> ox.plot.convergence(history).get_xlabel()
     'evaluation'
     """
+    if not isinstance(history, History):
+        raise TypeError(f"`history` must be that of `record`, got {type(history).__name__}.")
     ax = _axes(ax, figsize=(6.4, 3.8))
     if np.ndim(history.count):
         raise ValueError(
@@ -208,6 +211,7 @@ def correlation(fit: Any, *, ax: Any = None) -> Any:
     >>> [label.get_text() for label in ox.plot.correlation(fit).get_yticklabels()]
     ['a', 'b']
     """
+    check_one(fit)
     estimate = fit.covariance if isinstance(fit, CurveFit) else fit
     names, matrix = estimate.names, np.asarray(estimate.correlation)
     n = len(names)

@@ -625,6 +625,104 @@ class TestMaskAndFixed:
         assert "c is fixed" in fit.explain()[0]
 
 
+class TestWhatIsNotThere:
+    """Inside of a transformation: NaN, in values and in derivatives, where eagerly it raises."""
+
+    T = jnp.linspace(0.0, 3.0, 12)
+
+    def data(self):
+        return decay(self.T, 2.0, 1.3) + 0.05 * jnp.cos(9 * self.T)
+
+    @pytest.mark.parametrize("method", ["trf", pytest.param("dogbox", marks=pytest.mark.slow)])
+    def test_bounds_of_lanes(self, method):
+        """Inactive, active, reversed, NaN, and beyond p0; the derivative by differences."""
+
+        def fit(y, upper):
+            bounds = (jnp.zeros(2), jnp.stack([9.0, upper]))
+            answer = ox.curve_fit(decay, self.T, y, [1.0, 1.0], bounds=bounds, method=method)
+            return answer.popt, answer.pcov, answer.perr
+
+        upper, y = jnp.array([9.0, 1.1, -1.0, jnp.nan, 0.5]), self.data()
+        lanes = jax.jit(jax.vmap(fit, (None, 0)))
+        slopes = jax.jit(jax.vmap(jax.jacfwd(fit, (0, 1)), (None, 0)))(y, upper)
+        popt, pcov, perr = lanes(y, upper)
+        assert np.isfinite(popt[:2]).all() and np.isfinite(pcov[:2]).all()
+        for leaf in jax.tree.leaves((popt, pcov, perr, slopes)):
+            assert np.isnan(leaf[2:]).all()
+        step = 1e-5
+        by_upper = slopes[0][1]
+        more, less = lanes(y, upper + step)[0], lanes(y, upper - step)[0]
+        assert_allclose(by_upper[:2], (more - less)[:2] / (2 * step), rtol=1e-6, atol=1e-8)
+        assert_allclose(by_upper[0], 0.0)
+        assert_allclose(by_upper[1, 1], 1.0)
+
+    def test_a_failed_lane_is_not_mixed_with_others(self):
+        """The height is proportional to the data."""
+
+        def first(scale):
+            def fit(upper):
+                bounds = (0.0, jnp.stack([9.0, upper]))
+                return ox.curve_fit(decay, self.T, scale * self.data(), [1.0, 1.0], bounds=bounds)
+
+            heights = jax.vmap(fit)(jnp.array([9.0, -1.0])).popt[:, 0]
+            return heights[0], jnp.where(jnp.isfinite(heights), heights, 0.0)
+
+        height, slopes = first(1.0)[0], jax.jit(jax.jacrev(first))(1.0)
+        assert_allclose(slopes[0], height, rtol=1e-6)
+        assert_allclose(slopes[1], [height, 0.0], rtol=1e-6)
+
+    def test_no_data_at_all(self):
+        counts = jnp.stack([jnp.arange(12) < m for m in (12, 6, 0)])
+        fit = lambda mask: ox.curve_fit(decay, self.T, self.data(), [1.0, 1.0], mask=mask)
+        many = jax.vmap(fit)(counts)
+        assert list(many.result.success) == [True, True, False]
+        assert np.isnan(many.popt[2]).all() and np.isnan(many.perr[2]).all()
+        for lane, m in enumerate((12, 6)):
+            ref = scipy.optimize.curve_fit(as_scipy(decay), self.T[:m], self.data()[:m], [1.0, 1.0])
+            assert_allclose(many.popt[lane], ref[0], rtol=1e-6)
+            assert_allclose(many.pcov[lane], ref[1], rtol=1e-4)
+
+    def test_a_mask_that_the_compiled_function_captured(self):
+        mask = jnp.arange(12) < 6
+        fit = lambda y: ox.curve_fit(decay, self.T, y, [1.0, 1.0], mask=mask).popt
+        assert_allclose(jax.jit(fit)(self.data()), fit(self.data()), rtol=1e-10)
+
+    def test_negative_errors_of_x(self):
+        fit = lambda s: (
+            ox.curve_fit(
+                decay, self.T, self.data(), [1.0, 1.0], sigma=0.1, sigma_x=jnp.full(12, s)
+            ).popt
+        )
+        assert np.isnan(jax.jit(fit)(-0.1)).all()
+        with pytest.raises(ValueError, match="`sigma_x`"):
+            fit(-0.1)
+
+    def test_eager_derivative_of_a_fit_without_errors(self):
+        """Through two points: y[0] is the height, and the rate follows from both in closed form."""
+        with pytest.warns(ox.OptimizeWarning, match="could not be estimated"):
+            jac = jax.jacfwd(lambda y: ox.curve_fit(decay, X[:2] - 1, y, [1.0, 1.0]).popt)(
+                jnp.array([2.0, 1.0])
+            )
+        assert_allclose(jac, [[1.0, 0.0], [0.5, -1.0]], atol=1e-6)
+
+
+@pytest.mark.parametrize("what", ["y", "sigma"])
+def test_errors_in_units_whose_squares_are_out_of_range(what):
+    t = TestWhatIsNotThere.T
+    y = TestWhatIsNotThere().data()
+
+    @jax.jit
+    def errors(unit):
+        if what == "sigma":
+            return ox.curve_fit(decay, t, y, [1.0, 1.0], sigma=jnp.full(12, unit)).perr
+        perr = ox.curve_fit(decay, t, unit * y, jnp.stack([unit, 1.0])).perr
+        return perr / jnp.stack([unit, 1.0])
+
+    reference = errors(1.0)
+    for unit in (1e-250, 1e-160, 1e160, 1e200):
+        assert_allclose(errors(unit), reference, rtol=1e-5)
+
+
 @pytest.mark.parametrize("under", [lambda f: f, jax.jit])
 def test_a_loop_of_fits_compiles_once(under, caplog):
     f = under(lambda t, a, b: a / (b + t))

@@ -484,3 +484,45 @@ def test_a_jitted_function_and_what_it_captured_are_let_go():
     fun, captured = used()
     gc.collect()
     assert fun() is None and captured() is None
+
+
+def test_arrays_of_a_trace_are_let_go_when_its_cache_is_cleared():
+    settings, captured = types.SimpleNamespace(), []
+    fun = jax.jit(lambda x: x - settings.height)
+    for clear in (fun.clear_cache, jax.clear_caches):
+        for height in (1.0, 2.0, 3.0):
+            settings.height = jnp.full(X.shape, height, X.dtype)
+            clear()
+            np.testing.assert_allclose(lift(fun, X)(X), X - height)
+            captured.append(weakref.ref(settings.height))
+        settings.height = None
+        clear()
+        gc.collect()
+        assert not any(array() is not None for array in captured)
+
+
+@pytest.mark.parametrize("first", ["jit", "jvp", "grad", "vmap"])
+def test_a_tracer_of_a_transformation_that_is_over_is_refused(first):
+    """A jitted function keeps one that it found in a global variable; JAX refuses it, too."""
+    settings = types.SimpleNamespace()
+    fun = jax.jit(lambda x: x - settings.height)
+
+    def fit(height):
+        settings.height = height
+        return ox.least_squares(fun, X, method="lm").x
+
+    under = {
+        "jit": lambda: jax.jit(fit)(2.0),
+        "jvp": lambda: jax.jvp(fit, (2.0,), (1.0,))[0],
+        "grad": lambda: jax.value_and_grad(lambda a: fit(a)[0])(2.0)[0],
+        "vmap": lambda: jax.vmap(fit)(jnp.full(2, 2.0)),
+    }
+    np.testing.assert_allclose(under[first](), 2.0)
+    left_over = settings.height
+    with pytest.raises(jax.errors.UnexpectedTracerError):
+        fit(5.0)
+    for args in ((left_over,), ()):
+        with pytest.raises(jax.errors.UnexpectedTracerError):
+            ox.least_squares(lambda x, h=left_over: x - h, X, args=args, method="lm")
+    fun.clear_cache()
+    np.testing.assert_allclose(fit(5.0), 5.0)

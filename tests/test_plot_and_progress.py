@@ -84,8 +84,18 @@ class TestPictures:
 
     def test_one_fit_of_one_variable(self, fit):
         batch = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), fit)
-        with pytest.raises(ValueError, match="must be one, not a batch"):
-            ox.plot.fit(batch)
+        for draw in (ox.plot.fit, ox.plot.correlation, ox.plot.profiles):
+            with pytest.raises(ValueError, match="must be one, not a batch"):
+                draw(batch)
+        assert batch._repr_html_() is None  # a notebook shows the plain text
+
+    def test_what_is_no_fit(self):
+        res = ox.root(lambda x: x**2 - 2.0, [1.0])
+        for draw in (ox.plot.fit, ox.plot.correlation, ox.plot.profiles, ox.fit_report):
+            with pytest.raises(TypeError, match="`fit` must .* got RootResult"):
+                draw(res)
+        with pytest.raises(TypeError, match="`history` must .* got RootResult"):
+            ox.plot.convergence(res)
 
 
 class TestHistory:

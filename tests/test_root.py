@@ -116,6 +116,23 @@ def test_derivative_of_a_root():
     assert bool(jnp.all(many.success))
 
 
+def test_no_derivative_where_there_is_no_root():
+    """At the minimum of the squares it would be 0 or 1, and not what was asked."""
+    f = lambda x, c: x**2 - c
+
+    def answer(c, upper):
+        res = ox.root(f, [1.0], args=(c,), bounds=(0.0, upper))
+        return res.x[0]
+
+    slopes = jax.jit(jax.vmap(jax.grad(answer, argnums=(0, 1))))
+    by_c, by_upper = slopes(jnp.array([4.0, -1.0, 9.0]), jnp.full(3, 2.5))  # none, one outside
+    assert_allclose(by_c, [0.25, np.nan, np.nan], rtol=1e-6)
+    assert_allclose(by_upper, [0.0, 0.0, np.nan], atol=1e-12)  # none moves, and there is none
+    # What has failed is not mixed with other lanes.
+    many = lambda c: jnp.sum(jax.vmap(answer, (0, None))(c, 2.5)[:1])
+    assert_allclose(jax.grad(many)(jnp.array([4.0, -1.0])), [0.25, 0.0], rtol=1e-6)
+
+
 class TestLeastsq:
     """scipy/optimize/tests/test_minpack.py, class TestLeastSq."""
 
@@ -165,6 +182,10 @@ class TestLeastsq:
             ox.leastsq(lambda x: 2 * (x[0] - 3) ** 2 + 1, [0, 1])
         with pytest.raises(TypeError, match="`Dfun` has wrong shape"):
             ox.leastsq(lambda x: x * 1.0, [0.0, 1.0], Dfun=lambda x: jnp.ones((3, 3)))
+        with pytest.raises(ValueError, match="`diag`"):
+            ox.leastsq(lambda x: x * 1.0, [0.0, 1.0], diag=[1.0])
+        with pytest.raises(ValueError, match="`maxfev`"):
+            ox.leastsq(lambda x: x * 1.0, [0.0, 1.0], maxfev=-1)
         with pytest.raises(ValueError, match="I raised"):
             ox.leastsq(_raises, [0.0])
         with pytest.warns(RuntimeWarning, match="maximum number"):
@@ -207,3 +228,14 @@ class TestFixedPoint:
     def test_none(self):
         with pytest.raises(RuntimeError, match="Failed to converge"):
             ox.fixed_point(lambda x: x + jnp.exp(-x) + 1.0, 1.0)
+
+    def test_another_shape(self):
+        with pytest.raises(ValueError, match=r"shape of x, \(1,\), got \(3,\)"):
+            ox.fixed_point(lambda x: jnp.ones(3) * x, [1.0])
+
+    def test_lanes_without_one(self):
+        """x = x^2 + c has none for c > 1/4, else 1/2 - sqrt(1/4 - c)."""
+        of = lambda c: ox.fixed_point(lambda x, c: x * x + c, 0.3, args=(c,))
+        value, slope = jax.vmap(jax.value_and_grad(of))(jnp.array([0.1, 1.0]))
+        assert_allclose(value, [0.5 - 0.15**0.5, np.nan], rtol=1e-6)
+        assert_allclose(slope, [0.5 / 0.15**0.5, np.nan], rtol=1e-6)

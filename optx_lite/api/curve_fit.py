@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import DTypeLike, PyTree
 
+from ..driver.unknown import nan_unless
 from ..jax_support.types import Args, Bounds, Options
 from ..problem.arguments import as_tuple
 from ..problem.pytrees import is_concrete
@@ -237,7 +238,7 @@ def _fit_of(
     )
     popt = result.x
     if not concrete:
-        popt = jax.tree.map(lambda leaf: jnp.where(result.success, leaf, jnp.nan), popt)
+        popt = jax.tree.map(functools.partial(nan_unless, result.success), popt)
     pcov, singular = _matrix(estimate)
     by_lm = method == "lm"
     factors = pivoted_factors(result.jac, result.fun) if by_lm and settings["full_output"] else None
@@ -248,9 +249,10 @@ def _fit_of(
         solver=solver, derivative=derivative, **settings,
     )  # fmt: skip
     if concrete and is_concrete(singular) and bool(singular):
-        why = " ".join(fit.explain())
+        # In a derivative of the fit the directions are traced, even where the answer is not.
+        why = fit.explain() if is_concrete(fit) else []
         warnings.warn(
-            f"Covariance of the parameters could not be estimated. {why}",
+            " ".join(["Covariance of the parameters could not be estimated.", *why]),
             OptimizeWarning,
             stacklevel=3,
         )
@@ -355,9 +357,11 @@ def leastsq(
             x_scale=None if diag is None else 1 / jnp.asarray(diag),
         )  # fmt: skip
     except ValueError as error:
-        if "`jac` has wrong shape" in str(error):
-            raise TypeError(str(error).replace("`jac`", "`Dfun`")) from error
-        raise
+        message = str(error)
+        for name, minpacks in (("jac", "Dfun"), ("x_scale", "diag"), ("max_nfev", "maxfev")):
+            message = message.replace(f"`{name}`", f"`{minpacks}`")
+        kind = TypeError if "`Dfun` has wrong shape" in message else ValueError
+        raise kind(message) from error
     (m, n) = result.jac.shape
     if m < n:
         raise TypeError(

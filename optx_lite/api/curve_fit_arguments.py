@@ -113,10 +113,10 @@ def data_of(
     mask = _check_mask(mask, y)
     if nan_policy == "omit":
         mask = _and(mask, _is_there(x, y))
-        if is_concrete(mask) and bool(np.all(mask)):
+        if is_concrete(mask) and bool(np.all(np.asarray(mask))):
             mask = None
     if mask is not None:
-        x, y = _filled(x, y, mask)
+        x, y, mask = _filled(x, y, mask)
     if check_finite or nan_policy == "raise":
         _check_values(x, y, "nan" if not check_finite else "finite")
     weight = None if sigma is None else _weight(sigma, y, mask, dtype)
@@ -225,9 +225,12 @@ def _is_there(x: PyTree, y: PyTree) -> PyTree:
     return there
 
 
-def _filled(x: PyTree, y: PyTree, mask: PyTree) -> tuple[PyTree, PyTree]:
-    """Where there is no datum, the x of one that is there (as good as any), and y = 0."""
-    if is_concrete(mask) and not np.any(mask):
+def _filled(x: PyTree, y: PyTree, mask: PyTree) -> tuple[PyTree, PyTree, PyTree]:
+    """Where there is no datum, the x of one that is there (as good as any), and y = 0.
+
+    Where there is none at all all are taken for there, and y is NaN: a start that is not finite.
+    """
+    if is_concrete(mask) and not np.any(np.asarray(mask)):
         raise ValueError("`ydata` must not be empty: all of it is NaN, or left out by `mask`.")
     xp = _namespace(x, y, mask)
     first = xp.argmax(mask)
@@ -238,7 +241,9 @@ def _filled(x: PyTree, y: PyTree, mask: PyTree) -> tuple[PyTree, PyTree]:
         there = xp.take(leaf, first, axis=-1)
         return xp.where(mask, leaf, there[..., None])
 
-    return jax.tree.map(fill, x), xp.where(mask, y, xp.zeros_like(y))
+    some = xp.any(mask)
+    y = xp.where(mask, y, xp.where(some, 0, xp.nan).astype(y.dtype))
+    return jax.tree.map(fill, x), y, mask | ~some
 
 
 def _check_values(x: PyTree, y: PyTree, what: str) -> None:
@@ -300,7 +305,7 @@ def _errors_of_x(sigma_x: PyTree, x: PyTree, y: PyTree, weight: PyTree, mask: Py
         spread = xp.where(mask, spread, xp.zeros_like(spread))
     if is_concrete(spread) and not np.all(np.isfinite(spread) & (np.asarray(spread) >= 0)):
         raise ValueError(f"`sigma_x` must be finite and not negative, got {sigma_x}.")
-    return spread.astype(x.dtype)
+    return xp.where(spread >= 0, spread, xp.nan).astype(x.dtype)
 
 
 def _check_factor(weight: PyTree) -> PyTree:

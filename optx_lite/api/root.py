@@ -12,6 +12,7 @@ best p is 0 and removes nothing.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -21,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
+from ..driver.unknown import nan_unless, nan_where_moved
 from ..jax_support.types import Args, Bounds, Count, Options
 from ..problem.arguments import as_tuple
 from ..problem.pytrees import as_array_or_tree, is_concrete, ravel
@@ -119,7 +121,8 @@ def root(
     -------
     RootResult
         ``success`` only if the equations are 0, to rounding or to what ``tol`` allows the unknowns:
-        a least-squares minimum elsewhere has status -8. Differentiable at a root.
+        a least-squares minimum elsewhere has status -8. Differentiable at a root; elsewhere
+        derivatives are NaN.
 
     Raises
     ------
@@ -163,9 +166,11 @@ def root(
     held = ravel(result.active_mask, jnp.int32) != 0
     tolerance = 1.49012e-8 if tol is None else tol
     found = _is_root(x, ravel(x0, x.dtype), f, result.jac, held, jnp.asarray(tolerance, x.dtype))
+    status = _status_of(result.status, found)
+    x, fun, jacobian = _moving_unless(status == NO_ROOT, (result.x, result.fun, result.jac))
     return RootResult(
-        x=result.x, fun=result.fun, jac=result.jac, nfev=result.nfev, njev=result.njev,
-        nit=result.nit, status=_status_of(result.status, found), method=method, solver=solver,
+        x=x, fun=fun, jac=jacobian, nfev=result.nfev, njev=result.njev, nit=result.nit,
+        status=status, method=method, solver=solver,
     )  # fmt: skip
 
 
@@ -210,6 +215,26 @@ def _is_root(x: Array, x0: Array, f: Array, jac: Array, held: Array, tol: Array)
     return rounding | (removed & jnp.all(small))
 
 
+@jax.custom_jvp
+def _moving_unless(rootless: Array | bool, fields: PyTree) -> PyTree:
+    """The fields, whose derivatives are NaN where a minimum is no root, as those of all failures.
+
+    (At the minimum they are those of a minimum of the squares, finite, and not what was asked.)
+    """
+    return fields
+
+
+@_moving_unless.defjvp
+def _moving_unless_jvp(primals, tangents):  # type: ignore[no-untyped-def]
+    (rootless, fields), (_, moved) = primals, tangents
+    rootless, causes = jnp.asarray(rootless), (jax.tree.leaves(fields), jax.tree.leaves(moved))
+
+    def unless(dot: Array) -> Array:
+        return jnp.where(rootless, 0, dot) + nan_where_moved(*causes, rootless, dot)
+
+    return fields, jax.tree.map(unless, moved)
+
+
 def _status_of(status: int | Array, found: Array) -> PyTree:
     if isinstance(status, int) and is_concrete(found):
         return status if bool(found) or status <= 0 else NO_ROOT
@@ -250,6 +275,8 @@ def fixed_point(
     ------
     RuntimeError
         If none was found.
+    ValueError
+        If ``func`` gives another shape than it is given.
 
     Examples
     --------
@@ -265,7 +292,7 @@ def fixed_point(
 
     def difference(x: PyTree, *args: Any) -> PyTree:
         x = x.reshape(shape) if alone else x
-        out = jax.tree.map(lambda new, old: jnp.asarray(new) - old, func(x, *args), x)
+        out = jax.tree.map(_difference, func(x, *args), x)
         return out.reshape(-1) if alone else out
 
     res = root(difference, tree, args, "lm", tol=xtol, options={"maxfev": maxiter})
@@ -274,4 +301,13 @@ def fixed_point(
         if not res.success:
             raise RuntimeError(f"Failed to converge, value is {x}: {res.message}")
         return x
-    return jax.tree.map(lambda leaf: jnp.where(res.success, leaf, jnp.nan), x)
+    return jax.tree.map(functools.partial(nan_unless, res.success), x)
+
+
+def _difference(new: PyTree, old: Array) -> Array:
+    difference = jnp.asarray(new) - old
+    if difference.shape != old.shape:
+        raise ValueError(
+            f"`func` must give an array of the shape of x, {old.shape}, got {jnp.shape(new)}."
+        )
+    return difference

@@ -11,6 +11,7 @@ from typing import Any
 import equinox as eqx
 import equinox.internal as eqxi
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
 from ..jax_support.control_flow import while_loop
@@ -135,8 +136,8 @@ def record(
     >>> int(history.count) == result.nfev, f"{history.value[0]:.2f}"
     (True, '0.50')
     """
-    if length < 1:
-        raise ValueError(f"`length` must be at least 1, got {length}.")
+    if not isinstance(length, (int, np.integer)) or length < 1:
+        raise ValueError(f"`length` must be an integer of at least 1, got {length!r}.")
     x = ravel(x0, problem.lower.dtype)
     result, history = _record(traced(solver, problem, x), problem, x, int(length))
     result = to_host(eqxi.nondifferentiable(result, name="optx_lite.record"))

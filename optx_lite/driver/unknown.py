@@ -6,9 +6,10 @@ whose other factor is 0, and so from a lane that has failed to what it shares wi
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array
+from jaxtyping import Array, Bool
 
 from ..jax_support.types import Number
 
@@ -27,6 +28,22 @@ def nan_where_moved(values: list[Array], dots: list[Array], where: Array, like: 
     # The weight is 1, and so are its derivatives: those of NaN are NaN, too.
     total = jnp.broadcast_to(jnp.exp(weight) * total, like.shape)
     return nan_unless_zero(total, where)
+
+
+@jax.custom_jvp
+def nan_unless(known: Bool[Array, " ..."], value: Array) -> Array:
+    """The value where it is known, elsewhere NaN with a derivative that is NaN.
+
+    (That of `jax.numpy.where` is 0 there.)
+    """
+    return jnp.where(known, value, jnp.nan)
+
+
+@nan_unless.defjvp
+def _nan_unless_jvp(primals, tangents):  # type: ignore[no-untyped-def]
+    (known, value), (_, dot) = primals, tangents
+    lost = nan_unless_zero(jnp.exp(zero_that_moves(value)) * one_unless_zero(dot), ~known)
+    return nan_unless(known, value), jnp.where(known, dot, 0) + lost
 
 
 def zero_that_moves(value: Array) -> Array:

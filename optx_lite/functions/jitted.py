@@ -3,7 +3,8 @@
 `fun.trace(...).jaxpr` is one and the same object as long as JAX keeps its trace of the function
 for such arguments and settings: after `clear_cache`, or under another precision, it is another.
 So what was made of the function is good for as long as that object is what JAX gives, and is found
-by the function, which it does not keep alive.
+by the function. Neither is kept alive: arrays that a trace captured are let go when JAX lets go of
+the trace, as `clear_cache` does.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from .lifted import Lifted, is_dynamic
 Trace = ClosedJaxpr | Jaxpr
 
 # For each function the latest of JAX's traces, by their ids, and what was made of each.
-_MADE: weakref.WeakKeyDictionary[Callable, dict[int, tuple[Trace, Lifted]]]
+_MADE: weakref.WeakKeyDictionary[Callable, dict[int, tuple[weakref.ref[Trace], Lifted]]]
 _MADE = weakref.WeakKeyDictionary()
 _MOST_TRACES = 64
 _LOCK = threading.Lock()
@@ -44,7 +45,8 @@ def made_before(fun: Callable, trace: Trace | None) -> Lifted | None:
     """What `keep` was given for this very trace."""
     if trace is None or (made := _MADE.get(fun)) is None:
         return None
-    return made.get(id(trace), (None, None))[1]
+    of_trace, lifted = made.get(id(trace), (None, None))
+    return lifted if of_trace is not None and of_trace() is trace else None
 
 
 def keep(
@@ -60,6 +62,17 @@ def keep(
     if all(isinstance(x, jax.Array) and not isinstance(x, Tracer) for x in captured):
         with _LOCK:
             made = _MADE.setdefault(fun, {})
-            made[id(trace)] = trace, lifted
+            made[id(trace)] = weakref.ref(trace, _forget(made, id(trace))), lifted
             if len(made) > _MOST_TRACES:
-                del made[next(iter(made))]
+                oldest, *_ = list(made)  # a trace may end, and go, in between
+                made.pop(oldest, None)
+
+
+def _forget(made: dict, key: int) -> Callable:
+    """A callback for the end of a trace; its id may be that of another by then."""
+
+    def forget(of_trace: weakref.ref) -> None:
+        if made.get(key, (None,))[0] is of_trace:
+            made.pop(key, None)
+
+    return forget

@@ -34,7 +34,7 @@ from ..jax_support.xla import full_precision_unless_chosen
 from .cache import structure_of
 from .constants import lift_constants
 from .errors import explain
-from .jax_internals import ClosedJaxpr
+from .jax_internals import ClosedJaxpr, is_left_over
 from .jitted import keep, made_before, trace_of
 from .lifted import Lifted, is_dynamic
 
@@ -109,11 +109,22 @@ def _trace(fun: Callable, leaves: list, label: str) -> tuple[ClosedJaxpr, list, 
         explain(err, label, leaves)
         raise
     parts = lift_constants(closed)
+    _check_alive([*leaves, *parts.consts], label)
     structure = structure_of(parts, closed, jax.tree.structure(out_shape))
     with jax.ensure_compile_time_eval():  # an outer trace shall not stage the copies out
         arrays = [_own(const) for const in parts.consts]
         vectors = [jnp.array(np.array(values, kind.dtype)) for kind, values in parts.numbers]
     return closed, parts.consts, Lifted((*arrays, *vectors), structure)
+
+
+def _check_alive(arrays: list, label: str) -> None:
+    """None is a tracer of a transformation that is over, which JAX would not always refuse."""
+    if any(is_left_over(array) for array in arrays):
+        raise jax.errors.UnexpectedTracerError(
+            f"{label} was given or has captured a traced array of a `jit`, `vmap` or `grad` that "
+            "is over, as through a global variable: hand it on in `args`. A function under `jit` "
+            "keeps what it captured when it was traced (see its `clear_cache`)."
+        )
 
 
 def _own(const: Any) -> PyTree:

@@ -151,7 +151,7 @@ def search_problem(
     """
     lower, upper = read_box(bounds, like)
     integral: PyTree = None
-    if integrality is not None and np.any(integrality):
+    if integrality is not None and np.any(np.asarray(integrality)):
         integral = np.asarray(integrality, bool)
         if integral.shape not in ((), lower.shape):
             raise ValueError(f"`integrality` must have shape {lower.shape}, got {integral.shape}.")

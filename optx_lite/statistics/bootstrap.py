@@ -31,6 +31,7 @@ from jax.scipy.special import ndtr, ndtri
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from ..driver.adjoint import ImplicitAdjoint
+from ..driver.unknown import nan_unless
 from ..jax_support.types import Number
 from ..linalg import safe_sqrt
 from ..problem.losses import check_loss
@@ -199,7 +200,7 @@ def bootstrap(
     keys = jax.random.split(as_key(key, "key"), samples)
     draw = functools.partial(_parametric if kind == "parametric" else _residual, fit)
     x, success = jax.vmap(lambda key: _refit(fit, draw(key)))(keys)
-    x = jnp.where(success[:, None], x, jnp.nan)
+    x = nan_unless(success[:, None], x)
     estimate = fit.covariance
     return Bootstrap(x, success, estimate.x, _acceleration(fit), estimate.names, estimate.restore)
 

@@ -39,7 +39,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from ..linalg import safe_sqrt
+from ..driver.unknown import nan_unless
+from ..linalg import norm, safe_sqrt
 from ..problem.arguments import check_bounds
 from ..problem.least_squares import least_squares_problem
 from ..problem.losses import Loss, check_loss
@@ -90,8 +91,8 @@ class Covariance(eqx.Module):
         The parameters, flat.
     factor : array, shape (n, n)
         F with ``variance * F @ F.T`` the covariance among what is determined.
-    variance : array, shape ()
-        s², the variance of unit weight; 1 where sigma is absolute.
+    deviation : array, shape ()
+        s, the standard deviation of unit weight; 1 where sigma is absolute.
     null : array, shape (n, n)
         Its columns that are not 0 are directions in which nothing is known.
     active_mask : array, shape (n,), int
@@ -109,7 +110,7 @@ class Covariance(eqx.Module):
 
     x: Float[Array, " n"]
     factor: Float[Array, "n n"]
-    variance: Float[Array, ""]
+    deviation: Float[Array, ""]
     null: Float[Array, "n n"]
     active_mask: Int[Array, " n"]
     rank: Int[Array, ""]
@@ -123,10 +124,15 @@ class Covariance(eqx.Module):
         """Which parameters are on a bound, or fixed: (n,), bool."""
         return self.active_mask != 0
 
+    @property
+    def variance(self) -> Array:
+        """s², the variance of unit weight; it may be out of range where s is not."""
+        return self.deviation**2
+
     @per_lane
     def undetermined(self) -> Array:
         """Which parameters have no finite error: (n,), bool."""
-        lost = jnp.any(self.null != 0, axis=1) | ~jnp.isfinite(self.variance)
+        lost = jnp.any(self.null != 0, axis=1) | ~jnp.isfinite(self.deviation)
         return lost & ~self.held
 
     @per_lane
@@ -139,20 +145,19 @@ class Covariance(eqx.Module):
         eye = jnp.eye(among.shape[0], dtype=bool)
         held = self.held[:, None] | self.held[None, :]
         filled = jnp.where(held, 0, jnp.where(eye & lost[:, None], jnp.inf, off))
-        return jnp.where(self.known, filled, jnp.nan)
+        return nan_unless(self.known, jnp.where(self.known, filled, among))
 
     @per_lane
     def scaled_factor(self) -> Array:
         """F with F F^T the covariance among what is determined; shape (n, n)."""
-        variance = jnp.where(jnp.isfinite(self.variance), self.variance, 0)
-        return safe_sqrt(variance) * self.factor
+        return jnp.where(jnp.isfinite(self.deviation), self.deviation, 0) * self.factor
 
     @per_lane
     def flat_stderr(self) -> Array:
         """The standard errors, (n,)."""
-        length = safe_sqrt(jnp.sum(self.scaled_factor**2, axis=1))
-        length = jnp.where(self.undetermined, jnp.inf, jnp.where(self.held, 0, length))
-        return jnp.where(self.known, length, jnp.nan)
+        length = jax.vmap(norm)(self.scaled_factor)
+        filled = jnp.where(self.undetermined, jnp.inf, jnp.where(self.held, 0, length))
+        return nan_unless(self.known, jnp.where(self.known, filled, length))
 
     @per_lane
     def stderr(self) -> Any:
@@ -163,11 +168,11 @@ class Covariance(eqx.Module):
     def correlation(self) -> Array:
         """The correlations, (n, n): 1 on the diagonal, NaN beside it where an error is missing."""
         factor = self.scaled_factor
-        length = safe_sqrt(jnp.sum(factor**2, axis=1))
+        length = jax.vmap(norm)(factor)
         unit = factor / jnp.where(length > 0, length, jnp.nan)[:, None]
         lost = self.undetermined | self.held | ~self.known
         among = jnp.where(lost[:, None] | lost[None, :], jnp.nan, unit @ unit.T)
-        return jnp.where(jnp.eye(self.x.shape[0], dtype=bool), 1, among)
+        return jnp.where(jnp.eye(self.x.shape[0], dtype=bool), 1, nan_unless(self.known, among))
 
     def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
         return np.asarray(self.matrix, dtype)
@@ -186,7 +191,7 @@ class Covariance(eqx.Module):
             for name, side in zip(self.names, np.asarray(self.active_mask), strict=True)
             if side
         ]
-        if not np.isfinite(np.asarray(self.variance)):
+        if not np.isfinite(np.asarray(self.deviation)):
             return [*notes, "There are no more data than parameters: no errors can be estimated."]
         null, x = np.asarray(self.null), np.asarray(self.x)
         return [*notes, *describe_null(null, x, self.names, unchanged)]
@@ -333,10 +338,10 @@ def _of_chosen(
     factor = factor_of(inverse_block(result.jac, held, at), held[at])
     rank = held.shape[0] - jnp.sum(held)
     dof = jnp.asarray(nobs - rank, jnp.int32)
-    one = jnp.ones_like(result.cost)
-    variance = one if absolute else _per_dof(2 * result.cost, dof)
+    f = ravel(result.fun, x.dtype)
+    deviation = jnp.ones_like(result.cost) if absolute else _deviation(f, dof)
     known = result.success & jnp.all(jnp.isfinite(factor))
-    return _fields(factor, variance, jnp.zeros_like(factor), mask[at], rank, dof, known)
+    return _fields(factor, deviation, jnp.zeros_like(factor), mask[at], rank, dof, known)
 
 
 def _layout(x: Any, names: Any) -> tuple[tuple[str, ...], Unravel, Array]:
@@ -385,7 +390,8 @@ def _of_least_squares(
     held = mask != 0
     expected = loss.cost(f)
     consistent = jnp.abs(cost - expected) <= jnp.finfo(x.dtype).eps ** 0.5 * jnp.abs(expected)
-    consistent = consistent | ~success
+    in_range = jnp.isfinite(expected) & (expected >= jnp.finfo(x.dtype).smallest_normal)
+    consistent = consistent | ~in_range | ~success
     if not loss.is_linear:
         jac = jac / loss.weights(f)[0][:, None]
     factor, null = inverse_of_gram(jac, held, rcond)
@@ -395,13 +401,18 @@ def _of_least_squares(
     rank = held.shape[0] - jnp.sum(held) - jnp.sum(jnp.any(null != 0, axis=0))
     dof = jnp.asarray(nobs - rank, jnp.int32)
     if not loss.is_linear:
-        variance = _pooled(loss, f, jnp.asarray(nobs).astype(x.dtype), rank, dof)
+        deviation = safe_sqrt(_pooled(loss, f, jnp.asarray(nobs).astype(x.dtype), rank, dof))
     elif absolute_sigma:
-        variance = jnp.ones_like(cost)
+        deviation = jnp.ones_like(cost)
     else:  # (1)
-        variance = _per_dof(2 * cost, dof)
+        deviation = _deviation(f, dof)
     known = success & consistent & jnp.all(jnp.isfinite(factor))
-    return _fields(factor, variance, null, mask, rank, dof, known), consistent
+    return _fields(factor, deviation, null, mask, rank, dof, known), consistent
+
+
+def _deviation(f: Array, dof: Array) -> Array:
+    """s of (1), also where the squares of the residuals are out of range."""
+    return jnp.where(dof > 0, norm(f) / jnp.sqrt(jnp.maximum(dof, 1).astype(f.dtype)), jnp.inf)
 
 
 def _per_dof(total: Array, dof: Array) -> Array:
@@ -483,12 +494,12 @@ def _of_objective(
 
 
 def _fields(
-    factor: Array, variance: Array, null: Array, mask: Array, rank: Array, dof: Array, known: Array
+    factor: Array, deviation: Array, null: Array, mask: Array, rank: Array, dof: Array, known: Array
 ) -> dict[str, Array]:
     """Those of a `Covariance` which are computed."""
     return {
         "factor": factor,
-        "variance": variance,
+        "deviation": deviation,
         "null": null,
         "active_mask": mask,
         "rank": rank.astype(jnp.int32),

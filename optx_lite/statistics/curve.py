@@ -273,12 +273,10 @@ class CurveFit(eqx.Module):
         return self.covariance.explain(self.unchanged)
 
     def __repr__(self) -> str:
-        if not is_concrete(self) or jnp.ndim(self.pcov) != 2:
-            return eqx.tree_pformat(self)
-        return str(fit_report(self))
+        return str(fit_report(self)) if _has_report(self) else eqx.tree_pformat(self)
 
-    def _repr_html_(self) -> str:
-        return fit_report(self)._repr_html_()
+    def _repr_html_(self) -> str | None:
+        return fit_report(self)._repr_html_() if _has_report(self) else None
 
     def _values(self) -> tuple:
         if not self.full_output:
@@ -308,8 +306,16 @@ def _is_batch(fit: CurveFit) -> bool:
     return jnp.ndim(fit.covariance.x) != 1
 
 
+def _has_report(fit: CurveFit) -> bool:
+    return is_concrete(fit) and not _is_batch(fit)
+
+
 def check_one(fit: CurveFit | Covariance) -> None:
-    """Raise for a batch of fits."""
+    """Raise for a batch of fits, and for what is none."""
+    if not isinstance(fit, (CurveFit, Covariance)):
+        raise TypeError(
+            f"`fit` must be that of `curve_fit`, or a covariance, got {type(fit).__name__}."
+        )
     estimate = fit if isinstance(fit, Covariance) else fit.covariance
     check_no_batch("fit", estimate.rank)
 

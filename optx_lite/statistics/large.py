@@ -25,6 +25,7 @@ from jaxtyping import Array
 from ..derivatives.blocks import two_groups
 from ..derivatives.compressed import LARGEST
 from ..derivatives.sparsity import sparsity
+from ..driver.unknown import nan_unless
 from ..linalg import equilibrate, norm, solve_by_products
 from ..linalg.two_groups import Pairs, TwoGroupMatrix
 from ..problem.pytrees import is_concrete
@@ -128,7 +129,7 @@ def _by_elimination(jac: TwoGroupMatrix, held: Array, chosen: Array) -> Array:
 
     block = jax.lax.map(column, chosen)[:, chosen]
     determined = factor.left > ROUNDING * jnp.finfo(s.dtype).eps
-    return jnp.where(determined, 0.5 * (block + block.T), jnp.nan)
+    return nan_unless(determined, 0.5 * (block + block.T))
 
 
 @jax.jit

@@ -28,6 +28,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from ..driver.adjoint import ImplicitAdjoint
+from ..driver.unknown import nan_unless
 from ..jax_support.control_flow import while_loop
 from ..jax_support.types import Number
 from ..linalg import safe_divide, safe_sqrt
@@ -280,7 +281,7 @@ def _rises(
 ) -> Array:
     def rise(held: Array, value: Array) -> Array:
         res = _fit_held(problem, solver, held, jnp.where(held, value, x), x)
-        return jnp.where(res.success, 2 * (res.cost - cost) / variance, jnp.nan)
+        return nan_unless(res.success, 2 * (res.cost - cost) / variance)
 
     return jax.vmap(jax.vmap(rise, (None, 0)))(held, grid)
 

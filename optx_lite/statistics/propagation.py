@@ -15,8 +15,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, DTypeLike, Float, PyTree
 
+from ..driver.unknown import nan_unless
 from ..jax_support.types import Number
-from ..linalg import safe_sqrt
+from ..linalg import norm, safe_sqrt
 from ..problem.pytrees import Unravel, ravel, widest
 from .covariance import Covariance
 from .curve import CurveFit, check_one
@@ -94,13 +95,13 @@ def propagate(
 
 def _errors(jac: Float[Array, "k n"], estimate: Covariance) -> Float[Array, " k"]:
     """Standard errors of what has this derivative, (k, n) -> (k,)."""
-    error = safe_sqrt(jnp.sum((jac @ estimate.scaled_factor) ** 2, axis=1))
+    error = jax.vmap(norm)(jac @ estimate.scaled_factor)
     moved = jnp.where(estimate.held[None, :], 0, jac)
     along = jnp.max(jnp.abs(moved @ estimate.null), axis=1)
     size = jnp.max(jnp.abs(moved) @ jnp.abs(estimate.null), axis=1)
     lost = along > jnp.finfo(jac.dtype).eps ** 0.5 * size
-    lost = lost | (jnp.any(moved != 0, axis=1) & ~jnp.isfinite(estimate.variance))
-    return jnp.where(estimate.known, jnp.where(lost, jnp.inf, error), jnp.nan)
+    lost = lost | (jnp.any(moved != 0, axis=1) & ~jnp.isfinite(estimate.deviation))
+    return nan_unless(estimate.known, jnp.where(lost, jnp.inf, error))
 
 
 def band(

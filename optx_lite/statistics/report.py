@@ -109,6 +109,8 @@ def fit_report(
     ------
     ValueError
         Inside a transformation, and for a batch of fits.
+    TypeError
+        For what is no fit.
 
     Examples
     --------
@@ -124,7 +126,12 @@ def fit_report(
     >>> print(f"{report.statistics['R2']:.3f}")
     0.996
     """
-    result = fit if isinstance(fit, (Result, MinimizeResult)) else fit.result
+    result = fit if isinstance(fit, (Result, MinimizeResult)) else getattr(fit, "result", None)
+    if result is None:
+        raise TypeError(
+            "`fit` must come from `curve_fit`, `least_squares` or `minimize`, got "
+            f"{type(fit).__name__}."
+        )
     estimate = _covariance_of(fit, result, covariance, absolute_sigma)
     if not is_concrete((result, estimate)) or jnp.ndim(estimate.x) != 1:
         raise ValueError(
