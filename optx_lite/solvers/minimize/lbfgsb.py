@@ -74,7 +74,7 @@ from .look_back import (
 from .subspace import subspace_minimum
 
 LONGEST = 1e10  # times d, where no bound limits a step
-KINKS = 3  # looks at which a component has not grown: then it has one
+KINKS = 2  # looks at which a component has not grown: then it has one
 DEVIATION = 0.1  # of a change of f, from that of a quadratic
 SHORT = 10.0  # times the root of epsilon and |x|: the step of a probe
 
