@@ -92,9 +92,9 @@ class TestPictures:
     def test_what_is_no_fit(self):
         res = ox.root(lambda x: x**2 - 2.0, [1.0])
         for draw in (ox.plot.fit, ox.plot.correlation, ox.plot.profiles, ox.fit_report):
-            with pytest.raises(TypeError, match="`fit` must .* got RootResult"):
+            with pytest.raises(TypeError, match=r"`fit` must .* got RootResult"):
                 draw(res)
-        with pytest.raises(TypeError, match="`history` must .* got RootResult"):
+        with pytest.raises(TypeError, match=r"`history` must .* got RootResult"):
             ox.plot.convergence(res)
 
 
