@@ -339,7 +339,7 @@ def _of_chosen(
     rank = held.shape[0] - jnp.sum(held)
     dof = jnp.asarray(nobs - rank, jnp.int32)
     f = ravel(result.fun, x.dtype)
-    deviation = jnp.ones_like(result.cost) if absolute else _deviation(f, dof)
+    deviation = jnp.ones_like(result.cost) if absolute else _deviation(norm(f), dof)
     known = result.success & jnp.all(jnp.isfinite(factor))
     return _fields(factor, deviation, jnp.zeros_like(factor), mask[at], rank, dof, known)
 
@@ -388,7 +388,8 @@ def _of_least_squares(
     absolute_sigma, rcond = static
     mask = _pressed(*at_bounds, gradient, column_lengths(jac), cost)
     held = mask != 0
-    expected = loss.cost(f)
+    size = norm(f)
+    expected = 0.5 * size**2 if loss.is_linear else loss.cost(f)
     consistent = jnp.abs(cost - expected) <= jnp.finfo(x.dtype).eps ** 0.5 * jnp.abs(expected)
     in_range = jnp.isfinite(expected) & (expected >= jnp.finfo(x.dtype).smallest_normal)
     consistent = consistent | ~in_range | ~success
@@ -405,14 +406,14 @@ def _of_least_squares(
     elif absolute_sigma:
         deviation = jnp.ones_like(cost)
     else:  # (1)
-        deviation = _deviation(f, dof)
+        deviation = _deviation(size, dof)
     known = success & consistent & jnp.all(jnp.isfinite(factor))
     return _fields(factor, deviation, null, mask, rank, dof, known), consistent
 
 
-def _deviation(f: Array, dof: Array) -> Array:
-    """s of (1), also where the squares of the residuals are out of range."""
-    return jnp.where(dof > 0, norm(f) / jnp.sqrt(jnp.maximum(dof, 1).astype(f.dtype)), jnp.inf)
+def _deviation(size: Array, dof: Array) -> Array:
+    """s of (1) from the norm of f, whose square may be out of range."""
+    return jnp.where(dof > 0, size / jnp.sqrt(jnp.maximum(dof, 1).astype(size.dtype)), jnp.inf)
 
 
 def _per_dof(total: Array, dof: Array) -> Array:
