@@ -1,5 +1,7 @@
 """Large and sparse least squares: every form of a Jacobian ends where the dense one does."""
 
+import itertools
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -87,6 +89,26 @@ def test_branches(monkeypatch):
         )  # fmt: skip
         assert found.status > 0
         np.testing.assert_allclose(found.x, exact.x, atol=1e-7)
+
+
+@pytest.mark.parametrize("dtype, top", [(np.float32, 17), (np.float64, 150)])
+def test_units_of_a_band(dtype, top):
+    """Residuals and variables, alike or each its own, over the range of the dtype."""
+
+    @jax.jit
+    def solve(unit, scale):
+        box = -2 * unit, 0.5 * unit
+        fun = lambda x: scale * broyden(x / unit)
+        return ox.least_squares(fun, -unit, bounds=box, jac_sparsity=1)
+
+    rng = np.random.default_rng(0)
+    for a, b in itertools.product((-top, 0, top), repeat=2):
+        for spread in (np.ones(N), rng.random(N)):
+            unit = (10.0 ** (a * spread)).astype(dtype)
+            found = solve(unit, dtype(10.0**b))
+            assert found.status > 0
+            at = np.asarray(found.x, float) / unit.astype(float)
+            assert np.max(np.abs(broyden(jnp.asarray(at)))) < 8 * np.finfo(dtype).eps ** 0.5
 
 
 def test_a_batch():

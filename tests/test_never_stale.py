@@ -526,3 +526,25 @@ def test_a_tracer_of_a_transformation_that_is_over_is_refused(first):
             ox.least_squares(lambda x, h=left_over: x - h, X, args=args, method="lm")
     fun.clear_cache()
     np.testing.assert_allclose(fit(5.0), 5.0)
+
+
+def test_an_elementwise_function_is_traced_once():
+    """As the user wrote it, or as JAX keeps it; also one whose values come in a list."""
+    traces = []
+
+    def traced(fun):
+        def counted(x, c):
+            traces.append(None)
+            return fun(x, c)
+
+        return counted
+
+    c = jnp.array([2.0, 8.0])
+    functions = [lambda x, c: x**3 - c, lambda x, c: [x[0] ** 3 - c[0], x[1] ** 3 - c[1]]]
+    for fun in functions:
+        for wrap in (lambda f: f, jax.jit):
+            counted = wrap(traced(fun))
+            traces.clear()
+            found = ox.elementwise.find_root(counted, (jnp.zeros(2), jnp.full(2, 3.0)), args=(c,))
+            assert len(traces) == 1
+            np.testing.assert_allclose(found.x, np.cbrt(c), rtol=1e-6)

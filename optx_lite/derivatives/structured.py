@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax.experimental.sparse import BCOO
 from jaxtyping import Array, Float
 
-from ..linalg.jacobians import DenseOperator, JacobianOperator
+from ..linalg.jacobians import DenseOperator, JacobianOperator, Transposed
 from ..linalg.operators import AbstractOperator
 from ..linalg.sparse import ScatteredMatrix
 from .base import AbstractJacobian, FlatFunction, higher_precision
@@ -148,7 +148,7 @@ class _Products(JacobianOperator):
 
     def adjoint(self) -> AbstractOperator:
         """The transposed."""
-        return _Adjoint(self)
+        return Transposed(self)
 
     def squared_columns(self) -> Float[Array, " n"]:
         """Estimated: the mean of (J^T u)_j^2 over random signs u is the square of the norm."""
@@ -196,25 +196,6 @@ class OperatorProducts(_Products):
     def transposed_times(self, u: Float[Array, " m"]) -> Float[Array, " n"]:
         """A^T u."""
         return self.operator.rmatvec(u)
-
-
-class _Adjoint(AbstractOperator):
-    of: _Products
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        m, n = self.of.shape
-        return n, m
-
-    @property
-    def dtype(self):
-        return self.of.dtype
-
-    def apply(self, v: Array) -> Array:
-        return self.of.apply_adjoint(v)
-
-    def adjoint(self) -> AbstractOperator:
-        return self.of
 
 
 class _Absolute(AbstractOperator):

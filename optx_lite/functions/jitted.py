@@ -29,9 +29,14 @@ _LOCK = threading.Lock()
 _JITTED = type(jax.jit(lambda: None))
 
 
+def is_jitted(fun: Callable) -> bool:
+    """Whether it is under `jax.jit`, so that JAX calls it when it has to trace, and only then."""
+    return type(fun) is _JITTED
+
+
 def trace_of(fun: Callable, examples: tuple) -> Trace | None:
     """JAX's own trace of a function under `jax.jit`; None if nothing can be kept of it."""
-    if type(fun) is not _JITTED:
+    if not is_jitted(fun):
         return None
     if any(not is_dynamic(x) or isinstance(x, Tracer) for x in jax.tree.leaves(examples)):
         return None

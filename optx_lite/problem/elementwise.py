@@ -13,7 +13,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, DTypeLike, PyTree
 
-from ..functions import Lifted, Pointwise, lift, pointwise
+from ..functions import Lifted, Pointwise, is_jitted, lift, pointwise
 from .arguments import check_kwargs
 
 SHAPE_MESSAGE = (
@@ -201,13 +201,13 @@ def elementwise_problem(
     there = [point for point in given if point is not None]
     shape = _broadcast_shape([*there, *args])
     whole = _on_whole(fun, names, shape)
-    is_whole = not names and all(jnp.shape(arg) == shape for arg in args)
+    # As it stands where that does, for what is made of a function under `jax.jit` is kept.
+    as_it_stands = is_jitted(fun) and not names and all(jnp.shape(arg) == shape for arg in args)
 
     def trace(dtype: DTypeLike) -> tuple[Lifted, PyTree]:
         x = jax.ShapeDtypeStruct(shape, dtype)
-        # As it stands where that does, for what is made of a function under `jax.jit` is kept.
-        lifted = lift(fun if is_whole else whole, x, *args, label="`func`")
-        if is_whole and isinstance(lifted.out_shape, (list, tuple)):
+        lifted = lift(fun if as_it_stands else whole, x, *args, label="`func`")
+        if as_it_stands and isinstance(lifted.out_shape, (list, tuple)):
             lifted = lift(whole, x, *args, label="`func`")
         out = lifted.out_shape
         if getattr(out, "shape", None) != shape:
