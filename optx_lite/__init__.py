@@ -10,6 +10,7 @@ from .api.curve_fit import leastsq as leastsq
 from .api.derivatives import approx_derivative as approx_derivative
 from .api.derivatives import check_derivative as check_derivative
 from .api.differential_evolution import differential_evolution as differential_evolution
+from .api.dual_annealing import dual_annealing as dual_annealing
 from .api.least_squares import least_squares as least_squares
 from .api.lsmr import lsmr as lsmr
 from .api.minimize import fmin_l_bfgs_b as fmin_l_bfgs_b
@@ -38,6 +39,7 @@ from .problem.minimization import minimization_problem as minimization_problem
 from .results.global_search import BasinHoppingResult as BasinHoppingResult
 from .results.global_search import ConsensusResult as ConsensusResult
 from .results.global_search import DifferentialEvolutionResult as DifferentialEvolutionResult
+from .results.global_search import DualAnnealingResult as DualAnnealingResult
 from .results.global_search import MultistartResult as MultistartResult
 from .results.least_squares import Result as Result
 from .results.minimize import MinimizeResult as MinimizeResult

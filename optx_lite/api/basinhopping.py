@@ -10,9 +10,10 @@ import numpy as np
 from jaxtyping import Array, DTypeLike, PyTree
 
 from ..driver.callbacks import AbstractListener, check_callback
-from ..driver.hopping import Hopping
+from ..driver.chain import Chain
 from ..functions import lift
 from ..jax_support.types import Number, Options
+from ..problem.base import AbstractProblem
 from ..problem.pytrees import ravel
 from ..problem.random_keys import as_key
 from ..results.base import to_host
@@ -21,7 +22,7 @@ from ..results.minimize import MinimizeResult
 from ..solvers.global_search.basinhopping import BasinHopping, State
 from ..solvers.minimize.base import AbstractMinimizer
 from .minimize import minimize
-from .search_arguments import MANY, count, number
+from .search_arguments import MANY, arguments_of_minimize, count, number
 
 
 def basinhopping(
@@ -103,7 +104,7 @@ def basinhopping(
     """
     check_callback(callback)
     _check_functions(take_step=take_step, accept_test=accept_test)
-    kwargs = _arguments_of_minimize(minimizer_kwargs)
+    kwargs = arguments_of_minimize(minimizer_kwargs)
     counts = {
         "niter": count("niter", niter),
         "interval": count("interval", interval, least=1),
@@ -120,19 +121,19 @@ def basinhopping(
 
     numbers(float)  # what is wrong with them shows before what is wrong with ``func``
 
-    def make(solver: AbstractMinimizer, x: Array, restore: Callable) -> BasinHopping:
+    def make(solver: AbstractMinimizer, problem: AbstractProblem, x: Array) -> BasinHopping:
         return BasinHopping(
             solver=solver,
-            take_step=_lifted_step(take_step, x, restore),
-            accept_test=_lifted_test(accept_test, x, restore),
+            take_step=_lifted_step(take_step, x, problem.restore_x),
+            accept_test=_lifted_test(accept_test, x, problem.restore_x),
             **numbers(x.dtype),
             **counts,
         )
 
     listener = _Listener(callback, disp) if callback is not None or disp else None
     found: Options = {}
-    hopping = Hopping("nan", make, as_key(rng), listener, found)
-    lowest = minimize(func, x0, adjoint=hopping, **kwargs)
+    chain = Chain("nan", make, as_key(rng), listener, found)
+    lowest = minimize(func, x0, adjoint=chain, **kwargs)
     return _result(lowest, found["state"])
 
 
@@ -140,16 +141,6 @@ def _check_functions(**functions: object) -> None:
     for name, function in functions.items():
         if function is not None and not callable(function):
             raise TypeError(f"`{name}` must be callable, got {function!r}.")
-
-
-def _arguments_of_minimize(given: PyTree) -> Options:
-    if not isinstance(given, (dict, type(None))):
-        raise TypeError(f"`minimizer_kwargs` must be a dict, got {given!r}.")
-    kwargs = dict(given or {})
-    foreign = sorted({"callback", "adjoint"} & set(kwargs))
-    if foreign:
-        raise ValueError(f"`minimizer_kwargs` must not have {foreign}.")
-    return kwargs
 
 
 def _result(lowest: MinimizeResult, state: State) -> BasinHoppingResult:

@@ -1,4 +1,4 @@
-"""What the searches check alike: numbers in a range, and counts."""
+"""What the searches check alike: numbers in a range, counts, and the local solver's arguments."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import DTypeLike, PyTree
 
+from ..jax_support.types import Options
 from ..problem.pytrees import as_dtype
 
 MANY = np.iinfo(np.int32).max
@@ -49,6 +50,17 @@ def whole(name: str, value: PyTree) -> int:
     if isinstance(value, Tracer):
         raise TypeError(f"`{name}` is a shape, so it must be a number, not traced.")
     return int(count(name, value, least=1))
+
+
+def arguments_of_minimize(given: PyTree, taken: tuple[str, ...] = ()) -> Options:
+    """Those of the local solver, without the names that the search itself gives it."""
+    if not isinstance(given, (dict, type(None))):
+        raise TypeError(f"`minimizer_kwargs` must be a dict, got {given!r}.")
+    kwargs = dict(given or {})
+    foreign = sorted({"callback", "adjoint", *taken} & set(kwargs))
+    if foreign:
+        raise ValueError(f"`minimizer_kwargs` must not have {foreign}.")
+    return kwargs
 
 
 def _is_number(value: object) -> bool:

@@ -95,10 +95,7 @@ class SearchProblem(eqx.Module):
 
     def unit(self, x: Array) -> Array:
         """The points of the unit cube that belong to parameters, (..., n)."""
-        lower, upper = (jnp.broadcast_to(side, x.shape) for side in (self.lower, self.upper))
-        width = upper / 2 - lower / 2  # halved, or a wide box would overflow
-        share = (x / 2 - lower / 2) / jnp.where(width > 0, width, 1)
-        return jnp.where(width > 0, share, 0.5)
+        return unit_of_box(x, self.lower, self.upper)
 
     def values(self, x: Array) -> Array:
         """f at many points, (S, n) -> (S,); infinite where it is NaN, so that it never wins."""
@@ -128,6 +125,14 @@ def in_box(unit: Array, lower: PyTree, upper: PyTree) -> Array:
     """The points of a box, (..., n), that belong to those of the unit cube."""
     lower, upper = (jnp.broadcast_to(side, unit.shape) for side in (lower, upper))
     return jnp.clip((1 - unit) * lower + unit * upper, lower, upper)
+
+
+def unit_of_box(x: Array, lower: PyTree, upper: PyTree) -> Array:
+    """The points of the unit cube, (..., n), that belong to those of a box."""
+    lower, upper = (jnp.broadcast_to(side, x.shape) for side in (lower, upper))
+    width = upper / 2 - lower / 2  # halved, or a wide box would overflow
+    share = (x / 2 - lower / 2) / jnp.where(width > 0, width, 1)
+    return jnp.where(width > 0, share, 0.5)
 
 
 def search_problem(

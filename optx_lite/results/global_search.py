@@ -216,6 +216,51 @@ class BasinHoppingResult(AbstractRecord):
         return self.lowest_optimization_result.success
 
 
+COOLED = 1
+
+
+@exportable
+class DualAnnealingResult(AbstractRecord):
+    """The answer of `dual_annealing`, with SciPy's field names.
+
+    Attributes
+    ----------
+    x, fun : pytree like ``x0``, and array, shape ()
+        The lowest point found.
+    lowest_optimization_result : MinimizeResult
+        That of the local solve which ended there; its ``success`` says whether x is a local
+        minimum. Where none ended there it is not a success, and NaN besides x and fun.
+    nfev, njev, nit : int
+        Evaluations, and temperatures.
+    status : int
+        1 ``maxiter`` temperatures are done, -5 out of evaluations, -2 callback, -3 nothing finite
+        found, -6 bounds not finite.
+    """
+
+    MESSAGES: ClassVar = {
+        COOLED: "Maximum number of iteration reached",
+        MAXFUN_REACHED: "Maximum number of function call reached during annealing",
+        CALLBACK_STOP: "Callback function requested to stop early by returning True",
+        NONFINITE: MESSAGES[NONFINITE],
+        BAD_BOUNDS: MESSAGES[BAD_BOUNDS],
+    }
+
+    COUNTERS = ("nfev", "njev", "nit", "status")
+
+    x: PyTree[Array]
+    fun: Float[Array, ""]
+    lowest_optimization_result: MinimizeResult
+    nfev: int | Int[Array, ""]
+    njev: int | Int[Array, ""]
+    nit: int | Int[Array, ""]
+    status: int | Int[Array, ""]
+
+    @property
+    def success(self) -> Array | bool:
+        """Whether the search was done to its end, and found a finite value (``status == 1``)."""
+        return self.status == COOLED
+
+
 NO_MODEL = 0
 
 

@@ -51,6 +51,16 @@ class State(eqx.Module):
     status: Array  # () 0 while it runs
 
 
+class Hop(eqx.Module):
+    """What the callback gets after a solve."""
+
+    x: Array
+    fun: Array
+    best: Array
+    accepted: Array
+    nit: Array
+
+
 class BasinHopping(eqx.Module):
     """The settings; see the module for the mathematics.
 
@@ -100,6 +110,15 @@ class BasinHopping(eqx.Module):
         state = eqx.tree_at(lambda state: state.local, state, local)
         going_on = self.solver.running(problem, local)
         return cond(going_on, lambda: state, lambda: self._hop(problem, state))
+
+    def described(self, before: State, after: State) -> tuple[Hop, Array]:
+        """What the callback gets after a step, and whether that was a hop."""
+        hop = Hop(after.trial, after.trial_value, after.best.fun, after.accepted, after.nit)
+        return hop, after.nit > before.nit
+
+    def answer(self, problem: MinimizationProblem, state: State) -> PyTree:
+        """The local solver's result at the lowest minimum."""
+        return state.best
 
     def _hop(self, problem: MinimizationProblem, state: State) -> State:
         key, for_choice, for_step = jax.random.split(state.key, 3)

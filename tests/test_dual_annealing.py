@@ -1,0 +1,301 @@
+"""Dual annealing: SciPy's rules and answers, closed forms, and what JAX adds."""
+
+import functools as ft
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.optimize as so
+from numpy.testing import assert_allclose, assert_array_equal
+from scipy.optimize._dual_annealing import VisitingDistribution
+
+import optx_lite as ox
+from optx_lite.solvers.global_search.dual_annealing import DualAnnealing
+from tests.newton import Newton
+
+BOXES = [(-5.0, 4.0), (-4.0, 6.0)]
+NEWTON = Newton(maxfun=50)
+
+
+def bumps(x, center):
+    """Many minima, the lowest 0 at ``center``, where the Hessian is (2 + 120) I."""
+    away = x - center
+    return jnp.sum(away**2 - 3 * jnp.cos(2 * jnp.pi * away) + 3)
+
+
+def lowest(center, rng=0, maxiter=150, bounds=BOXES, **kwargs):
+    kwargs.setdefault("minimizer_kwargs", {"method": NEWTON})
+    return ox.dual_annealing(bumps, bounds, (center,), maxiter, rng=rng, **kwargs)
+
+
+# -- the rules --------------------------------------------------------------------------------
+
+
+def settings(visit=2.62, accept=-5.0):
+    numbers = (jnp.asarray(value) for value in (5230.0, 2e-5, visit, accept))
+    return DualAnnealing(NEWTON, True, True, 10, 10, *numbers)
+
+
+class Ones:
+    """As a generator: every number drawn is 1."""
+
+    def normal(self, size):
+        return np.ones(size)
+
+
+@pytest.mark.parametrize("visit", [1.7, 1.9, 2.0, 2.62, 2.9])
+def test_moves_are_as_long_as_scipys(visit):
+    # Where q_v < 5/3 SciPy takes the logarithm of a negative number.
+    theirs = VisitingDistribution(np.zeros(1), np.ones(1), visit, Ones())
+    for temperature in (1e-3, 1.0, 5230.0):
+        ours = settings(visit)._sigma(jnp.asarray(temperature))
+        assert_allclose(ours, theirs.visit_fn(temperature, 1)[0], rtol=1e-9)
+
+
+def test_moves_closed_forms():
+    """q_v = 2: Cauchy's distribution of scale T; q_a = 0: 1 - D t / T, and no chance above 1."""
+    assert_allclose(settings(2.0)._sigma(jnp.asarray(0.7)), 0.7, rtol=1e-12)
+    keys = jax.random.split(jax.random.key(0), 4000)
+    accepts = jax.vmap(settings(accept=0.0)._accepts, (None, 0))
+    for rise, chance in ((0.3, 0.7), (0.9, 0.1), (1.5, 0.0), (jnp.inf, 0.0), (jnp.nan, 0.0)):
+        assert abs(np.mean(accepts(jnp.asarray(rise), keys)) - chance) < 0.03
+    accepts = jax.vmap(settings()._accepts, (None, 0))  # (1 - 6 D t / T)^(1/6)
+    assert abs(np.mean(accepts(jnp.asarray(0.1), keys)) - 0.4 ** (1 / 6)) < 0.03
+
+
+def test_temperatures_are_scipys():
+    """T_1 (2^1.62 - 1) / ((1 + t)^1.62 - 1); SciPy's loop counts i = t - 1."""
+    i = np.arange(5)
+    expected = 5230 * (2**1.62 - 1) / ((i + 2) ** 1.62 - 1)
+    assert_allclose(jax.vmap(settings()._temperature)(jnp.asarray(i)), expected, rtol=1e-12)
+
+
+# -- answers ----------------------------------------------------------------------------------
+
+
+def test_as_scipys():
+    def rastrigin(x, xp):
+        return xp.sum(x**2 - 10 * xp.cos(2 * xp.pi * x) + 10)
+
+    box = [(-5.0, 5.5)] * 3
+    res = ox.dual_annealing(lambda x: rastrigin(x, jnp), box, maxiter=300, rng=0)
+    theirs = so.dual_annealing(lambda x: rastrigin(x, np), box, maxiter=300, rng=0)
+    assert res.success and theirs.success and res.nit == theirs.nit == 300
+    assert_allclose(res.fun, theirs.fun, atol=1e-9)
+    assert_allclose(res.x, theirs.x, atol=1e-6)
+    assert res.message in theirs.message
+    assert res.nfev >= 300 * 6 and 0 < res.njev < res.nfev
+    for name in ("x", "fun", "nfev", "njev", "nit", "status", "success", "message"):
+        assert hasattr(res, name) and hasattr(theirs, name)
+
+
+def test_the_same_key_gives_the_same_answer():
+    first, second = lowest(0.3), lowest(0.3, jax.random.key(0))
+    assert_array_equal(first.x, second.x)
+    assert first.nfev == second.nfev
+    assert lowest(0.3, 1).nfev != first.nfev
+
+
+def test_chains_side_by_side():
+    keys = jax.random.split(jax.random.key(1), 3)
+    run = ft.partial(lowest, 0.3, maxiter=60)
+    together = jax.jit(jax.vmap(run))(keys)
+    for lane, key in enumerate(keys):
+        alone = run(key)
+        assert together.nfev[lane] == alone.nfev
+        assert_allclose(together.x[lane], alone.x, rtol=1e-9)
+    assert_allclose(together.fun, 0, atol=1e-9)
+
+
+def test_derivatives_of_the_minimum():
+    def answer(center):
+        res = lowest(center, maxiter=60)
+        return res.x, res.fun + jnp.sum(center**2) / 2  # so that something is left: I
+
+    center = jnp.array([0.3, -0.2])
+    assert_allclose(answer(center)[0], center, atol=1e-7)
+    for jacobian in (jax.jacfwd, jax.jacrev):
+        of_x, of_value = jax.jit(jacobian(answer))(center)
+        assert_allclose(of_x, np.eye(2), atol=1e-7)
+        assert_allclose(of_value, center, atol=1e-6)
+    hessian = jax.hessian(lambda center: answer(center)[1])(center)
+    assert_allclose(hessian, np.eye(2), atol=1e-5)
+
+
+def test_derivative_at_a_bound():
+    """x_0 lies on its bound and moves with it; x_1 is free and moves with the center."""
+
+    def slope(x, tilt):
+        return -x[0] + bumps(x[1:], tilt)
+
+    def x(tilt, upper):
+        box = jnp.stack([jnp.stack([-upper, upper]), jnp.array([-2.0, 3.0])])
+        return ox.dual_annealing(slope, box, (tilt,), maxiter=60, rng=0).x
+
+    assert_allclose(x(0.3, 2.0), [2.0, 0.3], atol=1e-6)
+    by_tilt, by_bound = jax.jacfwd(x, (0, 1))(0.3, 2.0)
+    assert_allclose(by_tilt, [0, 1], atol=1e-6)
+    assert_allclose(by_bound, [1, 0], atol=1e-6)
+
+
+def test_without_local_search():
+    """An answer near the minimum, and no derivative, which would be that of a minimum."""
+    res = lowest(0.3, no_local_search=True, maxiter=400)
+    assert res.success and res.njev == 0 and 0 < res.fun < 0.1
+    assert res.nfev == 1 + 4 * 400
+    assert not res.lowest_optimization_result.success
+    for jacobian in (jax.jacfwd, jax.jacrev):
+        slope = jacobian(lambda c: lowest(c, no_local_search=True, maxiter=20).x)(0.3)
+        assert np.all(np.isnan(slope))
+
+
+def test_out_of_evaluations():
+    """The search ends where they are spent, but not before the local solve of what was found."""
+    res = lowest(0.3, maxfun=40)
+    assert not res.success and res.status == -5 and 40 <= res.nfev < 40 + NEWTON.maxfun
+    assert "function call reached" in res.message
+    assert res.lowest_optimization_result.success
+    short = lowest(0.3, maxfun=40, no_local_search=True)
+    assert short.nfev == 40
+    none = lowest(0.3, maxiter=0)
+    assert none.nit == 0 and none.lowest_optimization_result.success
+
+
+def test_where_the_function_is_nan():
+    def half(x, center):
+        return jnp.where(x[0] > 0, bumps(x, center), jnp.nan)
+
+    res = ox.dual_annealing(half, BOXES, (0.3,), 100, {"method": NEWTON}, rng=0, x0=[-1.0, 0.0])
+    assert res.success
+    assert_allclose(res.x, 0.3, atol=1e-6)
+    res = ox.dual_annealing(lambda x: jnp.nan * x[0], BOXES, maxiter=3, rng=0)
+    assert not res.success and res.status == -3 and res.fun == np.inf
+
+
+def test_bounds_inside_jit():
+    run = jax.jit(lambda box: lowest(0.3, bounds=box))
+    assert_allclose(run(jnp.array(BOXES)).x, 0.3, atol=1e-6)
+    for bad in (np.inf, np.nan):
+        res = run(jnp.array([(-5.0, 4.0), (-4.0, bad)]))
+        assert res.status == -6 and not res.success
+        assert np.all(np.isnan(res.x)) and np.isnan(res.fun)
+
+
+@pytest.mark.parametrize(("name", "power"), [("float64", 900), ("float32", 100)])
+def test_units_of_x_do_not_matter(name, power):
+    """SciPy's moves are in units of x, so that there another unit is another search."""
+    dtype = np.dtype(name)
+
+    @jax.jit
+    def run(unit):
+        box = jnp.asarray(BOXES, dtype) * unit
+        center = jnp.asarray(0.25, dtype)
+        return ox.dual_annealing(
+            lambda x: bumps(x / unit, center), box, maxiter=30, rng=0, no_local_search=True
+        )
+
+    one = run(dtype.type(1))
+    assert one.x.dtype == one.fun.dtype == dtype
+    for unit in (dtype.type(2.0**power), dtype.type(2.0**-power)):
+        other = run(unit)
+        assert_array_equal(other.x / unit, one.x)
+        assert_array_equal(other.fun, one.fun)
+
+
+def test_pytrees_fixed_variables_and_a_first_point():
+    def func(x, center):
+        return bumps(x["a"], center) + (x["b"] - 1) ** 2
+
+    x0 = {"a": jnp.array([9.0, 2.0]), "b": jnp.asarray(0.5)}
+    box = ({"a": -5.0, "b": 0.5}, {"a": 5.0, "b": 0.5})
+    res = ox.dual_annealing(func, box, (0.3,), 100, rng=0, x0=x0)
+    assert res.lowest_optimization_result.success
+    assert_allclose(res.x["a"], 0.3, atol=1e-6)
+    assert res.x["b"] == 0.5
+    first = lowest(0.3, x0=[0.3, 0.3], maxiter=0)
+    assert first.fun < 1e-12 and first.nit == 0
+
+
+def test_a_local_solver_that_leaves_the_box():
+    """Newton's knows no bounds: what it finds outside does not count."""
+    res = ox.dual_annealing(
+        lambda x: jnp.sum((x - 3) ** 2), [(-1.0, 2.0)] * 2, (), 200, {"method": NEWTON}, rng=0
+    )
+    assert np.all(np.abs(res.x - 2) < 0.05) and np.all(res.x <= 2)
+    assert not res.lowest_optimization_result.success
+
+
+# -- callbacks and arguments ------------------------------------------------------------------
+
+
+def test_callback():
+    seen = []
+
+    def callback(x, f, context):
+        seen.append((f, context))
+        assert_allclose(bumps(x, 0.3), f, rtol=1e-6, atol=1e-9)
+
+    res = lowest(0.3, callback=callback)
+    values = [f for f, _ in seen]
+    assert values == sorted(values, reverse=True) and values[-1] == res.fun
+    assert {context for _, context in seen} <= {0, 1, 2} and seen[0][1] == 1
+    seen.clear()
+    lowest(0.3, callback=callback, no_local_search=True)
+    assert seen and {context for _, context in seen} == {0}
+    for stop in (lambda x, f, context: True, ft.partial(_stop, StopIteration)):
+        stopped = lowest(0.3, callback=stop)
+        assert stopped.status == -2 and not stopped.success and stopped.nit == 1
+        assert "stop early" in stopped.message
+    with pytest.raises(KeyError):
+        lowest(0.3, callback=ft.partial(_stop, KeyError))
+
+
+def _stop(error, x, f, context):
+    raise error
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("maxiter", -1), ("maxiter", 2.5), ("maxfun", "a"), ("initial_temp", 0.0),
+        ("initial_temp", np.nan), ("restart_temp_ratio", 1.0), ("restart_temp_ratio", 0.0),
+        ("visit", 1.0), ("visit", 3.0), ("accept", 1.0), ("rng", "a"), ("callback", 3),
+        ("no_local_search", 1), ("minimizer_kwargs", [1]), ("minimizer_kwargs", {"args": (1,)}),
+        ("minimizer_kwargs", {"adjoint": None}), ("minimizer_kwargs", {"bounds": [(0, 1)] * 2}),
+        ("bounds", [(0, np.inf)] * 2), ("bounds", [(0, np.nan)] * 2), ("bounds", [(1, 0)] * 2),
+        ("bounds", [(0, 1, 2)] * 2), ("bounds", None), ("func", 3),
+    ],
+)  # fmt: skip
+def test_bad_arguments(name, value):
+    given = {"func": lambda x: bumps(x, 0.3), "bounds": BOXES, name: value}
+    with pytest.raises((ValueError, TypeError), match=name):
+        ox.dual_annealing(**given)
+    with pytest.raises(TypeError, match="foo"):
+        ox.dual_annealing(bumps, BOXES, foo=1)
+
+
+def test_a_first_point_needs_finite_bounds_too():
+    with pytest.raises(ValueError, match="bounds"):
+        ox.dual_annealing(bumps, [(0, np.inf)] * 2, (0.3,), x0=[1.0, 1.0])
+
+
+def test_arguments_of_the_local_solver():
+    """The same bounds once more, as SciPy's users write it; a method and its options."""
+    local = {"method": "L-BFGS-B", "bounds": BOXES, "options": {"maxiter": 1}}
+    short = lowest(0.3, minimizer_kwargs=local, maxiter=20)
+    long = lowest(0.3, minimizer_kwargs={**local, "options": {}}, maxiter=20)
+    assert short.njev < long.njev
+
+
+def test_a_closure_over_new_data_compiles_nothing(caplog):
+    def run(c):
+        return ox.dual_annealing(
+            lambda x: jnp.sum((x - c) ** 2), BOXES, (), 5, {"method": NEWTON}, rng=0
+        )
+
+    run(0.3)
+    with jax.log_compiles(), caplog.at_level("WARNING"):
+        res = run(1.3)
+    assert "Compiling" not in caplog.text
+    assert_allclose(res.x, 1.3, rtol=1e-5)
