@@ -176,7 +176,7 @@ def test_where_the_function_is_nan():
 def test_bounds_inside_jit():
     run = jax.jit(lambda box: lowest(0.3, bounds=box))
     assert_allclose(run(jnp.array(BOXES)).x, 0.3, atol=1e-6)
-    for bad in (np.inf, np.nan):
+    for bad in (np.inf, np.nan, -4.5):
         res = run(jnp.array([(-5.0, 4.0), (-4.0, bad)]))
         assert res.status == -6 and not res.success
         assert np.all(np.isnan(res.x)) and np.isnan(res.fun)
@@ -226,6 +226,95 @@ def test_a_local_solver_that_leaves_the_box():
     assert not res.lowest_optimization_result.success
 
 
+def test_derivatives_by_what_steers_the_search():
+    """By x0 and by the settings: 0 of a minimum, which does not follow them; of no minimum NaN."""
+
+    def x(x0, temperature, **kwargs):
+        kwargs = {"maxiter": 1, "x0": x0, "initial_temp": temperature, **kwargs}
+        return lowest(0.3, **kwargs).x
+
+    no_steps = {"minimizer_kwargs": {"options": {"maxiter": 0}}, "maxiter": 0}
+    for jacobian in (jax.jacfwd, jax.jacrev):
+        run = jacobian(x, (0, 1))
+        for slope in run(jnp.ones(2), 5.0):
+            assert not np.any(slope)
+        for without in ({"no_local_search": True}, no_steps):
+            for slope in run(jnp.ones(2), 5.0, **without):
+                assert np.all(np.isnan(slope))
+
+
+def test_values_without_a_gradient():
+    """Integers, and functions of the host: asked for values only."""
+
+    def steps(x):
+        return jnp.sum(jnp.round(3 * x).astype(int) ** 2)
+
+    res = ox.dual_annealing(steps, BOXES, maxiter=100, rng=0, no_local_search=True)
+    assert res.success and res.fun == 0
+    host = lambda x: jax.pure_callback(lambda x: np.sum(np.square(x)), jnp.zeros(()), x)
+    res = ox.dual_annealing(host, BOXES, maxiter=5, rng=0, no_local_search=True)
+    assert res.success and res.njev == 0
+    with pytest.raises(TypeError, match="gradient"):
+        ox.dual_annealing(steps, BOXES)
+
+
+def test_infinite_values():
+    """Of -inf nothing is lower; from inf it goes on to other infinite values."""
+
+    def pit(x):
+        return jnp.where(x[0] > 1, -jnp.inf, jnp.sum(x**2))
+
+    res = ox.dual_annealing(pit, BOXES, maxiter=10, rng=0)
+    assert res.success and res.fun == -np.inf
+
+    def corner(x):
+        return jnp.where(jnp.min(x) > 3, jnp.sum((x - 3.5) ** 2), jnp.nan)
+
+    res = ox.dual_annealing(
+        corner, BOXES, maxiter=200, rng=0, x0=[0.0, 0.0], initial_temp=1.0, no_local_search=True
+    )
+    assert res.success and res.fun < 0.5
+
+
+def test_traced_numbers_out_of_range():
+    run = jax.jit(lambda **traced: lowest(0.3, maxiter=traced.pop("maxiter", 5), **traced))
+    for name, value in (
+        ("initial_temp", -1.0), ("initial_temp", np.nan), ("restart_temp_ratio", 1.5),
+        ("visit", 3.0), ("accept", 1.5),
+    ):  # fmt: skip
+        res = run(**{name: value})
+        assert res.status == -7 and not res.success and np.all(np.isnan(res.x))
+    assert run(maxiter=-1).nit == 0
+    assert run(maxiter=np.int64(5), maxfun=np.int64(2**40)).success
+
+
+def test_numbers_that_float32_rounds_out_of_range():
+    box = np.array(BOXES, np.float32)
+    for name, value in (
+        ("accept", 1 - 1e-9), ("accept", -1e39), ("visit", 1 + 1e-9), ("visit", 3 - 1e-9),
+        ("restart_temp_ratio", 1 - 1e-9), ("initial_temp", 1e39), ("initial_temp", 1e-46),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=f"{name}.*float32"):
+            lowest(np.float32(0.3), bounds=box, **{name: value})
+
+
+def test_boxes_of_every_kind():
+    """Objects with lb and ub, traced too; lists of NumPy's numbers, whose dtype counts."""
+
+    class Box:
+        def __init__(self, lb, ub):
+            self.lb, self.ub = lb, ub
+
+    low, high = np.array(BOXES).T
+    expected = lowest(0.3, maxiter=20).x
+    for box in (so.Bounds(low, high), Box(jnp.asarray(low), jnp.asarray(high)), np.array(BOXES)):
+        assert_array_equal(lowest(0.3, maxiter=20, bounds=box).x, expected)
+    run = jax.jit(lambda low, high: lowest(0.3, maxiter=20, bounds=Box(low, high)))
+    assert_allclose(run(low, high).x, expected, rtol=1e-9)
+    single = [(np.float32(low), np.float32(high)) for low, high in BOXES]
+    assert lowest(np.float32(0.3), maxiter=5, bounds=single).x.dtype == np.float32
+
+
 # -- callbacks and arguments ------------------------------------------------------------------
 
 
@@ -264,7 +353,8 @@ def _stop(error, x, f, context):
         ("no_local_search", 1), ("minimizer_kwargs", [1]), ("minimizer_kwargs", {"args": (1,)}),
         ("minimizer_kwargs", {"adjoint": None}), ("minimizer_kwargs", {"bounds": [(0, 1)] * 2}),
         ("bounds", [(0, np.inf)] * 2), ("bounds", [(0, np.nan)] * 2), ("bounds", [(1, 0)] * 2),
-        ("bounds", [(0, 1, 2)] * 2), ("bounds", None), ("func", 3),
+        ("bounds", [(0, 1, 2)] * 2), ("bounds", None), ("func", 3), ("rng", -1),
+        ("x0", [np.nan, 0.0]), ("minimizer_kwargs", {"foo": 1}),
     ],
 )  # fmt: skip
 def test_bad_arguments(name, value):
@@ -284,6 +374,8 @@ def test_arguments_of_the_local_solver():
     """The same bounds once more, as SciPy's users write it; a method and its options."""
     local = {"method": "L-BFGS-B", "bounds": BOXES, "options": {"maxiter": 1}}
     short = lowest(0.3, minimizer_kwargs=local, maxiter=20)
+    with pytest.raises(TypeError, match="`options`"):
+        lowest(0.3, minimizer_kwargs={"options": 3})
     long = lowest(0.3, minimizer_kwargs={**local, "options": {}}, maxiter=20)
     assert short.njev < long.njev
 

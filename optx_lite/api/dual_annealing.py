@@ -50,7 +50,8 @@ def dual_annealing(
     Parameters
     ----------
     func : callable
-        ``func(x, *args)`` gives a floating scalar. It is traced by JAX.
+        ``func(x, *args)`` gives a scalar. It is traced by JAX. Its gradient is asked for unless
+        ``no_local_search``.
     bounds : sequence of n pairs (min, max), or object with ``lb`` and ``ub``
         All finite; ``min == max`` fixes a variable. For a pytree ``x0``: (lower, upper).
     args : tuple
@@ -75,9 +76,10 @@ def dual_annealing(
     no_local_search : bool
         Whether there are no local solves: generalised simulated annealing alone.
     callback : callable, optional
-        ``callback(x, f, context)`` for each lowest point so far: context 0 for a trial, 1 for the
-        local solve after it, 2 for one from where the chain was. A true value or StopIteration
-        ends the search.
+        ``callback(x, f, context)`` after each temperature at which a lower point was found, with
+        the lowest: context 0 if it is a trial, 1 if it is where the local solve from that trial
+        ended, 2 for one from where the chain was. A true value or StopIteration ends the search.
+        (SciPy: for trials and solves by themselves.)
     x0 : array_like (n,), or pytree of arrays, optional
         The first point, moved into the box; drawn there if None. Its floating dtype, or else that
         of ``bounds``, is the dtype of the search.
@@ -122,12 +124,15 @@ def dual_annealing(
 
     numbers(float)  # what is wrong with them shows before what is wrong with ``func``
     start = read_box(bounds)[0] if x0 is None else x0
-    if minimizer_kwargs is None:
+    if no_local_search:
+        func, kwargs = _of_values(func), {"jac": _no_gradient, **kwargs}
+    if not minimizer_kwargs:
         n = sum(np.size(leaf) for leaf in jax.tree.leaves(start))
         kwargs["options"] = {"maxiter": min(max(6 * n, 100), 1000)}
 
     def make(solver: AbstractMinimizer, problem: AbstractProblem, x: Array) -> DualAnnealing:
-        _check_finite(problem.lower, problem.upper)
+        _check_finite("bounds", (problem.lower, problem.upper))
+        _check_finite("x0", x)
         return DualAnnealing(
             solver=solver, local_search=not no_local_search, draws_start=x0 is None,
             **numbers(x.dtype), **counts,
@@ -140,28 +145,58 @@ def dual_annealing(
     return _result(lowest, found["state"])
 
 
+def _of_values(func: Callable) -> Callable:
+    """``func``, whose values may be integers or bools."""
+
+    def fun(x: PyTree, *args: PyTree) -> PyTree:
+        return jax.tree.map(_floating, func(x, *args))
+
+    return fun
+
+
+def _floating(value: PyTree) -> Array:
+    value = jnp.asarray(value)
+    return value if jnp.issubdtype(value.dtype, jnp.inexact) else value.astype(float)
+
+
+def _no_gradient(x: PyTree, *args: PyTree) -> PyTree:
+    """In a gradient's place where none is asked for."""
+    return jax.tree.map(lambda leaf: jnp.full_like(leaf, jnp.nan), x)
+
+
 def _check_same_box(bounds: Bounds, of_solves: Bounds) -> None:
-    if of_solves is bounds:
-        return
-    try:
-        same = all(map(np.array_equal, read_box(bounds), read_box(of_solves)))
-    except (TypeError, ValueError):
-        same = False
-    if not same:
+    if of_solves is not bounds and not (_alike(bounds, of_solves) or _same(bounds, of_solves)):
         raise ValueError(
-            "`minimizer_kwargs` must not have other `bounds` than the search itself, got "
-            f"{of_solves!r} beside {bounds!r}."
+            "`minimizer_kwargs` must not have other `bounds` than the search itself (of traced "
+            f"ones nobody knows whether they are), got {of_solves!r} beside {bounds!r}."
         )
 
 
-def _check_finite(lower: PyTree, upper: PyTree) -> None:
-    if is_concrete((lower, upper)) and not (np.all(np.isfinite((lower, upper)))):
-        raise ValueError(f"`bounds` must be finite, got lower {lower}, upper {upper}.")
+def _alike(one: PyTree, other: PyTree) -> bool:
+    """Whether they are the same pytree of the same numbers."""
+    if jax.tree.structure(one) != jax.tree.structure(other):
+        return False
+    pairs = list(zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True))
+    return all(a is b or (is_concrete((a, b)) and np.array_equal(a, b)) for a, b in pairs)
+
+
+def _same(one: Bounds, other: Bounds) -> bool:
+    """Whether they are the same box, however it is written."""
+    try:
+        sides = list(zip(read_box(one), read_box(other), strict=True))
+    except (TypeError, ValueError):
+        return False
+    return is_concrete(sides) and all(np.array_equal(a, b) for a, b in sides)
+
+
+def _check_finite(name: str, values: PyTree) -> None:
+    if is_concrete(values) and not np.all(np.isfinite(values)):
+        raise ValueError(f"`{name}` must be finite, got {values}.")
 
 
 def _result(lowest: MinimizeResult, state: State) -> DualAnnealingResult:
     """From the local solver's result at the lowest point, and the last state of the chain."""
-    nothing = (state.status == COOLED) & ~jnp.isfinite(state.lowest.value)
+    nothing = (state.status == COOLED) & (state.lowest.value == jnp.inf)
     status = jnp.where(nothing, NONFINITE, state.status)
     return to_host(
         DualAnnealingResult(

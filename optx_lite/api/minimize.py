@@ -250,6 +250,8 @@ def _check_method(method: Any) -> str:
 def _check_options(
     kind: str, options: Options | None, tol: Number | None, jac: str | bool | Callable | None
 ) -> Options:
+    if not isinstance(options, (dict, type(None))):
+        raise TypeError(f"`options` must be a dict, got {options!r}.")
     chosen = {name: value for name, value in (options or {}).items() if value is not None}
     known = OPTIONS[kind]
     unknown = sorted(set(chosen) - set(known))

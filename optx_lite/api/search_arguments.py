@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +12,7 @@ from jaxtyping import DTypeLike, PyTree
 
 from ..jax_support.types import Options
 from ..problem.pytrees import as_dtype
+from .minimize import minimize
 
 MANY = np.iinfo(np.int32).max
 
@@ -25,20 +28,31 @@ def number(
     """A real number from ``low`` to ``high``, or between them if ``inside``, as an array ()."""
     if not _is_number(value):
         raise ValueError(f"`{name}` must be a real number, got {value!r}.")
-    if not isinstance(value, Tracer):
-        plain = float(value)
+    if isinstance(value, Tracer):
+        return as_dtype(value, dtype)
+    with np.errstate(over="ignore"):  # what overflows is out of range
+        rounded = as_dtype(value, dtype)
+    for plain in (float(value), float(rounded)):
         if not (low < plain < high if inside else low <= plain <= high):
             ends = f"({low:g}, {high:g})" if inside else f"[{low:g}, {high:g}]"
-            raise ValueError(f"`{name}` must be in range {ends}, got {value!r}.")
-    return as_dtype(value, dtype)
+            raise ValueError(
+                f"`{name}` must be in range {ends} in the dtype of the search, {np.dtype(dtype)}, "
+                f"got {value!r}."
+            )
+    return rounded
 
 
 def count(name: str, value: PyTree, least: int = 0) -> PyTree:
-    """A whole number, at least ``least``, as an int32 (); infinite is the largest."""
+    """A whole number, at least ``least``, as an int32 (); infinite is the largest.
+
+    A traced one that is less counts as ``least``.
+    """
     if not _is_number(value):
         raise ValueError(f"`{name}` must be a whole number, got {value!r}.")
     if isinstance(value, Tracer):
-        return value.astype(jnp.int32)
+        large = value.astype(float) >= MANY
+        small = jnp.maximum(jnp.where(large, 0, value).astype(jnp.int32), least)
+        return jnp.where(large, MANY, small)
     plain = float(value)
     if not plain >= least or (np.isfinite(plain) and plain % 1):
         raise ValueError(f"`{name}` must be a whole number, at least {least}, got {value!r}.")
@@ -60,6 +74,9 @@ def arguments_of_minimize(given: PyTree, taken: tuple[str, ...] = ()) -> Options
     foreign = sorted({"callback", "adjoint", *taken} & set(kwargs))
     if foreign:
         raise ValueError(f"`minimizer_kwargs` must not have {foreign}.")
+    unknown = sorted(set(kwargs) - set(inspect.signature(minimize).parameters))
+    if unknown:
+        raise TypeError(f"`minimizer_kwargs` has {unknown}, which `minimize` does not take.")
     return kwargs
 
 

@@ -8,6 +8,7 @@ from typing import Protocol
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, PyTree
 
@@ -25,6 +26,11 @@ class ChainSteps(Steps, Protocol):
     def init(self, problem: PyTree, x0: Array, key: Array) -> PyTree:
         """The state before the first evaluation."""
 
+    @property
+    def has_minimum(self) -> bool:
+        """Whether a local solver may have found the answer."""
+        ...
+
     def described(self, before: PyTree, after: PyTree) -> tuple[PyTree, Array]:
         """What the callback gets of a step, and whether it is called."""
         ...
@@ -36,6 +42,7 @@ class ChainSteps(Steps, Protocol):
 class Chain(ImplicitAdjoint):
     """Search from x0, and hand back the best minimum; its derivative is the implicit one.
 
+    Where the answer is none, its derivatives are NaN, those by x0 and by the search's settings too.
     ``make`` gives the search for a local solver, the problem and x0; its last state is left in
     ``found``, for the caller.
     """
@@ -68,7 +75,12 @@ class Chain(ImplicitAdjoint):
         ran = run(None) if self.listener is None else watched(run, self.listener, inputs)
         state, answer = ran
         self.found["state"] = without_derivative(state, jax.tree.leaves(inputs))
-        return with_minimum_derivative(solver, problem, answer)
+        if not search.has_minimum:
+            return without_derivative(answer, jax.tree.leaves(inputs))
+        answer = with_minimum_derivative(solver, problem, answer)
+        return without_derivative(
+            answer, jax.tree.leaves((search, x0)), ~jnp.asarray(answer.success)
+        )
 
 
 @ft.partial(jax.jit, static_argnums=0)

@@ -100,24 +100,24 @@ def _run(treedef: TreeDef, leaves: list[Array]) -> PyTree:
     return result
 
 
-def without_derivative(result: PyTree, leaves: list[PyTree]) -> PyTree:
-    """The result, whose derivative by any of the leaves is NaN."""
+def without_derivative(result: PyTree, leaves: list[PyTree], where: Array | bool = True) -> PyTree:
+    """The result, whose derivative by any of the leaves is NaN ``where`` that is asked for, ()."""
     floats, others = eqx.partition(result, eqx.is_inexact_array)
     causes = [leaf for leaf in inputs_of_a_rule(leaves) if eqx.is_inexact_array(leaf)]
-    return eqx.combine(_unknown(floats, causes), others)
+    return eqx.combine(_unknown(floats, causes, jnp.asarray(where)), others)
 
 
 @jax.custom_jvp
-def _unknown(floats: PyTree, causes: list[Array]) -> PyTree:
+def _unknown(floats: PyTree, causes: list[Array], where: Array) -> PyTree:
     return floats
 
 
 @_unknown.defjvp
 def _unknown_jvp(primals: PyTree, tangents: PyTree) -> PyTree:
-    floats, causes = primals
-    moved = tangents[1]
+    floats, causes, where = primals
+    own, moved, _ = tangents
 
-    def tangent(like: Array) -> Array:
-        return nan_where_moved(causes, moved, jnp.array(True), like)
+    def tangent(like: Array, dot: Array) -> Array:
+        return dot + nan_where_moved(causes, moved, where, like)
 
-    return _unknown(floats, causes), jax.tree.map(tangent, floats)
+    return _unknown(floats, causes, where), jax.tree.map(tangent, floats, own)

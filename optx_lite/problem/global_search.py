@@ -11,6 +11,7 @@ integer has the same share of the cube (SciPy's rule).
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -196,7 +197,8 @@ def read_box(bounds: Bounds, like: PyTree = None) -> tuple[PyTree, PyTree]:
         f"value in x, got {bounds!r}."
     )
     if hasattr(bounds, "lb") and hasattr(bounds, "ub"):
-        bounds = list(zip(np.atleast_1d(bounds.lb), np.atleast_1d(bounds.ub), strict=True))
+        xp = np if is_concrete((bounds.lb, bounds.ub)) else jnp
+        bounds = list(zip(xp.atleast_1d(bounds.lb), xp.atleast_1d(bounds.ub), strict=True))
     if isinstance(bounds, jax.Array):
         pairs: PyTree = bounds
     else:
@@ -212,14 +214,17 @@ def read_box(bounds: Bounds, like: PyTree = None) -> tuple[PyTree, PyTree]:
     if is_concrete(pairs):
         if not (np.all(np.isfinite(lower)) and np.all(np.isfinite(upper))):
             raise ValueError(message)
-        lower, upper = np.minimum(lower, upper), np.maximum(lower, upper)
-    return lower, upper
+        return np.minimum(lower, upper), np.maximum(lower, upper)
+    return jnp.minimum(lower, upper), jnp.maximum(lower, upper)
 
 
-def _floating(bounds: Bounds, like: PyTree) -> PyTree:
+def _floating(bounds: PyTree, like: PyTree) -> PyTree:
+    """The widest floating dtype in ``bounds``, else that of ``like``, else the default."""
     for given in (bounds, like):
-        if isinstance(given, (jax.Array, np.ndarray)) and jnp.issubdtype(given.dtype, jnp.floating):
-            return jnp.result_type(given)
+        dtypes = [getattr(leaf, "dtype", None) for leaf in jax.tree.leaves(given)]
+        known = [dtype for dtype in dtypes if dtype and jnp.issubdtype(dtype, jnp.floating)]
+        if known:
+            return jnp.result_type(functools.reduce(jnp.promote_types, known))
     return jnp.result_type(float)
 
 

@@ -28,10 +28,10 @@ def as_key(rng: Any, name: str = "rng") -> Key[Array, ""]:
         return jax.random.key(int(rng.randint(2**31)))
     try:
         return jax.random.key(int(np.random.default_rng(rng).integers(2**32)))
-    except TypeError as error:
-        raise TypeError(
-            f"`{name}` must be None, an int, a numpy.random.Generator or a key of jax.random, got "
-            f"{rng!r}."
+    except (TypeError, ValueError) as error:
+        raise type(error)(
+            f"`{name}` must be None, an int that is not negative, a numpy.random.Generator or a "
+            f"key of jax.random, got {rng!r}."
         ) from error
 
 

@@ -19,6 +19,7 @@ NONFINITE = -3
 INFEASIBLE = -4
 MAXFUN_REACHED = -5
 BAD_BOUNDS = -6
+OUT_OF_RANGE = -7
 
 MESSAGES = {
     CONVERGED: "Optimization terminated successfully.",
@@ -234,7 +235,7 @@ class DualAnnealingResult(AbstractRecord):
         Evaluations, and temperatures.
     status : int
         1 ``maxiter`` temperatures are done, -5 out of evaluations, -2 callback, -3 nothing finite
-        found, -6 bounds not finite.
+        found, -6 bounds not finite or reversed, -7 a traced number out of its range.
     """
 
     MESSAGES: ClassVar = {
@@ -242,7 +243,8 @@ class DualAnnealingResult(AbstractRecord):
         MAXFUN_REACHED: "Maximum number of function call reached during annealing",
         CALLBACK_STOP: "Callback function requested to stop early by returning True",
         NONFINITE: MESSAGES[NONFINITE],
-        BAD_BOUNDS: MESSAGES[BAD_BOUNDS],
+        BAD_BOUNDS: "`bounds` are not finite, or reversed.",
+        OUT_OF_RANGE: "`initial_temp`, `restart_temp_ratio`, `visit` or `accept` is out of range.",
     }
 
     COUNTERS = ("nfev", "njev", "nit", "status")
@@ -257,7 +259,7 @@ class DualAnnealingResult(AbstractRecord):
 
     @property
     def success(self) -> Array | bool:
-        """Whether the search was done to its end, and found a finite value (``status == 1``)."""
+        """Whether the search was done to its end (``status == 1``)."""
         return self.status == COOLED
 
 

@@ -111,6 +111,11 @@ class BasinHopping(eqx.Module):
         going_on = self.solver.running(problem, local)
         return cond(going_on, lambda: state, lambda: self._hop(problem, state))
 
+    @property
+    def has_minimum(self) -> bool:
+        """Whether a local solver may have found the answer."""
+        return True
+
     def described(self, before: State, after: State) -> tuple[Hop, Array]:
         """What the callback gets after a step, and whether that was a hop."""
         hop = Hop(after.trial, after.trial_value, after.best.fun, after.accepted, after.nit)

@@ -46,7 +46,7 @@ from ...problem.bounds import within
 from ...problem.global_search import in_box, unit_of_box
 from ...problem.minimization import MinimizationProblem
 from ...results.base import RUNNING
-from ...results.global_search import BAD_BOUNDS, COOLED, MAXFUN_REACHED
+from ...results.global_search import BAD_BOUNDS, COOLED, MAXFUN_REACHED, OUT_OF_RANGE
 from ...results.minimize import MAXITER as NOT_SOLVED
 from ..minimize.base import AbstractMinimizer
 
@@ -130,16 +130,24 @@ class DualAnnealing(eqx.Module):
         key, for_start = jax.random.split(key)
         start = _drawn(problem, for_start, x0) if self.draws_start else x0
         start = jnp.clip(start, problem.lower, problem.upper)
-        finite = jnp.all(jnp.isfinite(problem.lower) & jnp.isfinite(problem.upper))
-        best = jax.eval_shape(lambda: self._solved_from(problem, start, finite))
+        finite = jnp.isfinite(problem.lower) & jnp.isfinite(problem.upper)
+        box = jnp.all(finite & (problem.lower <= problem.upper))
+        status = jnp.where(box, jnp.where(self._in_range(), RUNNING, OUT_OF_RANGE), BAD_BOUNDS)
+        best = jax.eval_shape(lambda: self._solved_from(problem, start, box))
         best = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), best)
         point = Point(start, jnp.full((), jnp.inf, x0.dtype))
         none, no = jnp.zeros((), jnp.int32), jnp.zeros((), bool)
         return State(
             key=key, now=point, fresh=~no, lowest=point, best=best, polished=no, unchanged=none,
             patience=none + x0.shape[0], time=none, context=none + ANNEALING, nit=none, nfev=none,
-            njev=none, status=jnp.where(finite, RUNNING, BAD_BOUNDS).astype(jnp.int32),
+            njev=none, status=status.astype(jnp.int32),
         )  # fmt: skip
+
+    def _in_range(self) -> Array:
+        """Whether the numbers are such that (1) to (4) mean something."""
+        heat = (self.temperature > 0) & (self.temperature < jnp.inf)
+        share = (self.restart > 0) & (self.restart < 1)
+        return heat & share & (self.visit > 1) & (self.visit < 3) & (self.accept < 1)
 
     def running(self, state: State) -> Array:
         """Whether there is to be another temperature."""
@@ -166,17 +174,22 @@ class DualAnnealing(eqx.Module):
             state = self._solve(problem, state, improved, after.lowest_now)
         return self._cooled(problem, state)
 
+    @property
+    def has_minimum(self) -> bool:
+        """Whether a local solver may have found the answer."""
+        return self.local_search
+
     def described(self, before: State, after: State) -> tuple[Found, Array]:
         """What the callback gets after a step, and whether it is called."""
         found = Found(after.lowest.x, after.lowest.value, after.context)
         return found, after.lowest.value < before.lowest.value
 
     def answer(self, problem: MinimizationProblem, state: State) -> PyTree:
-        """The local solver's result at the lowest point; if it was not solved from, not a success.
+        """The local solver's result at the lowest point; not a success if none has ended there.
 
-        NaN without a box, in which nothing was evaluated.
+        NaN where nothing was evaluated.
         """
-        nowhere = state.status == BAD_BOUNDS
+        nowhere = state.nfev == 0
         unknown = jax.tree.map(_nan, state.best)
         unknown = eqx.tree_at(
             lambda result: (result.x, result.fun, result.task, result.status),
@@ -217,7 +230,8 @@ class DualAnnealing(eqx.Module):
             value = problem.evaluate(x).astype(x.dtype)
             new = Point(x, jnp.where(jnp.isnan(value), jnp.inf, value))
             rise = (new.value - trials.now.value) * (state.time + 1).astype(x.dtype) / temperature
-            accepted = fresh | (new.value < trials.now.value) | self._accepts(rise, for_choice)
+            # From an infinite value it moves to another, as on any plateau.
+            accepted = fresh | (new.value <= trials.now.value) | self._accepts(rise, for_choice)
             now = where(accepted, new, trials.now)
             anew = (trials.number <= 0) | (now.value < trials.lowest_now.value)
             return Trials(
