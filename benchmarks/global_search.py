@@ -5,7 +5,7 @@
 succeeded where it ends within 1e-6 of the lowest value. SciPy's differential evolution runs
 unpolished; every other search of a problem may take as many evaluations as that took on average.
 Ours of differential evolution is unpolished, too. `multistart` runs L-BFGS-B from random starts; in
-it and in `dual_annealing` a value with its gradient counts as `GRADIENT` evaluations. "all" adds
+it and in `dual_annealing` a value with its gradient counts as `WITH_GRADIENT` evaluations. "all" adds
 SciPy's other searches, "mutax" the time of that package's differential evolution for as many
 generations, both unpolished.
 ``python -m benchmarks.global_search million`` solves Himmelblau's and Rastrigin's function from a
@@ -28,7 +28,7 @@ from benchmarks.global_functions import PROBLEMS, Problem
 
 CLOSE = 1e-6
 DEFAULTS = 20, len(PROBLEMS)  # seeds, functions
-GRADIENT = 3  # values; reverse mode costs as much
+WITH_GRADIENT = 3  # evaluations: a value with its gradient, by reverse mode
 
 
 def scipys_evolution(problem: Problem, seeds: int) -> tuple[int, int, float]:
@@ -60,8 +60,8 @@ def evolution(problem: Problem, seeds: int, most: int) -> tuple[int, float]:
     return int(np.sum(values - problem.lowest < CLOSE)), seconds
 
 
-def many_starts(problem: Problem, seeds: int, most: int) -> tuple[int, float]:
-    """As many starts as the evaluations allow: successes, and the seconds of a search."""
+def many_starts(problem: Problem, seeds: int, most: int) -> int:
+    """As many starts as the evaluations allow: successes."""
     low, high = np.array(problem.box, float).T
     solve = functools.partial(
         ox.minimize, lambda x: problem.fun(x, jnp), bounds=list(zip(low, high, strict=True))
@@ -72,20 +72,17 @@ def many_starts(problem: Problem, seeds: int, most: int) -> tuple[int, float]:
         res = ox.multistart(solve, starts)
         return jnp.minimum(res.best.fun, res.lowest_failed), res.nfev
 
-    each = GRADIENT * int(search(jax.random.key(99), 32)[1]) / 32
+    each = WITH_GRADIENT * int(search(jax.random.key(99), 32)[1]) / 32
     run = jax.jit(functools.partial(search, count=max(1, int(most / each))))
-    keys = list(jax.random.split(jax.random.key(0), seeds))
-    jax.block_until_ready(run(keys[0]))
-    start = time.process_time()
-    values = np.array([run(key)[0] for key in keys])
-    seconds = (time.process_time() - start) / seeds
-    return int(np.sum(values - problem.lowest < CLOSE)), seconds
+    values = np.array([run(key)[0] for key in jax.random.split(jax.random.key(0), seeds)])
+    return int(np.sum(values - problem.lowest < CLOSE))
 
 
 def annealing(problem: Problem, seeds: int, most: int) -> tuple[int, float]:
-    """Ours of dual annealing, which takes so many evaluations on average: as `evolution`.
+    """Ours of dual annealing: as `evolution`.
 
-    How many its soft limit has to allow for that is found with other keys.
+    ``maxfun`` is chosen, with other keys, so that the evaluations are ``most`` on average; SciPy's
+    searches may not exceed it.
     """
 
     @jax.jit
@@ -93,7 +90,7 @@ def annealing(problem: Problem, seeds: int, most: int) -> tuple[int, float]:
         res = ox.dual_annealing(
             lambda x: problem.fun(x, jnp), problem.box, rng=key, maxiter=10**6, maxfun=maxfun
         )
-        return res.fun, res.nfev + (GRADIENT - 1) * res.njev
+        return res.fun, res.nfev + (WITH_GRADIENT - 1) * res.njev
 
     allowed, others = float(most), jax.random.split(jax.random.key(99), 32)
     for _ in range(4):
@@ -137,9 +134,10 @@ def scipys_others(problem: Problem, seeds: int, most: int) -> dict[str, int]:
 
     return {
         "SciPy's annealing": at_random(lambda f, seed: so.dual_annealing(f, box, rng=seed)),
-        "hopping": at_random(hop),
-        "direct": seeds * succeeds(lambda f: so.direct(f, box, maxfun=10**6, maxiter=10**6)),
-        "shgo": seeds * succeeds(lambda f: so.shgo(f, box, iters=6)),
+        "SciPy's hopping": at_random(hop),
+        "SciPy's direct": seeds
+        * succeeds(lambda f: so.direct(f, box, maxfun=10**6, maxiter=10**6)),
+        "SciPy's shgo": seeds * succeeds(lambda f: so.shgo(f, box, iters=6)),
     }
 
 
@@ -213,10 +211,12 @@ def main() -> None:
         theirs, most, slow = scipys_evolution(problem, seeds)
         ours, fast = evolution(problem, seeds, most)
         annealed, seconds = annealing(problem, seeds, most)
-        starts, _ = many_starts(problem, seeds, most)
         counts = {
-            "SciPy's DE": theirs, "DE": ours, "dual_annealing": annealed, "multistart": starts
-        }  # fmt: skip
+            "DE": ours,
+            "annealing": annealed,
+            "multistart": many_starts(problem, seeds, most),
+            "SciPy's DE": theirs,
+        }
         if "all" in sys.argv:
             counts |= scipys_others(problem, seeds, most)
         ratios.append(slow / fast)
@@ -227,8 +227,8 @@ def main() -> None:
             total[key] = total.get(key, 0) + count
         shown = "  ".join(f"{key} {count}" for key, count in counts.items())
         print(
-            f"{name:<18}{most:>7} evaluations: {shown}; ms {1e3 * slow:.1f}, {1e3 * fast:.2f}, "
-            f"{1e3 * seconds:.2f}",
+            f"{name:<18}{most:>7} evaluations: {shown}; ms DE {1e3 * fast:.2f}, annealing "
+            f"{1e3 * seconds:.2f}, SciPy's DE {1e3 * slow:.1f}",
             flush=True,
         )
     for key, count in total.items():

@@ -81,8 +81,8 @@ def differential_evolution(
         ``func(x, *args)`` gives a scalar, x of shape (n,). It is traced by JAX. NaN counts as
         infinite.
     bounds : sequence of n pairs (min, max), or object with ``lb`` and ``ub``
-        All finite; equal ones fix a parameter. The dtype of the search is theirs, if they are an
-        array, else that of ``x0`` or ``init``, else JAX's default.
+        All finite; equal ones fix a parameter. The dtype of the search is the widest floating one
+        among them, else that of ``x0`` or ``init``, else JAX's default.
     args : tuple
         Further arguments of ``func``.
     strategy : str or callable

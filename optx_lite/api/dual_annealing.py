@@ -18,7 +18,7 @@ from ..problem.global_search import read_box
 from ..problem.pytrees import is_concrete
 from ..problem.random_keys import as_key
 from ..results.base import to_host
-from ..results.global_search import COOLED, NONFINITE, DualAnnealingResult
+from ..results.global_search import NONFINITE, TEMPERATURES_DONE, DualAnnealingResult
 from ..results.minimize import MinimizeResult
 from ..solvers.global_search.dual_annealing import DualAnnealing, State
 from ..solvers.minimize.base import AbstractMinimizer
@@ -45,34 +45,40 @@ def dual_annealing(
     """Find the lowest of many minima in a box by annealing and local solves.
 
     The signature is that of ``scipy.optimize.dual_annealing``; a chain is one compiled loop, and
-    `jax.vmap` over keys, ``x0`` or what ``func`` closes over runs many of them side by side.
+    `jax.vmap` over keys, ``x0`` or what ``func`` closes over runs many of them side by side, which
+    wait for each other at each temperature.
 
     Parameters
     ----------
     func : callable
-        ``func(x, *args)`` gives a scalar. It is traced by JAX. Its gradient is asked for unless
-        ``no_local_search``.
+        ``func(x, *args)`` gives a scalar, x of shape (n,), or like ``x0``. It is traced by JAX. NaN
+        counts as infinite. With ``no_local_search`` no gradient is asked for, and the values may
+        be integers.
     bounds : sequence of n pairs (min, max), or object with ``lb`` and ``ub``
-        All finite; ``min == max`` fixes a variable. For a pytree ``x0``: (lower, upper).
+        All finite; ``min == max`` fixes a variable (SciPy: an error). For a pytree ``x0``:
+        (lower, upper).
     args : tuple
         Further arguments of ``func``; they carry derivatives.
     maxiter : int
         Temperatures, of 2 n trials each.
     minimizer_kwargs : dict, optional
         Arguments of `minimize` for the local solves: method, jac, tol, options, and ``bounds`` if
-        they are the same. None: L-BFGS-B with at most 6 n iterations, but 100 to 1000.
+        they are the same: the solves are in the box, whatever is given. None: L-BFGS-B with at
+        most 6 n iterations, but 100 to 1000. (SciPy ignores ``args``, which are an error here.)
     initial_temp : float
         The first temperature, in units of ``func``; the length of the moves goes by it, too.
     restart_temp_ratio : float
-        In (0, 1): the share of it at which cooling begins anew.
+        In (0, 1): below this share of ``initial_temp`` cooling begins anew.
     visit : float
         In (1, 3): the larger, the more of the moves are long.
     accept : float
-        Below 1: the lower, the fewer trials are accepted that are not lower.
+        Below 1: the lower, the fewer higher trials are accepted.
     maxfun : int
-        Most evaluations; a local solve that runs by then goes on to its end.
+        Most values of ``func``; gradients are not counted. A soft limit, as SciPy's: a local solve
+        goes on to its end, and one follows the last trial that was the lowest.
     rng : key, int, numpy.random.Generator, optional
-        The same gives the same answer.
+        The same gives the same answer. Inside ``jit`` use a key: the others are read when the
+        function is traced.
     no_local_search : bool
         Whether there are no local solves: generalised simulated annealing alone.
     callback : callable, optional
@@ -81,13 +87,14 @@ def dual_annealing(
         ended, 2 for one from where the chain was. A true value or StopIteration ends the search.
         (SciPy: for trials and solves by themselves.)
     x0 : array_like (n,), or pytree of arrays, optional
-        The first point, moved into the box; drawn there if None. Its floating dtype, or else that
-        of ``bounds``, is the dtype of the search.
+        The first point, moved into the box. Its floating dtype is that of the search; without one,
+        JAX's default. None: a point drawn in the box, of the dtype of ``bounds``.
 
     Returns
     -------
     DualAnnealingResult
-        x and fun have the derivative of the minimum, where a local solve has found them; else NaN.
+        x and fun have the derivative of the minimum, where a local solve has succeeded there; else
+        NaN.
 
     Raises
     ------
@@ -110,7 +117,7 @@ def dual_annealing(
     check_callback(callback)
     if not isinstance(no_local_search, (bool, np.bool_)):
         raise TypeError(f"`no_local_search` must be a bool, got {no_local_search!r}.")
-    kwargs = arguments_of_minimize(minimizer_kwargs, ("args", "fun", "x0"))
+    kwargs = arguments_of_minimize(minimizer_kwargs, ("args",))
     _check_same_box(bounds, kwargs.pop("bounds", bounds))
     counts = {"maxiter": count("maxiter", maxiter), "maxfun": count("maxfun", maxfun)}
 
@@ -125,6 +132,7 @@ def dual_annealing(
     numbers(float)  # what is wrong with them shows before what is wrong with ``func``
     start = read_box(bounds)[0] if x0 is None else x0
     if no_local_search:
+        # Another `jac` stays: True says that ``func`` returns a pair.
         func, kwargs = _of_values(func), {"jac": _no_gradient, **kwargs}
     if not minimizer_kwargs:
         n = sum(np.size(leaf) for leaf in jax.tree.leaves(start))
@@ -165,14 +173,16 @@ def _no_gradient(x: PyTree, *args: PyTree) -> PyTree:
 
 
 def _check_same_box(bounds: Bounds, of_solves: Bounds) -> None:
-    if of_solves is not bounds and not (_alike(bounds, of_solves) or _same(bounds, of_solves)):
+    if of_solves is not bounds and not (
+        _equal_leaves(bounds, of_solves) or _equal_boxes(bounds, of_solves)
+    ):
         raise ValueError(
-            "`minimizer_kwargs` must not have other `bounds` than the search itself (of traced "
-            f"ones nobody knows whether they are), got {of_solves!r} beside {bounds!r}."
+            "`minimizer_kwargs` must not have other `bounds` than the search itself (traced "
+            f"ones must be the same objects), got {of_solves!r} beside {bounds!r}."
         )
 
 
-def _alike(one: PyTree, other: PyTree) -> bool:
+def _equal_leaves(one: PyTree, other: PyTree) -> bool:
     """Whether they are the same pytree of the same numbers."""
     if jax.tree.structure(one) != jax.tree.structure(other):
         return False
@@ -180,7 +190,7 @@ def _alike(one: PyTree, other: PyTree) -> bool:
     return all(a is b or (is_concrete((a, b)) and np.array_equal(a, b)) for a, b in pairs)
 
 
-def _same(one: Bounds, other: Bounds) -> bool:
+def _equal_boxes(one: Bounds, other: Bounds) -> bool:
     """Whether they are the same box, however it is written."""
     try:
         sides = list(zip(read_box(one), read_box(other), strict=True))
@@ -196,7 +206,7 @@ def _check_finite(name: str, values: PyTree) -> None:
 
 def _result(lowest: MinimizeResult, state: State) -> DualAnnealingResult:
     """From the local solver's result at the lowest point, and the last state of the chain."""
-    nothing = (state.status == COOLED) & (state.lowest.value == jnp.inf)
+    nothing = (state.status == TEMPERATURES_DONE) & (state.lowest.value == jnp.inf)
     status = jnp.where(nothing, NONFINITE, state.status)
     return to_host(
         DualAnnealingResult(

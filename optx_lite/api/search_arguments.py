@@ -25,7 +25,10 @@ def number(
     high: float = np.inf,
     inside: bool = False,
 ) -> PyTree:
-    """A real number from ``low`` to ``high``, or between them if ``inside``, as an array ()."""
+    """A real number from ``low`` to ``high``, or between them if ``inside``, as an array ().
+
+    So is what it is rounded to.
+    """
     if not _is_number(value):
         raise ValueError(f"`{name}` must be a real number, got {value!r}.")
     if isinstance(value, Tracer):
@@ -35,10 +38,8 @@ def number(
     for plain in (float(value), float(rounded)):
         if not (low < plain < high if inside else low <= plain <= high):
             ends = f"({low:g}, {high:g})" if inside else f"[{low:g}, {high:g}]"
-            raise ValueError(
-                f"`{name}` must be in range {ends} in the dtype of the search, {np.dtype(dtype)}, "
-                f"got {value!r}."
-            )
+            after = f" as {np.dtype(dtype)}" if plain != float(value) else ""
+            raise ValueError(f"`{name}` must be in range {ends}{after}, got {value!r}.")
     return rounded
 
 
@@ -71,7 +72,7 @@ def arguments_of_minimize(given: PyTree, taken: tuple[str, ...] = ()) -> Options
     if not isinstance(given, (dict, type(None))):
         raise TypeError(f"`minimizer_kwargs` must be a dict, got {given!r}.")
     kwargs = dict(given or {})
-    foreign = sorted({"callback", "adjoint", *taken} & set(kwargs))
+    foreign = sorted({"callback", "adjoint", "fun", "x0", *taken} & set(kwargs))
     if foreign:
         raise ValueError(f"`minimizer_kwargs` must not have {foreign}.")
     unknown = sorted(set(kwargs) - set(inspect.signature(minimize).parameters))

@@ -1,4 +1,4 @@
-"""A chain of local solves in an adjoint's place, behind the front door of its local solver."""
+"""A search by local solves, which stands in an adjoint's place behind `minimize`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .global_search import Steps, drive_search, without_derivative
 
 
 class ChainSteps(Steps, Protocol):
-    """What goes from minimum to minimum."""
+    """A search whose answer is a local solver's result."""
 
     def init(self, problem: PyTree, x0: Array, key: Array) -> PyTree:
         """The state before the first evaluation."""
@@ -35,14 +35,15 @@ class ChainSteps(Steps, Protocol):
         """What the callback gets of a step, and whether it is called."""
         ...
 
-    def answer(self, problem: PyTree, state: PyTree) -> PyTree:
-        """The local solver's result at the lowest minimum."""
+    def answer(self, state: PyTree) -> PyTree:
+        """The local solver's result at the lowest point."""
 
 
 class Chain(ImplicitAdjoint):
     """Search from x0, and hand back the best minimum; its derivative is the implicit one.
 
-    Where the answer is none, its derivatives are NaN, those by x0 and by the search's settings too.
+    Where the local solve has not succeeded, derivatives are NaN, those by x0 and by the search's
+    settings too.
     ``make`` gives the search for a local solver, the problem and x0; its last state is left in
     ``found``, for the caller.
     """
@@ -59,7 +60,7 @@ class Chain(ImplicitAdjoint):
         x0: Array,
         watch: Watch | None = None,
     ) -> PyTree:
-        """The best minimum."""
+        """The result at the lowest point."""
         if watch is not None:
             raise ValueError("`minimizer_kwargs` must not have a callback or disp.")
         assert self.make is not None  # all fields of a subclass need defaults
@@ -87,7 +88,7 @@ class Chain(ImplicitAdjoint):
 def _run(treedef: TreeDef, leaves: list[Array]) -> tuple[PyTree, PyTree]:
     search, problem, x0, key, watch = jax.tree.unflatten(treedef, leaves)
     state = drive_search(search, problem, search.init(problem, x0, key), watch, search.described)
-    answer = search.answer(problem, state)
+    answer = search.answer(state)
     if watch is not None:
         watch.end(answer)  # an effect, which the caller waits for
     return state, answer

@@ -101,7 +101,10 @@ def _run(treedef: TreeDef, leaves: list[Array]) -> PyTree:
 
 
 def without_derivative(result: PyTree, leaves: list[PyTree], where: Array | bool = True) -> PyTree:
-    """The result, whose derivative by any of the leaves is NaN ``where`` that is asked for, ()."""
+    """The result, whose derivative by any of the leaves is NaN if ``where``, else unchanged.
+
+    ``where`` is a bool of shape ().
+    """
     floats, others = eqx.partition(result, eqx.is_inexact_array)
     causes = [leaf for leaf in inputs_of_a_rule(leaves) if eqx.is_inexact_array(leaf)]
     return eqx.combine(_unknown(floats, causes, jnp.asarray(where)), others)

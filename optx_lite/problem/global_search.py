@@ -196,7 +196,9 @@ def read_box(bounds: Bounds, like: PyTree = None) -> tuple[PyTree, PyTree]:
         "bounds should be a sequence containing finite real valued (min, max) pairs for each "
         f"value in x, got {bounds!r}."
     )
+    given = bounds
     if hasattr(bounds, "lb") and hasattr(bounds, "ub"):
+        given = bounds.lb, bounds.ub
         xp = np if is_concrete((bounds.lb, bounds.ub)) else jnp
         bounds = list(zip(xp.atleast_1d(bounds.lb), xp.atleast_1d(bounds.ub), strict=True))
     if isinstance(bounds, jax.Array):
@@ -209,7 +211,7 @@ def read_box(bounds: Bounds, like: PyTree = None) -> tuple[PyTree, PyTree]:
             raise ValueError(message) from error
     if pairs.ndim != 2 or pairs.shape[1] != 2 or pairs.dtype == object:
         raise ValueError(message)
-    dtype = _floating(bounds, like)
+    dtype = _floating(given, like)
     lower, upper = as_dtype(pairs[:, 0], dtype), as_dtype(pairs[:, 1], dtype)
     if is_concrete(pairs):
         if not (np.all(np.isfinite(lower)) and np.all(np.isfinite(upper))):

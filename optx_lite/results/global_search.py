@@ -217,7 +217,7 @@ class BasinHoppingResult(AbstractRecord):
         return self.lowest_optimization_result.success
 
 
-COOLED = 1
+TEMPERATURES_DONE = 1
 
 
 @exportable
@@ -230,17 +230,17 @@ class DualAnnealingResult(AbstractRecord):
         The lowest point found.
     lowest_optimization_result : MinimizeResult
         That of the local solve which ended there; its ``success`` says whether x is a local
-        minimum. Where none ended there it is not a success, and NaN besides x and fun.
+        minimum. Where none ended there it is not a success, and its other floating fields are NaN.
     nfev, njev, nit : int
-        Evaluations, and temperatures.
+        Values, gradients, and temperatures.
     status : int
         1 ``maxiter`` temperatures are done, -5 out of evaluations, -2 callback, -3 nothing finite
         found, -6 bounds not finite or reversed, -7 a traced number out of its range.
     """
 
     MESSAGES: ClassVar = {
-        COOLED: "Maximum number of iteration reached",
-        MAXFUN_REACHED: "Maximum number of function call reached during annealing",
+        TEMPERATURES_DONE: "Maximum number of iteration reached",
+        MAXFUN_REACHED: "Maximum number of function call reached",
         CALLBACK_STOP: "Callback function requested to stop early by returning True",
         NONFINITE: MESSAGES[NONFINITE],
         BAD_BOUNDS: "`bounds` are not finite, or reversed.",
@@ -260,7 +260,7 @@ class DualAnnealingResult(AbstractRecord):
     @property
     def success(self) -> Array | bool:
         """Whether the search was done to its end (``status == 1``)."""
-        return self.status == COOLED
+        return self.status == TEMPERATURES_DONE
 
 
 NO_MODEL = 0

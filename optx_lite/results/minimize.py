@@ -11,7 +11,7 @@ from .base import CALLBACK_STOP, PROCEEDING, RUNNING, AbstractResult
 
 # Why a solver ended; `status` is coarser.
 GTOL, FTOL, MAXFUN, MAXITER, FAILED, NONFINITE, ALL_FIXED, LOST = range(1, 9)
-BAD_BOUNDS, STUCK, KINK = range(9, 12)
+BAD_BOUNDS, STUCK, KINK, NOT_SOLVED = range(9, 13)
 
 MESSAGES = {
     GTOL: "CONVERGENCE: NORM OF PROJECTED GRADIENT <= PGTOL",
@@ -33,6 +33,7 @@ MESSAGES = {
     KINK: "ABNORMAL: `fun` has a kink at `x` (as abs, max, relu have) or next to it: its gradient "
     "does not go to 0 there, or the units of the variables are too far apart: measure each in a "
     "unit of its size. `x` may be a minimum, but no test can say so.",
+    NOT_SOLVED: "No local solve has ended at `x`.",
     CALLBACK_STOP: "`callback` raised `StopIteration`.",
 }
 NOWHERE = (
@@ -69,8 +70,8 @@ class MinimizeResult(AbstractResult):
         Why it ended, in more detail than ``status``; ``message`` says it in words. 1 gtol, 2 ftol,
         3 maxfun, 4 maxiter, 5 no lower value found, 6 not finite at ``x0``, 7 all variables
         fixed, 8 not finite at a later point, 9 bounds reversed or NaN, 10 the line search of a
-        transformation is stuck, 11 a kink, -2 stopped by the callback. 0 or None, in the
-        ``intermediate_result`` of a callback: it has not ended.
+        transformation is stuck, 11 a kink, 12 no solve has ended here, -2 stopped by the callback.
+        0 or None, in the ``intermediate_result`` of a callback: it has not ended.
     status : int
         0 converged, 1 limit of evaluations or iterations, 2 abnormal, 99 stopped by the callback.
     slopes : array, shape (2,), or None

@@ -19,7 +19,7 @@ from __future__ import annotations
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from ...functions import Lifted
 from ...jax_support.control_flow import cond
@@ -54,11 +54,11 @@ class State(eqx.Module):
 class Hop(eqx.Module):
     """What the callback gets after a solve."""
 
-    x: Array
-    fun: Array
-    best: Array
-    accepted: Array
-    nit: Array
+    x: Float[Array, " n"]
+    fun: Float[Array, ""]
+    best: Float[Array, ""]
+    accepted: Bool[Array, ""]
+    nit: Int[Array, ""]
 
 
 class BasinHopping(eqx.Module):
@@ -121,7 +121,7 @@ class BasinHopping(eqx.Module):
         hop = Hop(after.trial, after.trial_value, after.best.fun, after.accepted, after.nit)
         return hop, after.nit > before.nit
 
-    def answer(self, problem: MinimizationProblem, state: State) -> PyTree:
+    def answer(self, state: State) -> PyTree:
         """The local solver's result at the lowest minimum."""
         return state.best
 
