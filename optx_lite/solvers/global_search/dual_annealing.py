@@ -27,8 +27,8 @@ when the trials since the last solve are as many as the evaluations which that t
 counted as two; and not where the value is that of the lowest minimum.
 
 A step is one temperature with its local solve, each a loop of its own, so that chains that are
-batched wait for each other at each of them. (With one evaluation a step, as elsewhere, a chain by
-itself took 2.8 times as long, and each of 64 in a batch 2.4 times.)
+batched wait for each other at each of them. (With one evaluation a step, as elsewhere, a chain took
+more than twice as long, for a loop that branches is not compiled to one function.)
 
 Different from SciPy: the random numbers; d is in units of 1e-4 of the box (there, of x), so that
 annealing does not depend on the unit of x; a move by more than eps^{-1/2} boxes ends anywhere in
