@@ -193,9 +193,8 @@ def test_without_local_search():
     assert res.success and res.njev == 0 and 0 < res.fun < 0.1
     assert res.nfev == 1 + 4 * 400
     assert not res.lowest_optimization_result.success
-    for jacobian in (jax.jacfwd, jax.jacrev):
-        slope = jacobian(lambda c: lowest(c, no_local_search=True, maxiter=20).x)(0.3)
-        assert np.all(np.isnan(slope))
+    slope = jax.jacfwd(lambda c: lowest(c, no_local_search=True, maxiter=20).x)(0.3)
+    assert np.all(np.isnan(slope))
 
 
 def test_out_of_evaluations():
@@ -282,13 +281,14 @@ def test_derivatives_by_what_steers_the_search():
         return lowest(0.3, **kwargs).x
 
     no_steps = {"minimizer_kwargs": {"options": {"maxiter": 0}}, "maxiter": 0}
-    for jacobian in (jax.jacfwd, jax.jacrev):
-        run = jacobian(x, (0, 1))
-        for slope in run(jnp.ones(2), 5.0):
-            assert not np.any(slope)
-        for without in ({"no_local_search": True}, no_steps):
-            for slope in run(jnp.ones(2), 5.0, **without):
-                assert np.all(np.isnan(slope))
+    for jacobian, rules, expected in (
+        (jax.jacrev, {}, 0.0),
+        (jax.jacfwd, {"no_local_search": True}, np.nan),
+        (jax.jacrev, {"no_local_search": True}, np.nan),
+        (jax.jacrev, no_steps, np.nan),
+    ):
+        for slope in jacobian(ft.partial(x, **rules), (0, 1))(jnp.ones(2), 5.0):
+            assert_array_equal(slope, np.full(slope.shape, expected))
 
 
 def test_values_without_a_gradient():
