@@ -15,7 +15,7 @@ from scipy.sparse import csr_array
 
 import optx_lite as ox
 from optx_lite.api.starting_points import as_key, unit_points
-from optx_lite.problem.global_search import search_problem
+from optx_lite.problem.global_search import read_box, search_problem
 from optx_lite.solvers.global_search import differential_evolution as de
 from optx_lite.solvers.global_search.draws import distinct
 
@@ -664,6 +664,24 @@ def test_float32_and_traced_bounds():
         lambda b: ox.differential_evolution(shifted, b, (center,), rng=0, polish=False)
     )
     assert broken(bounds.at[0, 1].set(jnp.inf)).status == -6
+
+
+def test_the_box_that_is_read():
+    """Of whose dtype it is, and in order, concrete or traced."""
+    single = np.float32([0.5, 0.5])
+    plain = SimpleNamespace(lb=[-1.0, -2.0], ub=[1.0, 2.0])
+    for box, like, dtype in (
+        (plain, single, np.float32), (plain, None, np.float64),
+        (np.array([(0.0, 1.0)]), single, np.float64),
+        ([(np.float32(0), np.float32(1))], None, np.float32),
+        ([(np.float32(0), np.float64(1))], None, np.float64),
+        ([(0, 1)], single, np.float32),
+    ):  # fmt: skip
+        assert [side.dtype for side in read_box(box, like)] == [dtype, dtype]
+    low, high = np.array([-1.0, 2.0]), np.array([1.0, -2.0])
+    ordered = jax.jit(lambda low, high: read_box(SimpleNamespace(lb=low, ub=high)))
+    for sides in (ordered(low, high), read_box(SimpleNamespace(lb=low, ub=high))):
+        assert_array_equal(sides, [[-1, -2], [1, 2]])
 
 
 def test_keys():

@@ -285,6 +285,8 @@ def test_what_is_refused():
             ox.minimize(fun, [1.0, 1.0], **settings)
     with pytest.raises(ValueError, match="number of bounds is not compatible"):
         ox.minimize(fun, [1.0, 1.0], bounds=so.Bounds([0, 0, 0], [1, 1, 1]))
+    with pytest.raises(TypeError, match="`options` must be a dict"):
+        ox.minimize(fun, [1.0, 1.0], options=3)
     with pytest.raises(ValueError, match="'x0' must only have one dimension"):
         ox.minimize(fun, np.ones((2, 1)))
     with pytest.raises(ValueError, match="scalar value"):

@@ -353,6 +353,17 @@ def test_chains_side_by_side_and_their_derivative():
     assert res.nfev[1] == alone.nfev and res.nit[1] == 60
 
 
+def test_a_failed_chain_has_no_derivative():
+    """By x0 neither, which is the answer where no solve takes a step."""
+
+    def x(x0):
+        local = {"args": (0.2,), "options": {"maxiter": 0}}
+        return ox.basinhopping(wells, x0, 2, rng=0, minimizer_kwargs=local).x
+
+    for jacobian in (jax.jacfwd, jax.jacrev):
+        assert np.all(np.isnan(jacobian(x)(jnp.ones(2))))
+
+
 def test_hops_and_step_sizes_follow_scipys_rules():
     """T = 0 accepts what is lower only; all accepted: the steps grow; none: they shrink."""
     seen = []

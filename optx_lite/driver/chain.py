@@ -44,6 +44,7 @@ class Chain(ImplicitAdjoint):
 
     Where the local solve has not succeeded, derivatives are NaN, those by x0 and by the search's
     settings too.
+
     ``make`` gives the search for a local solver, the problem and x0; its last state is left in
     ``found``, for the caller.
     """

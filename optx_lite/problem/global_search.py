@@ -11,7 +11,6 @@ integer has the same share of the cube (SciPy's rule).
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -24,7 +23,7 @@ from jaxtyping import Array, PyTree
 from ..functions import Lifted, inputs, lift
 from ..jax_support.types import Args, Bounds
 from .arguments import as_tuple, check_callable, real_array
-from .pytrees import as_dtype, is_concrete
+from .pytrees import as_dtype, is_concrete, widest
 
 WRONG_SHAPE = (
     "An array returned from a Constraint has the wrong shape. If `vectorized is False` the "
@@ -226,7 +225,7 @@ def _floating(bounds: PyTree, like: PyTree) -> PyTree:
         dtypes = [getattr(leaf, "dtype", None) for leaf in jax.tree.leaves(given)]
         known = [dtype for dtype in dtypes if dtype and jnp.issubdtype(dtype, jnp.floating)]
         if known:
-            return jnp.result_type(functools.reduce(jnp.promote_types, known))
+            return jnp.result_type(widest(known))
     return jnp.result_type(float)
 
 
