@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, DTypeLike, PyTree
 
-from ..driver.callbacks import AbstractListener, check_callback
-from ..driver.chain import Chain
+from ..driver.callbacks import check_callback
+from ..driver.chain import Chain, ChainListener
 from ..functions import lift
 from ..jax_support.types import Number, Options
 from ..problem.base import AbstractProblem
@@ -193,14 +193,12 @@ def _lifted_test(accept_test: Callable | None, x: Array, restore: Callable) -> P
     return lift(on_flat, scalar, example, scalar, example, label="`accept_test`")
 
 
-class _Listener(AbstractListener):
+class _Listener(ChainListener):
     """Calls the user's callback after each solve, and prints what ``disp`` asks for."""
 
     def __init__(self, callback: Callable | None, disp: bool):
-        super().__init__()
-        self.callback = callback
+        super().__init__(callback)
         self.disp = disp
-        self.restore: Callable = np.asarray
 
     def step(self, report: PyTree, moved: bool, lane: int) -> bool:
         """After a step of the local solver; ``moved`` if that ended a solve."""
@@ -211,8 +209,4 @@ class _Listener(AbstractListener):
                 f"basinhopping step {int(report.nit)}: trial_f {float(report.fun):g} "
                 f"accepted {int(report.accepted)} lowest_f {float(report.best):g}"
             )
-        callback = self.callback
-        if callback is None:
-            return False
-        x = self.restore(np.asarray(report.x))
-        return self.ask(lambda: bool(callback(x, float(report.fun), bool(report.accepted))))
+        return self.call(report, bool(report.accepted))

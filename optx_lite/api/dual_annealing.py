@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, DTypeLike, PyTree
 
-from ..driver.callbacks import AbstractListener, check_callback
-from ..driver.chain import Chain
+from ..driver.callbacks import check_callback
+from ..driver.chain import Chain, ChainListener
 from ..jax_support.types import Args, Bounds, Number, Options
 from ..problem.arguments import check_callable
 from ..problem.base import AbstractProblem
@@ -221,17 +221,9 @@ def _result(lowest: MinimizeResult, state: State) -> DualAnnealingResult:
     )
 
 
-class _Listener(AbstractListener):
+class _Listener(ChainListener):
     """Calls the user's callback for each lowest point so far."""
-
-    def __init__(self, callback: Callable):
-        super().__init__()
-        self.callback = callback
-        self.restore: Callable = np.asarray
 
     def step(self, report: PyTree, moved: bool, lane: int) -> bool:
         """After a step; ``moved`` if that found a lower point."""
-        if not moved:
-            return False
-        x = self.restore(np.asarray(report.x))
-        return self.ask(lambda: bool(self.callback(x, float(report.fun), int(report.context))))
+        return moved and self.call(report, int(report.context))

@@ -9,6 +9,7 @@ from typing import Protocol
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, PyTree
 
@@ -39,6 +40,29 @@ class ChainSteps(Steps, Protocol):
         """The local solver's result at the lowest point."""
 
 
+class ChainListener(AbstractListener):
+    """Calls the user's callback.
+
+    Attributes
+    ----------
+    restore : callable
+        From a flat x to the user's structure; the chain sets it.
+    """
+
+    def __init__(self, callback: Callable | None):
+        super().__init__()
+        self.callback = callback
+        self.restore: Callable = np.asarray
+
+    def call(self, report: PyTree, last: object) -> bool:
+        """``callback(x, f, last)``, if there is one; whether it asks for the end."""
+        callback = self.callback
+        if callback is None:
+            return False
+        x = self.restore(np.asarray(report.x))
+        return self.ask(lambda: bool(callback(x, float(report.fun), last)))
+
+
 class Chain(ImplicitAdjoint):
     """Search from x0, and hand back the best minimum; its derivative is the implicit one.
 
@@ -51,7 +75,7 @@ class Chain(ImplicitAdjoint):
 
     make: Callable[..., ChainSteps] | None = eqx.field(static=True, default=None)
     key: Array | None = None
-    listener: AbstractListener | None = eqx.field(static=True, default=None)
+    listener: ChainListener | None = eqx.field(static=True, default=None)
     found: dict = eqx.field(static=True, default_factory=dict)
 
     def solve(
@@ -73,7 +97,7 @@ class Chain(ImplicitAdjoint):
             return _run(treedef, lax.stop_gradient(leaves))
 
         if self.listener is not None:
-            self.listener.restore = problem.restore_x  # pyright: ignore[reportAttributeAccessIssue]
+            self.listener.restore = problem.restore_x
         ran = run(None) if self.listener is None else watched(run, self.listener, inputs)
         state, answer = ran
         self.found["state"] = without_derivative(state, jax.tree.leaves(inputs))
